@@ -1,0 +1,54 @@
+# Everything a developer types. The first run of a target creates what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODELS ?=
+SERVE_FLAGS ?=
+PYTEST_FLAGS ?=
+# Processes start from the installed package, never from a folder name in the working directory.
+export PYTHONSAFEPATH := 1
+
+.PHONY: serve test check format proto bench clean
+
+serve: $(VENV)/.serve
+	$(BIN)/trivium serve $(MODELS) $(SERVE_FLAGS)
+
+test: $(VENV)/.dev
+	$(BIN)/pytest -q -n 2 --dist loadgroup $(PYTEST_FLAGS)
+
+check: $(VENV)/.dev $(VENV)/proto/.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/contract
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: $(VENV)/proto/.done
+	$(VENV)/proto/bin/python -m grpc_tools.protoc -I protos --python_out=services --pyi_out=services \
+		--grpc_python_out=services protos/trivium/v1/*.proto
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/startup.py
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serve: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.serve
+
+# The generator has an environment of its own: it needs an older protobuf than the one that runs (docs/decisions.md).
+$(VENV)/proto/.done: $(VENV)/bin/python pyproject.toml
+	$(PYTHON) -m venv $(VENV)/proto
+	$(VENV)/proto/bin/pip install --quiet --disable-pip-version-check 'grpcio-tools==1.75.1' 'setuptools<81'
+	touch $@

@@ -1,0 +1,45 @@
+"""Trivium: a language-model server of four processes, and the same engine in one process.
+
+Public names resolve on first use, so that importing `trivium` costs nothing and needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from trivium.inputs import ExplicitEncoderDecoderPrompt, TextPrompt, TokensPrompt, zip_enc_dec_prompt_lists
+    from trivium.llm import LLM
+    from trivium.outputs import CompletionOutput, RequestOutput
+    from trivium.params import SamplingParams
+
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "ExplicitEncoderDecoderPrompt",
+    "RequestOutput",
+    "SamplingParams",
+    "TextPrompt",
+    "TokensPrompt",
+    "zip_enc_dec_prompt_lists",
+]
+
+_HOME = {
+    "LLM": "trivium.llm",
+    "CompletionOutput": "trivium.outputs",
+    "ExplicitEncoderDecoderPrompt": "trivium.inputs",
+    "RequestOutput": "trivium.outputs",
+    "SamplingParams": "trivium.params",
+    "TextPrompt": "trivium.inputs",
+    "TokensPrompt": "trivium.inputs",
+    "zip_enc_dec_prompt_lists": "trivium.inputs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'trivium' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

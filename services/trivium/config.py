@@ -1,0 +1,101 @@
+"""Frozen settings of every process, and the facts about a loaded model that the processes share.
+
+Standard library only. A setting's origin is flag > environment (`TRIVIUM_*`) > default; `cli.py` reads both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trivium.errors import ConfigurationError
+
+BLOCK_SIZE = 16  # token slots per KV block
+PROTOCOL_REVISION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """Facts about a loaded model, told by the executor and passed on to scheduler, gateway and clients.
+
+    max_model_len: decoder tokens (prompt + output). max_encoder_len: encoder tokens, 0 for decoder-only models.
+    forced_bos_token_id / forced_eos_token_id: forced as the first generated token / at the length limit.
+    num_blocks and block_size describe the KV pool. `executor_epoch` changes with every start of the executor.
+    """
+
+    name: str
+    architecture: str
+    is_encoder_decoder: bool
+    max_model_len: int
+    max_encoder_len: int
+    vocab_size: int
+    dtype: str
+    block_size: int
+    num_blocks: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+    decoder_start_token_id: int | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutorConfig:
+    """Settings of one executor.
+
+    model: a local directory, a bundled name or a hub id. dtype: "auto", "float" and "float32" all mean float32 on a
+    CPU without bf16 hardware. kv_cache_memory_bytes: None takes the default share of free memory. max_model_len: None
+    takes the model's own. num_threads: 0 lets torch decide.
+    """
+
+    model: str
+    served_model_name: str
+    dtype: str = "auto"
+    device: str = "auto"
+    revision: str | None = None
+    kv_cache_memory_bytes: int | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    block_size: int = BLOCK_SIZE
+    num_threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("kv_cache_memory_bytes", "max_model_len"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigurationError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """Limits of one scheduler. max_waiting_requests bounds the queue; a request over it is refused, not dropped."""
+
+    max_waiting_requests: int = 4096
+    max_plans_in_flight: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model as named on the command line: `NAME=PATH_OR_HUB_ID`, or just one of them."""
+
+    name: str
+    source: str
+
+    @classmethod
+    def parse(cls, text: str) -> ServedModel:
+        """Read `NAME=SOURCE` or `SOURCE`; the name defaults to the source without trailing slashes.
+
+        Raises ConfigurationError on an empty part.
+        """
+        name, separator, source = text.partition("=")
+        if not separator:
+            name, source = text.rstrip("/"), text
+        if not name or not source:
+            raise ConfigurationError(f"model must be SOURCE or NAME=SOURCE, got {text!r}")
+        return cls(name=name, source=source)

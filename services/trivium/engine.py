@@ -1,0 +1,56 @@
+"""`EngineClient`: the one seam between whoever has a prompt (gateway, `LLM`) and whoever generates.
+
+Two implementations: `RemoteEngine` (remote_engine.py) talks to scheduler and tokenizer processes over gRPC,
+`LocalEngine` (local_engine.py) runs the same cores in this process without a socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from trivium.config import ModelInfo
+from trivium.inputs import GenerationRequest
+from trivium.outputs import ChoiceDelta
+
+
+class EngineClient(Protocol):
+    """One served model."""
+
+    @property
+    def model_info(self) -> ModelInfo:
+        """Facts about the model. Raises EngineUnavailableError before the first contact with the engine."""
+        ...
+
+    def is_ready(self) -> bool:
+        """True if a request sent now would start without waiting for a process to come back."""
+        ...
+
+    async def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        """Token ids of each text."""
+        ...
+
+    async def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> list[int]:
+        """Token ids of a chat, by the model's chat template.
+
+        Raises InvalidRequestError if the model has no template or the template refuses the messages.
+        """
+        ...
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[ChoiceDelta]:
+        """Deltas of all choices of `request` until each has a finish reason.
+
+        Raises TriviumError. Closing the iterator early (`aclose`) aborts the request and frees its blocks.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Abort what runs and let go of processes or connections."""
+        ...

@@ -1,0 +1,187 @@
+"""What a caller may pass as a prompt, and what it becomes once every text in it has been tokenized.
+
+Owns the prompt shapes of the public API (the same for REST, gRPC and offline use) and their validation. Knows no
+tokenizer: `prompts.py` turns a `Prompt` into an `EncodedPrompt` with the help of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NotRequired, TypeAlias, TypedDict
+
+from trivium.errors import InvalidRequestError
+from trivium.params import SamplingParams
+
+
+class TextPrompt(TypedDict):
+    """A prompt as text; the tokenizer adds the model's special tokens."""
+
+    prompt: str
+
+
+class TokensPrompt(TypedDict):
+    """A prompt as token ids, used exactly as given. `prompt` is display text only."""
+
+    prompt_token_ids: list[int]
+    prompt: NotRequired[str]
+
+
+SingletonPrompt: TypeAlias = str | TextPrompt | TokensPrompt
+
+
+class ExplicitEncoderDecoderPrompt(TypedDict):
+    """Both sides of an encoder-decoder prompt; the sides may be of different kinds. Decoder `None` means empty."""
+
+    encoder_prompt: SingletonPrompt
+    decoder_prompt: SingletonPrompt | None
+
+
+Prompt: TypeAlias = SingletonPrompt | ExplicitEncoderDecoderPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt in token ids.
+
+    For a decoder-only model `token_ids` is the prompt and `encoder_token_ids` is None. For an encoder-decoder model
+    `token_ids` is the decoder prompt (it begins with the decoder start token). `text` and `encoder_text` are what the
+    caller wrote, where it was text.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str | None = None
+    encoder_token_ids: tuple[int, ...] | None = None
+    encoder_text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResumedChoice:
+    """What a client already holds of one choice: generation goes on after it, and nothing of it is sent again.
+
+    `output_token_ids` are output, not prompt: limits, seeds and usage count them. `emitted_chars` is the length of the
+    text that was delivered. A `finished` choice is complete: nothing is generated for it.
+    """
+
+    index: int
+    output_token_ids: tuple[int, ...]
+    emitted_chars: int = 0
+    finished: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One request as the engine takes it: token ids in, `sampling.n` choices out.
+
+    `stream` asks for updates while the request runs; without it one update per choice arrives, when it is finished.
+    `sampling.seed` must be set (the front door draws one where the caller gave none): a request that is resumed after
+    a crash then continues with the same random numbers.
+    """
+
+    request_id: str
+    prompt: EncodedPrompt
+    sampling: SamplingParams
+    stream: bool = False
+    resume: tuple[ResumedChoice, ...] = ()
+    traceparent: str = ""
+
+
+_EXPLICIT_KEYS = frozenset({"encoder_prompt", "decoder_prompt"})
+
+
+def is_explicit_encoder_decoder(prompt: object) -> bool:
+    """True if `prompt` names an encoder or a decoder side."""
+    return isinstance(prompt, dict) and not _EXPLICIT_KEYS.isdisjoint(prompt)
+
+
+def split_prompt(prompt: object) -> tuple[SingletonPrompt, SingletonPrompt | None, bool]:
+    """Check the shape of `prompt` and return (main or encoder side, decoder side, whether the pair was explicit).
+
+    Raises InvalidRequestError that names the part that is wrong.
+    """
+    if not is_explicit_encoder_decoder(prompt):
+        return check_singleton(prompt, "prompt"), None, False
+    assert isinstance(prompt, dict)
+    unknown = set(prompt) - _EXPLICIT_KEYS
+    if unknown:
+        raise InvalidRequestError(f"unknown keys in prompt: {sorted(unknown)}", param="prompt", code="invalid_prompt")
+    if "encoder_prompt" not in prompt:
+        raise InvalidRequestError("encoder_prompt is missing", param="encoder_prompt", code="missing_prompt")
+    encoder = check_singleton(prompt["encoder_prompt"], "encoder_prompt")
+    decoder = prompt.get("decoder_prompt")
+    return encoder, None if decoder is None else check_singleton(decoder, "decoder_prompt"), True
+
+
+def check_singleton(prompt: object, param: str) -> SingletonPrompt:
+    """Return `prompt` if it is text, a TextPrompt or a TokensPrompt, else raise InvalidRequestError naming `param`."""
+    if isinstance(prompt, str):
+        return _check_text(prompt, param)
+    if isinstance(prompt, dict):
+        if is_explicit_encoder_decoder(prompt):
+            raise InvalidRequestError(
+                f"{param} must not be an encoder/decoder pair itself", param=param, code="invalid_prompt"
+            )
+        if "prompt_token_ids" in prompt:
+            ids = check_token_ids(prompt["prompt_token_ids"], param)
+            text = prompt.get("prompt")
+            return (
+                TokensPrompt(prompt_token_ids=ids)
+                if text is None
+                else TokensPrompt(prompt_token_ids=ids, prompt=_check_text(text, param))
+            )
+        if "prompt" in prompt:
+            return TextPrompt(prompt=_check_text(prompt["prompt"], param))
+    raise InvalidRequestError(
+        f"{param} must be text, TextPrompt {{prompt}}, TokensPrompt {{prompt_token_ids}} or "
+        f"ExplicitEncoderDecoderPrompt {{encoder_prompt, decoder_prompt}}, not {type(prompt).__name__}",
+        param=param,
+        code="invalid_prompt",
+    )
+
+
+def check_token_ids(ids: object, param: str) -> list[int]:
+    """Return `ids` as a list of non-negative ints; the upper bound is the model's and is checked at admission."""
+    if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
+        raise InvalidRequestError(f"{param} must be a list of token ids", param=param, code="invalid_token_id")
+    out: list[int] = []
+    for position, token_id in enumerate(ids):
+        if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < 2**31:
+            raise InvalidRequestError(
+                f"{param}[{position}] is not a token id: {token_id!r:.40}",
+                param=f"{param}[{position}]",
+                code="invalid_token_id",
+            )
+        out.append(token_id)
+    return out
+
+
+def _check_text(text: object, param: str) -> str:
+    if not isinstance(text, str):
+        raise InvalidRequestError(
+            f"{param} must be text, not {type(text).__name__}", param=param, code="invalid_prompt"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequestError(
+            f"{param} holds a lone surrogate, which is not a character", param=param, code="invalid_unicode"
+        ) from None
+    return text
+
+
+def zip_enc_dec_prompt_lists(
+    encoder_prompts: Sequence[SingletonPrompt], decoder_prompts: Sequence[SingletonPrompt | None]
+) -> list[ExplicitEncoderDecoderPrompt]:
+    """Pair encoder prompts with decoder prompts, one to one.
+
+    Raises InvalidRequestError if the lists differ in length.
+    """
+    if len(encoder_prompts) != len(decoder_prompts):
+        raise InvalidRequestError(
+            f"{len(encoder_prompts)} encoder prompts but {len(decoder_prompts)} decoder prompts",
+            param="decoder_prompts",
+        )
+    return [
+        ExplicitEncoderDecoderPrompt(encoder_prompt=encoder, decoder_prompt=decoder)
+        for encoder, decoder in zip(encoder_prompts, decoder_prompts, strict=True)
+    ]

@@ -1,0 +1,173 @@
+"""`LLM`: offline use. The engine's cores run in this process, without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import threading
+from collections.abc import Coroutine, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from tqdm import tqdm
+
+from trivium.config import ExecutorConfig, ModelInfo
+from trivium.errors import InvalidRequestError
+from trivium.inputs import EncodedPrompt, GenerationRequest, Prompt
+from trivium.local_engine import LocalEngine
+from trivium.outputs import CompletionOutput, RequestOutput
+from trivium.params import SamplingParams
+from trivium.prompts import encode_prompt, resolve_max_tokens
+
+T = TypeVar("T")
+
+
+class LLM:
+    """A model in this process. Owns a thread with an event loop; `close` (or leaving a `with` block) ends it.
+
+    model: a local directory, a bundled name ("trivium-chat", "trivium-translate") or a hub id.
+    dtype: "auto", "float", "float32", "bfloat16" or "float16"; on a CPU all of them compute in float32.
+    seed: drives the requests that have no seed of their own, in the order in which they are given.
+    kv_cache_memory_bytes: None takes a share of free memory, and the log says how many tokens that is.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        tokenizer: str | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        revision: str | None = None,
+        seed: int = 0,
+        max_model_len: int | None = None,
+        max_num_seqs: int = 64,
+        max_num_batched_tokens: int = 2048,
+        kv_cache_memory_bytes: int | None = None,
+        num_threads: int = 0,
+    ) -> None:
+        config = ExecutorConfig(
+            model=model,
+            served_model_name=model,
+            dtype=dtype,
+            device=device,
+            revision=revision,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            kv_cache_memory_bytes=kv_cache_memory_bytes,
+            num_threads=num_threads,
+        )
+        self._random = random.Random(seed)
+        self._request_numbers = itertools.count()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="trivium-llm", daemon=True)
+        self._thread.start()
+        self._engine = LocalEngine(config, tokenizer=tokenizer)
+        try:
+            self._call(self._engine.start())
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def model_info(self) -> ModelInfo:
+        return self._engine.model_info
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Generate for every prompt, batched; results are in the order of `prompts`.
+
+        `sampling_params` is one for all prompts or one for each. Raises InvalidRequestError, before anything runs, if
+        any prompt or parameter is wrong.
+        """
+        items = [prompts] if isinstance(prompts, (str, dict)) else list(prompts)
+        requests = self._call(self._make_requests(items, self._params_for(items, sampling_params)))
+        with tqdm(total=len(requests), desc="Generating", unit="prompt", disable=not use_tqdm) as progress:
+            return self._call(self._run_all(requests, progress))
+
+    def close(self) -> None:
+        """Abort what runs and free the model. Further calls raise."""
+        if self._loop.is_closed():
+            return
+        self._call(self._engine.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run `coroutine` on the engine's loop; Ctrl-C cancels it."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    @staticmethod
+    def _params_for(
+        prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[SamplingParams]:
+        if params is None or isinstance(params, SamplingParams):
+            return [params or SamplingParams()] * len(prompts)
+        if len(params) != len(prompts):
+            raise InvalidRequestError(
+                f"{len(prompts)} prompts but {len(params)} sampling_params", param="sampling_params"
+            )
+        return list(params)
+
+    async def _make_requests(
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams]
+    ) -> list[GenerationRequest]:
+        info = self._engine.model_info
+        requests = []
+        for prompt, sampling in zip(prompts, params, strict=True):
+            encoded = await encode_prompt(prompt, self._engine, info)
+            resolve_max_tokens(encoded, sampling, info)
+            if sampling.seed is None:
+                sampling = replace(sampling, seed=self._random.getrandbits(63))
+            requests.append(GenerationRequest(str(next(self._request_numbers)), encoded, sampling))
+        return requests
+
+    async def _run_all(self, requests: Sequence[GenerationRequest], progress: tqdm[Any]) -> list[RequestOutput]:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = [tasks.create_task(self._run_one(request, progress)) for request in requests]
+        except BaseExceptionGroup as group:  # the caller gets the first cause; the other requests are aborted
+            raise group.exceptions[0] from None
+        return [task.result() for task in running]
+
+    async def _run_one(self, request: GenerationRequest, progress: tqdm[Any]) -> RequestOutput:
+        outputs = [CompletionOutput(index) for index in range(request.sampling.n)]
+        async for delta in self._engine.generate(request):
+            outputs[delta.index].add(delta)
+        progress.update()
+        return _to_output(request.request_id, request.prompt, outputs)
+
+
+def _to_output(request_id: str, prompt: EncodedPrompt, outputs: list[CompletionOutput]) -> RequestOutput:
+    encoder_ids = prompt.encoder_token_ids
+    return RequestOutput(
+        request_id=request_id,
+        prompt=prompt.text,
+        prompt_token_ids=list(prompt.token_ids),
+        outputs=outputs,
+        finished=True,
+        encoder_prompt=prompt.encoder_text,
+        encoder_prompt_token_ids=None if encoder_ids is None else list(encoder_ids),
+    )

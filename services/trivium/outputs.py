@@ -1,0 +1,70 @@
+"""What comes back: deltas from the engine (`ChoiceDelta`), whole results for callers (`RequestOutput`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    """Why a choice ended. ABORT is never shown to a REST client: the client is gone."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceDelta:
+    """News of one choice of one request: tokens and text since the last delta.
+
+    `token_ids` and `text` need not line up: text lags while a character or a stop string is incomplete. The last
+    delta of a choice has `finish_reason`; `stop_reason` is then the stop string or stop token id that matched, and
+    None for EOS and length.
+    """
+
+    index: int
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One choice, whole. `token_ids` includes the EOS token if it was generated; `text` does not."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+    def add(self, delta: ChoiceDelta) -> None:
+        """Append `delta`, which must be of this choice."""
+        assert delta.index == self.index, f"delta of choice {delta.index} added to {self.index}"
+        self.text += delta.text
+        self.token_ids.extend(delta.token_ids)
+        if delta.finish_reason is not None:
+            self.finish_reason = delta.finish_reason.value
+            self.stop_reason = delta.stop_reason
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """The result of one prompt.
+
+    For an encoder-decoder model `prompt` and `prompt_token_ids` are the decoder's, `encoder_prompt` and
+    `encoder_prompt_token_ids` the encoder's.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool = False
+    encoder_prompt: str | None = None
+    encoder_prompt_token_ids: list[int] | None = None

@@ -1,0 +1,211 @@
+"""The engine: schedule -> execute -> update -> publish, for as long as the process lives.
+
+Owns the one Scheduler and the one OutputProcessor of a process, and the requests of every client. Runs on one event
+loop; nothing here blocks it. Up to `max_plans_in_flight` plans are with the executor, so that its round trip is hidden.
+
+A lost executor is no error: its requests wait again with the output they have, and go on when an executor is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from trivium.config import ModelInfo, SchedulerConfig
+from trivium.errors import EngineUnavailableError, InternalError, InvalidRequestError, OverloadedError
+from trivium.inputs import GenerationRequest, ResumedChoice
+from trivium.outputs import FinishReason
+from trivium.prompts import resolve_max_tokens
+from trivium.scheduler.detokenizer_client import DetokenizerClient
+from trivium.scheduler.executor_client import ExecutorClient
+from trivium.scheduler.output_processor import DeltaSink, OutputProcessor, OutputStream
+from trivium.scheduler.request import Request
+from trivium.scheduler.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+
+class EngineLoop:
+    """Serves one model. `submit` and `abort` are called from the loop's own thread, by any number of clients."""
+
+    def __init__(
+        self,
+        executor: ExecutorClient,
+        detokenizer: DetokenizerClient,
+        config: SchedulerConfig,
+        *,
+        on_ready: Callable[[bool], None] = lambda ready: None,
+    ) -> None:
+        self._executor = executor
+        self._detokenizer = detokenizer
+        self._config = config
+        self._on_ready = on_ready
+        self._scheduler: Scheduler | None = None
+        self._outputs = OutputProcessor(detokenizer, self._finish_by_stop_string)
+        self._keys = itertools.count(1)
+        self._is_connected = False
+        self._work = asyncio.Event()
+        self._tasks = asyncio.TaskGroup()
+        self._fill_is_due = False
+
+    @property
+    def model_info(self) -> ModelInfo:
+        """Facts about the model. Raises EngineUnavailableError before the first executor was reached."""
+        if self._scheduler is None:
+            raise EngineUnavailableError("the model is still loading", code="model_loading")
+        return self._scheduler.info
+
+    @property
+    def is_ready(self) -> bool:
+        return self._is_connected
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """For reading: tests and metrics."""
+        assert self._scheduler is not None, "no executor was reached yet"
+        return self._scheduler
+
+    def submit(self, request: GenerationRequest, sink: DeltaSink, handle: int) -> tuple[int, ...]:
+        """Start all choices of `request`; their deltas go to `sink` under `handle`.
+
+        The keys to abort them with. Raises InvalidRequestError, ContextLengthError, OverloadedError.
+        """
+        scheduler = self._admit(request)
+        max_tokens = resolve_max_tokens(request.prompt, request.sampling, scheduler.info)
+        resumed = {choice.index: choice for choice in request.resume}
+        if any(index >= request.sampling.n for index in resumed):
+            raise InvalidRequestError(f"resume names choices {sorted(resumed)}, but n is {request.sampling.n}")
+        choices = [
+            self._make_choice(request, resumed.get(index, ResumedChoice(index, ())), max_tokens)
+            for index in range(request.sampling.n)
+            if not (index in resumed and resumed[index].finished)
+        ]
+        for choice in choices:
+            scheduler.check_admission(choice)
+        for choice in choices:
+            emitted_chars = resumed[choice.choice_index].emitted_chars if choice.choice_index in resumed else 0
+            scheduler.add_request(choice)
+            self._outputs.open(OutputStream(choice, sink, handle, stream=request.stream), emitted_chars=emitted_chars)
+        self._fill_soon()
+        return tuple(choice.key for choice in choices)
+
+    def abort(self, keys: tuple[int, ...]) -> None:
+        """End the choices named by `keys`, as far as they still run; nothing more is delivered for them."""
+        for key in keys:
+            request = self._outputs.request_of(key)
+            if request is not None:
+                self.scheduler.finish(request, FinishReason.ABORT)
+                self._outputs.close(request)
+        self._fill_soon()
+
+    async def run(self) -> None:
+        """Serve until cancelled. A bug ends every request with InternalError and is raised."""
+        try:
+            async with self._tasks:
+                self._tasks.create_task(self._detokenizer.run(self._outputs.on_text_result, self._outputs.on_connect))
+                self._tasks.create_task(self._drive_forever())
+        except asyncio.CancelledError:
+            self._outputs.fail_all(EngineUnavailableError("the server is shutting down", code="draining"))
+            raise
+        except BaseException:
+            self._outputs.fail_all(InternalError("the engine failed"))
+            raise
+        finally:
+            await self._executor.close()
+
+    async def _drive_forever(self) -> None:
+        while True:
+            info = await self._executor.connect()
+            self._adopt(info)
+            try:
+                await self._drive()
+            except EngineUnavailableError as error:
+                logger.warning("lost the executor, %d requests wait for it: %s", len(self._outputs), error.message)
+                self._is_connected = False
+                self._on_ready(False)
+                self.scheduler.requeue_all()
+
+    async def _drive(self) -> None:
+        while True:
+            self._fill_pipeline()
+            if self.scheduler.num_plans_in_flight == 0:
+                self._outputs.flush()
+                await self._wait_for_work()
+                continue
+            output = await self._executor.next_result()
+            for update in self.scheduler.update_from_output(output):
+                self._outputs.add(update.request, update.new_token_ids)
+            self._fill_pipeline()  # before publishing: the executor must not wait for it
+            self._outputs.flush()
+
+    def _adopt(self, info: ModelInfo) -> None:
+        """Take over a fresh executor: its batch is empty and its blocks are free."""
+        if self._scheduler is None:
+            self._scheduler = Scheduler(info)
+        elif replace(info, name=self._scheduler.info.name) != self._scheduler.info:
+            raise InternalError("the executor came back with another model or another KV cache")
+        self._is_connected = True
+        self._on_ready(True)
+        logger.info("executor ready: %d KV blocks of %d tokens", info.num_blocks, info.block_size)
+
+    async def _wait_for_work(self) -> None:
+        """Sleep until a request comes; the executor is watched meanwhile, so that its death is seen at once."""
+        self._work.clear()
+        waiting = asyncio.ensure_future(self._work.wait())
+        watching = asyncio.ensure_future(self._executor.next_result())
+        try:
+            await asyncio.wait({waiting, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if watching.done():
+                watching.result()
+                raise InternalError("the executor sent a result that nobody asked for")
+        finally:
+            waiting.cancel()
+            watching.cancel()
+            await asyncio.gather(waiting, watching, return_exceptions=True)
+
+    def _fill_pipeline(self) -> None:
+        scheduler = self.scheduler
+        while scheduler.num_plans_in_flight < self._config.max_plans_in_flight:
+            plan = scheduler.schedule()
+            if plan is None:
+                return
+            self._executor.submit(plan)
+
+    def _fill_soon(self) -> None:
+        """Plan in the next turn of the event loop, so that requests that come together are planned together."""
+        self._work.set()
+        if self._is_connected and not self._fill_is_due:
+            self._fill_is_due = True
+            self._tasks.create_task(self._fill_now())
+
+    async def _fill_now(self) -> None:
+        self._fill_is_due = False
+        if self._is_connected:
+            self._fill_pipeline()
+
+    def _admit(self, request: GenerationRequest) -> Scheduler:
+        if self._scheduler is None:
+            raise EngineUnavailableError("the model is still loading", code="model_loading")
+        if self._scheduler.num_waiting + request.sampling.n > self._config.max_waiting_requests:
+            raise OverloadedError(
+                f"{self._scheduler.num_waiting} requests wait already, the limit is {self._config.max_waiting_requests}"
+            )
+        return self._scheduler
+
+    def _make_choice(self, request: GenerationRequest, resumed: ResumedChoice, max_tokens: int) -> Request:
+        assert request.sampling.seed is not None, "the front door draws a seed"
+        return Request(
+            next(self._keys),
+            request.prompt,
+            request.sampling,
+            max_tokens=max_tokens,
+            choice_index=resumed.index,
+            output_token_ids=resumed.output_token_ids,
+        )
+
+    def _finish_by_stop_string(self, request: Request) -> None:
+        self.scheduler.finish(request, FinishReason.STOP)
+        self._fill_soon()

@@ -1,0 +1,89 @@
+"""The scheduler's way to its executor: plans out, results in, over one `Execute` stream."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+
+from trivium import rpc, wire
+from trivium.columns import ColumnError
+from trivium.config import PROTOCOL_REVISION, ModelInfo
+from trivium.errors import EngineUnavailableError, TriviumError
+from trivium.step import ModelRunnerOutput, SchedulerOutput
+from trivium.v1 import executor_pb2, executor_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+SILENCE_S = 15.0  # the executor sends a heartbeat every second, also during a long step
+RECONNECT_S = 0.2
+
+
+class ExecutorClient(Protocol):
+    """Runs plans in order. After `connect` the standing batch is empty and all blocks are free."""
+
+    async def connect(self) -> ModelInfo:
+        """Wait for an executor, however long that takes."""
+        ...
+
+    def submit(self, plan: SchedulerOutput) -> None:
+        """Queue `plan`; never waits."""
+        ...
+
+    async def next_result(self) -> ModelRunnerOutput:
+        """The result of the oldest plan that has none yet. Raises EngineUnavailableError if the executor is lost."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class GrpcExecutorClient:
+    """ExecutorClient over gRPC. Results carry the executor's epoch; one of another epoch is dropped."""
+
+    def __init__(self, address: str, scheduler_epoch: int) -> None:
+        self._channel = rpc.open_channel(address)
+        self._stub = executor_pb2_grpc.ExecutorStub(self._channel)
+        self._scheduler_epoch = scheduler_epoch
+        self._executor_epoch = 0
+        self._call: rpc.BidiCall[executor_pb2.ExecuteCommand, executor_pb2.ExecuteEvent] | None = None
+
+    async def connect(self) -> ModelInfo:
+        while True:
+            await self._hang_up()
+            try:
+                return await self._hello()
+            except EngineUnavailableError as error:
+                logger.debug("no executor yet: %s", error.message)
+            except (TriviumError, ColumnError) as error:
+                logger.warning("executor refused: %s", error)
+            await asyncio.sleep(RECONNECT_S)
+
+    def submit(self, plan: SchedulerOutput) -> None:
+        assert self._call is not None, "submit before connect"
+        self._call.send(executor_pb2.ExecuteCommand(plan=wire.plan_to_proto(plan)))
+
+    async def next_result(self) -> ModelRunnerOutput:
+        assert self._call is not None, "next_result before connect"
+        while True:
+            event = await self._call.receive()
+            if event.WhichOneof("event") == "result" and event.result.executor_epoch == self._executor_epoch:
+                return wire.result_from_proto(event.result)
+
+    async def close(self) -> None:
+        await self._hang_up()
+        await self._channel.close()
+
+    async def _hello(self) -> ModelInfo:
+        hello = executor_pb2.ExecuteHello(scheduler_epoch=self._scheduler_epoch, protocol_revision=PROTOCOL_REVISION)
+        self._call = rpc.BidiCall(self._stub.Execute(wait_for_ready=True), silence_s=SILENCE_S)
+        self._call.send(executor_pb2.ExecuteCommand(hello=hello))
+        while True:
+            event = await self._call.receive()
+            if event.WhichOneof("event") == "welcome":
+                self._executor_epoch = event.welcome.executor_epoch
+                return wire.model_info_from_proto(event.welcome.model)
+
+    async def _hang_up(self) -> None:
+        if self._call is not None:
+            await self._call.close()
+            self._call = None

@@ -1,0 +1,87 @@
+"""One choice of one client request, as the scheduler sees it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from trivium.inputs import EncodedPrompt
+from trivium.outputs import FinishReason
+from trivium.params import SamplingParams
+
+
+class RequestStatus(StrEnum):
+    """WAITING and PREEMPTED requests are in the queue and own no block; RUNNING ones have a slot and blocks."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    FINISHED = "finished"
+
+
+class Request:
+    """State of one choice. Owner: the Scheduler; everybody else only reads.
+
+    The sequence is prompt + output. `num_computed_tokens` catches up with it. `num_tokens_in_flight` counts tokens
+    that a plan will sample but no result has brought yet: they belong to the sequence, only their value is unknown.
+    `incarnation` changes when the request loses its slot, so that results of older plans are recognised and dropped.
+    """
+
+    def __init__(
+        self,
+        key: int,
+        prompt: EncodedPrompt,
+        sampling: SamplingParams,
+        *,
+        max_tokens: int,
+        choice_index: int = 0,
+        output_token_ids: tuple[int, ...] = (),
+    ) -> None:
+        self.key = key
+        self.prompt_token_ids = prompt.token_ids
+        self.encoder_token_ids = prompt.encoder_token_ids or ()
+        self.sampling = sampling
+        self.max_tokens = max_tokens
+        self.choice_index = choice_index
+        self.output_token_ids: list[int] = list(output_token_ids)
+        self.num_computed_tokens = 0
+        self.num_tokens_in_flight = 0
+        self.incarnation = 0
+        self.slot = -1
+        self.status = RequestStatus.WAITING
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: str | int | None = None
+        self.num_preemptions = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the sequence, tokens in flight included."""
+        return len(self.prompt_token_ids) + len(self.output_token_ids) + self.num_tokens_in_flight
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Output tokens, tokens in flight included."""
+        return len(self.output_token_ids) + self.num_tokens_in_flight
+
+    @property
+    def num_tokens_to_compute(self) -> int:
+        """What is left until the next sample; 0 once the last allowed output token is sampled or on its way."""
+        if self.num_output_tokens >= self.max_tokens:
+            return 0
+        return self.num_tokens - self.num_computed_tokens
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status is RequestStatus.FINISHED
+
+    def check_stop(self, eos_token_ids: frozenset[int]) -> FinishReason | None:
+        """Whether the newest output token ends the choice, and in `stop_reason` which stop token did it."""
+        if not self.output_token_ids:
+            return None
+        token_id, count = self.output_token_ids[-1], len(self.output_token_ids)
+        if count >= self.sampling.min_tokens:
+            if token_id in eos_token_ids and not self.sampling.ignore_eos:
+                return FinishReason.STOP
+            if token_id in self.sampling.stop_token_ids:
+                self.stop_reason = token_id
+                return FinishReason.STOP
+        return FinishReason.LENGTH if count >= self.max_tokens else None

@@ -1,0 +1,177 @@
+"""gRPC in: `Generate`, `Session` and `GetModelInfo` of one model, translated to the EngineLoop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+from trivium import rpc, wire
+from trivium.config import ModelInfo, SchedulerConfig
+from trivium.errors import (
+    EngineUnavailableError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    TriviumError,
+)
+from trivium.inputs import GenerationRequest
+from trivium.prompts import encode_prompt
+from trivium.scheduler.detokenizer_client import GrpcDetokenizerClient
+from trivium.scheduler.engine_loop import EngineLoop
+from trivium.scheduler.executor_client import GrpcExecutorClient
+from trivium.scheduler.session import Outbox, Session
+from trivium.tokenizer_client import TokenizerClient
+from trivium.v1 import scheduler_pb2, scheduler_pb2_grpc, tokenizer_pb2_grpc, types_pb2
+
+logger = logging.getLogger(__name__)
+
+SERVICE = "trivium.v1.Scheduler"
+HEARTBEAT_S = 1.0
+MAX_REQUEST_ID_CHARS = 256
+
+
+class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
+    """Translates between `trivium.v1.Scheduler` and the EngineLoop. Owns no request state beyond open streams."""
+
+    def __init__(self, model: str, loop: EngineLoop, tokenizer: TokenizerClient, epoch: int) -> None:
+        self._model = model
+        self._loop = loop
+        self._tokenizer = tokenizer
+        self._epoch = epoch
+        self._is_draining = asyncio.Event()
+
+    def drain(self) -> None:
+        """End every open stream, so that the server can stop."""
+        self._is_draining.set()
+
+    async def GetModelInfo(self, request: scheduler_pb2.GetModelInfoRequest, context: Any) -> types_pb2.ModelInfo:
+        async def handle() -> types_pb2.ModelInfo:
+            return wire.model_info_to_proto(self._model_info())
+
+        return await rpc.answer(context, handle)  # type: ignore[no-any-return]
+
+    async def Generate(
+        self, message: scheduler_pb2.GenerateRequest, context: Any
+    ) -> AsyncIterator[scheduler_pb2.GenerateResponse]:
+        try:
+            request = await self._request_from(message)
+            async for response in self._generate(request):
+                yield response
+        except TriviumError as error:
+            await rpc.abort_with(context, error)
+
+    async def Session(
+        self, messages: AsyncIterator[scheduler_pb2.SessionCommand], context: Any
+    ) -> AsyncIterator[scheduler_pb2.SessionEvent]:
+        session = Session(self._loop, self._request_from)
+        try:
+            await session.check_hello(messages)
+            welcome = scheduler_pb2.SessionWelcome(
+                scheduler_epoch=self._epoch, model=wire.model_info_to_proto(self._model_info())
+            )
+            yield scheduler_pb2.SessionEvent(welcome=welcome)
+            async with session.reading(messages):
+                while not self._is_draining.is_set() and not session.has_ended:
+                    rows, errors = await session.outbox.take(HEARTBEAT_S)
+                    if rows or errors:
+                        yield scheduler_pb2.SessionEvent(batch=wire.delta_batch_to_proto(rows, errors))
+                    else:
+                        yield scheduler_pb2.SessionEvent(heartbeat=scheduler_pb2.Heartbeat(scheduler_epoch=self._epoch))
+        except TriviumError as error:
+            await rpc.abort_with(context, error)
+        finally:
+            session.abort_all()
+
+    async def _request_from(self, message: scheduler_pb2.GenerateRequest) -> GenerationRequest:
+        """Validate `message`, tokenize its texts, draw a seed if it has none. Raises TriviumError."""
+        if message.model and message.model != self._model:
+            raise ModelNotFoundError(f"the model {message.model!r:.80} is not served here", param="model")
+        if len(message.request_id) > MAX_REQUEST_ID_CHARS:
+            raise InvalidRequestError("request_id is too long", param="request_id", code="too_long")
+        sampling = wire.sampling_params_from_proto(message.sampling)
+        if sampling.seed is None:
+            sampling = replace(sampling, seed=secrets.randbits(63))
+        prompt = await encode_prompt(wire.prompt_from_proto(message.prompt), self._tokenizer, self._loop.model_info)
+        return GenerationRequest(
+            request_id=message.request_id or f"gen-{secrets.token_hex(8)}",
+            prompt=prompt,
+            sampling=sampling,
+            stream=message.stream,
+            resume=wire.resume_from_proto(message),
+            traceparent=message.traceparent,
+        )
+
+    async def _generate(self, request: GenerationRequest) -> AsyncIterator[scheduler_pb2.GenerateResponse]:
+        outbox = Outbox()
+        keys = self._loop.submit(request, outbox, 0)
+        try:
+            accepted = scheduler_pb2.Accepted(
+                prompt_token_ids=request.prompt.token_ids,
+                encoder_prompt_token_ids=request.prompt.encoder_token_ids or (),
+                scheduler_epoch=self._epoch,
+            )
+            yield scheduler_pb2.GenerateResponse(accepted=accepted)
+            num_left = len(keys)
+            while num_left:
+                rows, errors = await outbox.take(HEARTBEAT_S)
+                if errors:
+                    raise errors[0][1]
+                for _, delta in rows:
+                    num_left -= delta.finish_reason is not None
+                    yield scheduler_pb2.GenerateResponse(delta=wire.delta_to_proto(delta))
+                if num_left and self._is_draining.is_set():
+                    raise EngineUnavailableError("the server is shutting down", code="draining")
+        finally:
+            self._loop.abort(keys)
+
+    def _model_info(self) -> ModelInfo:
+        return replace(self._loop.model_info, name=self._model)
+
+
+async def serve(
+    model: str, executor: str, tokenizer: str, listen: str, config: SchedulerConfig, stop: asyncio.Event
+) -> None:
+    """Serve `model` on `listen` until `stop` is set. Raises ConfigurationError, or what broke the engine."""
+    epoch = rpc.new_epoch()
+    server = rpc.Server(listen, (SERVICE,))
+    channel = rpc.open_channel(tokenizer)
+    ready = _ReadyRelay(server)
+    loop = EngineLoop(
+        GrpcExecutorClient(executor, epoch),
+        GrpcDetokenizerClient(tokenizer_pb2_grpc.TokenizerStub(channel), model),
+        config,
+        on_ready=ready.tell,
+    )
+    servicer = SchedulerServicer(model, loop, TokenizerClient(model, channel), epoch)
+    scheduler_pb2_grpc.add_SchedulerServicer_to_server(servicer, server.grpc_server)
+    await server.start()
+    tasks = [asyncio.create_task(stop.wait()), asyncio.create_task(loop.run()), asyncio.create_task(ready.run())]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        servicer.drain()
+        await server.stop()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await channel.close()
+
+
+class _ReadyRelay:
+    """Carries the engine's readiness to the server's health, in order."""
+
+    def __init__(self, server: rpc.Server) -> None:
+        self._server = server
+        self._changes: asyncio.Queue[bool] = asyncio.Queue()
+
+    def tell(self, ready: bool) -> None:
+        self._changes.put_nowait(ready)
+
+    async def run(self) -> None:
+        while True:
+            await self._server.set_ready(await self._changes.get())

@@ -1,0 +1,359 @@
+"""Every dataclass <-> protobuf conversion, once. Nothing else builds or reads `trivium.v1` domain messages.
+
+A decoder raises ColumnError for malformed columns and InvalidRequestError for values a client may not send.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trivium import columns
+from trivium.config import ModelInfo
+from trivium.errors import InvalidRequestError, TriviumError, error_from_status
+from trivium.inputs import (
+    EncodedPrompt,
+    ExplicitEncoderDecoderPrompt,
+    GenerationRequest,
+    Prompt,
+    ResumedChoice,
+    SingletonPrompt,
+    TextPrompt,
+    TokensPrompt,
+    is_explicit_encoder_decoder,
+)
+from trivium.outputs import ChoiceDelta, FinishReason
+from trivium.params import SamplingParams
+from trivium.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
+from trivium.v1 import executor_pb2, scheduler_pb2, types_pb2
+
+_FINISH_TO_PROTO: dict[FinishReason, types_pb2.FinishReason] = {
+    FinishReason.STOP: types_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: types_pb2.FINISH_REASON_LENGTH,
+    FinishReason.ABORT: types_pb2.FINISH_REASON_ABORT,
+}
+_FINISH_FROM_PROTO = {value: key for key, value in _FINISH_TO_PROTO.items()}
+
+_SAMPLING_SCALARS = (
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "max_tokens",
+    "min_tokens",
+    "detokenize",
+    "skip_special_tokens",
+)
+_INFO_SCALARS = (
+    "name",
+    "architecture",
+    "is_encoder_decoder",
+    "max_model_len",
+    "max_encoder_len",
+    "vocab_size",
+    "dtype",
+    "block_size",
+    "num_blocks",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+)
+_INFO_OPTIONAL = (
+    "bos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+)
+
+
+def sampling_params_to_proto(params: SamplingParams) -> types_pb2.SamplingParams:
+    scalars = {name: getattr(params, name) for name in _SAMPLING_SCALARS}
+    return types_pb2.SamplingParams(
+        **{name: value for name, value in scalars.items() if value is not None},
+        stop=params.stop,
+        stop_token_ids=params.stop_token_ids,
+        unlimited_tokens=params.max_tokens is None,
+    )
+
+
+def sampling_params_from_proto(message: types_pb2.SamplingParams) -> SamplingParams:
+    """Unset scalars take the defaults of SamplingParams. Raises InvalidRequestError."""
+    fields: dict[str, Any] = {name: getattr(message, name) for name in _SAMPLING_SCALARS if message.HasField(name)}
+    if message.unlimited_tokens:
+        if "max_tokens" in fields:
+            raise InvalidRequestError("max_tokens is set together with unlimited_tokens", param="max_tokens")
+        fields["max_tokens"] = None
+    return SamplingParams(**fields, stop=tuple(message.stop), stop_token_ids=tuple(message.stop_token_ids))
+
+
+def model_info_to_proto(info: ModelInfo) -> types_pb2.ModelInfo:
+    optional = {name: getattr(info, name) for name in _INFO_OPTIONAL}
+    return types_pb2.ModelInfo(
+        **{name: getattr(info, name) for name in _INFO_SCALARS},
+        **{name: value for name, value in optional.items() if value is not None},
+        eos_token_ids=info.eos_token_ids,
+    )
+
+
+def model_info_from_proto(message: types_pb2.ModelInfo) -> ModelInfo:
+    return ModelInfo(
+        **{name: getattr(message, name) for name in _INFO_SCALARS},
+        **{name: getattr(message, name) if message.HasField(name) else None for name in _INFO_OPTIONAL},  # type: ignore[arg-type]
+        eos_token_ids=tuple(message.eos_token_ids),
+    )
+
+
+def singleton_to_proto(prompt: SingletonPrompt) -> types_pb2.SingletonPrompt:
+    if isinstance(prompt, str):
+        return types_pb2.SingletonPrompt(text=types_pb2.TextPrompt(text=prompt))
+    if "prompt_token_ids" in prompt:
+        tokens = types_pb2.TokensPrompt(ids=prompt["prompt_token_ids"], text=prompt.get("prompt"))
+        return types_pb2.SingletonPrompt(tokens=tokens)
+    return types_pb2.SingletonPrompt(text=types_pb2.TextPrompt(text=prompt["prompt"]))
+
+
+def singleton_from_proto(message: types_pb2.SingletonPrompt, param: str) -> SingletonPrompt:
+    """Raises InvalidRequestError naming `param` if no kind is set."""
+    match message.WhichOneof("kind"):
+        case "text":
+            return TextPrompt(prompt=message.text.text)
+        case "tokens":
+            prompt = TokensPrompt(prompt_token_ids=list(message.tokens.ids))
+            if message.tokens.HasField("text"):
+                prompt["prompt"] = message.tokens.text
+            return prompt
+        case _:
+            raise InvalidRequestError(f"{param} has neither text nor tokens", param=param, code="missing_prompt")
+
+
+def prompt_to_proto(prompt: Prompt) -> types_pb2.Prompt:
+    if not is_explicit_encoder_decoder(prompt):
+        return types_pb2.Prompt(single=singleton_to_proto(prompt))  # type: ignore[arg-type]
+    encoder, decoder = prompt["encoder_prompt"], prompt["decoder_prompt"]  # type: ignore[index, typeddict-item]
+    pair = types_pb2.EncoderDecoderPrompt(
+        encoder=singleton_to_proto(encoder), decoder=None if decoder is None else singleton_to_proto(decoder)
+    )
+    return types_pb2.Prompt(encoder_decoder=pair)
+
+
+def prompt_from_proto(message: types_pb2.Prompt) -> Prompt:
+    """Raises InvalidRequestError if no kind is set."""
+    match message.WhichOneof("kind"):
+        case "single":
+            return singleton_from_proto(message.single, "prompt")
+        case "encoder_decoder":
+            pair = message.encoder_decoder
+            decoder = singleton_from_proto(pair.decoder, "decoder_prompt") if pair.HasField("decoder") else None
+            encoder = singleton_from_proto(pair.encoder, "encoder_prompt")
+            return ExplicitEncoderDecoderPrompt(encoder_prompt=encoder, decoder_prompt=decoder)
+        case _:
+            raise InvalidRequestError("prompt is missing", param="prompt", code="missing_prompt")
+
+
+def encoded_prompt_to_prompt(prompt: EncodedPrompt) -> Prompt:
+    """The token-id form of `prompt`, which encodes to `prompt` again."""
+    main = TokensPrompt(prompt_token_ids=list(prompt.token_ids))
+    if prompt.text is not None:
+        main["prompt"] = prompt.text
+    if prompt.encoder_token_ids is None:
+        return main
+    encoder = TokensPrompt(prompt_token_ids=list(prompt.encoder_token_ids))
+    if prompt.encoder_text is not None:
+        encoder["prompt"] = prompt.encoder_text
+    return ExplicitEncoderDecoderPrompt(encoder_prompt=encoder, decoder_prompt=main)
+
+
+def generation_request_to_proto(request: GenerationRequest) -> scheduler_pb2.GenerateRequest:
+    return scheduler_pb2.GenerateRequest(
+        request_id=request.request_id,
+        prompt=prompt_to_proto(encoded_prompt_to_prompt(request.prompt)),
+        sampling=sampling_params_to_proto(request.sampling),
+        stream=request.stream,
+        resume=[
+            scheduler_pb2.ResumedChoice(
+                index=choice.index,
+                output_token_ids=choice.output_token_ids,
+                emitted_chars=choice.emitted_chars,
+                finished=choice.finished,
+            )
+            for choice in request.resume
+        ],
+        traceparent=request.traceparent,
+    )
+
+
+def resume_from_proto(message: scheduler_pb2.GenerateRequest) -> tuple[ResumedChoice, ...]:
+    return tuple(
+        ResumedChoice(
+            index=choice.index,
+            output_token_ids=tuple(choice.output_token_ids),
+            emitted_chars=choice.emitted_chars,
+            finished=choice.finished,
+        )
+        for choice in message.resume
+    )
+
+
+def delta_to_proto(delta: ChoiceDelta) -> scheduler_pb2.ChoiceDelta:
+    message = scheduler_pb2.ChoiceDelta(index=delta.index, token_ids=delta.token_ids, text=delta.text)
+    if delta.finish_reason is not None:
+        message.finish_reason = _FINISH_TO_PROTO[delta.finish_reason]
+        _set_stop_reason(message, delta.stop_reason)
+    return message
+
+
+def delta_from_proto(message: scheduler_pb2.ChoiceDelta) -> ChoiceDelta:
+    return ChoiceDelta(
+        index=message.index,
+        token_ids=tuple(message.token_ids),
+        text=message.text,
+        finish_reason=_FINISH_FROM_PROTO.get(message.finish_reason),
+        stop_reason=_get_stop_reason(message),
+    )
+
+
+def delta_batch_to_proto(
+    rows: list[tuple[int, ChoiceDelta]], errors: list[tuple[int, TriviumError]]
+) -> scheduler_pb2.DeltaBatch:
+    """`rows` are (handle, delta), `errors` are (handle, error)."""
+    counts, token_ids = columns.pack_ragged([delta.token_ids for _, delta in rows])
+    batch = scheduler_pb2.DeltaBatch(
+        handles=columns.pack(handle for handle, _ in rows),
+        indices=columns.pack(delta.index for _, delta in rows),
+        counts=counts,
+        token_ids=token_ids,
+        texts=[delta.text for _, delta in rows],
+        errors=[scheduler_pb2.HandleError(handle=handle, error=error_to_proto(error)) for handle, error in errors],
+    )
+    for row, (_, delta) in enumerate(rows):
+        if delta.finish_reason is not None:
+            end = batch.ends.add(row=row, finish_reason=_FINISH_TO_PROTO[delta.finish_reason])
+            _set_stop_reason(end, delta.stop_reason)
+    return batch
+
+
+def delta_batch_from_proto(
+    batch: scheduler_pb2.DeltaBatch,
+) -> tuple[list[tuple[int, ChoiceDelta]], list[tuple[int, TriviumError]]]:
+    """Inverse of `delta_batch_to_proto`. Raises ColumnError."""
+    handles, indices = columns.unpack(batch.handles), columns.unpack(batch.indices)
+    ids = columns.unpack_ragged(batch.counts, batch.token_ids)
+    columns.check_same_length(handles=handles, indices=indices, counts=ids, texts=batch.texts)
+    ends = {end.row: end for end in batch.ends}
+    if any(row >= len(handles) for row in ends):
+        raise columns.ColumnError(f"an end names a row outside the {len(handles)} rows")
+    rows = []
+    for row, (handle, index, row_ids, text) in enumerate(zip(handles, indices, ids, batch.texts, strict=True)):
+        end = ends.get(row)
+        delta = ChoiceDelta(
+            index=index,
+            token_ids=row_ids,
+            text=text,
+            finish_reason=None if end is None else _FINISH_FROM_PROTO.get(end.finish_reason),
+            stop_reason=None if end is None else _get_stop_reason(end),
+        )
+        rows.append((handle, delta))
+    return rows, [(item.handle, error_from_proto(item.error)) for item in batch.errors]
+
+
+def error_to_proto(error: TriviumError) -> types_pb2.ErrorInfo:
+    return types_pb2.ErrorInfo(status=error.grpc_status, code=error.code, message=error.message, param=error.param)
+
+
+def error_from_proto(message: types_pb2.ErrorInfo) -> TriviumError:
+    param = message.param if message.HasField("param") else None
+    return error_from_status(message.status, message.message, param=param, code=message.code)
+
+
+def plan_to_proto(plan: SchedulerOutput) -> executor_pb2.StepPlan:
+    grown_counts, grown_block_ids = columns.pack_ragged(plan.new_blocks.block_ids)
+    return executor_pb2.StepPlan(
+        step=plan.step,
+        scheduled_slots=columns.pack(plan.scheduled_slots),
+        num_scheduled_tokens=columns.pack(plan.num_scheduled_tokens),
+        new_requests=[_slot_init_to_proto(new) for new in plan.new_requests],
+        grown_slots=columns.pack(plan.new_blocks.slots),
+        grown_counts=grown_counts,
+        grown_block_ids=grown_block_ids,
+        encoder_slots=columns.pack(plan.encoder_slots),
+        freed_slots=columns.pack(plan.freed_slots),
+    )
+
+
+def plan_from_proto(message: executor_pb2.StepPlan) -> SchedulerOutput:
+    """Inverse of `plan_to_proto`. Raises ColumnError."""
+    scheduled, counts = columns.unpack(message.scheduled_slots), columns.unpack(message.num_scheduled_tokens)
+    columns.check_same_length(scheduled_slots=scheduled, num_scheduled_tokens=counts)
+    grown = columns.unpack(message.grown_slots)
+    grown_ids = columns.unpack_ragged(message.grown_counts, message.grown_block_ids)
+    columns.check_same_length(grown_slots=grown, grown_counts=grown_ids)
+    return SchedulerOutput(
+        step=message.step,
+        scheduled_slots=tuple(scheduled),
+        num_scheduled_tokens=tuple(counts),
+        new_requests=tuple(_slot_init_from_proto(new) for new in message.new_requests),
+        new_blocks=CachedRequestData(slots=tuple(grown), block_ids=tuple(grown_ids)),
+        encoder_slots=tuple(columns.unpack(message.encoder_slots)),
+        freed_slots=tuple(columns.unpack(message.freed_slots)),
+    )
+
+
+def result_to_proto(output: ModelRunnerOutput, executor_epoch: int) -> executor_pb2.StepResult:
+    return executor_pb2.StepResult(
+        step=output.step,
+        executor_epoch=executor_epoch,
+        slots=columns.pack(output.slots),
+        token_ids=columns.pack(output.token_ids),
+    )
+
+
+def result_from_proto(message: executor_pb2.StepResult) -> ModelRunnerOutput:
+    """Inverse of `result_to_proto`. Raises ColumnError."""
+    slots, token_ids = columns.unpack(message.slots), columns.unpack(message.token_ids)
+    columns.check_same_length(slots=slots, token_ids=token_ids)
+    return ModelRunnerOutput(step=message.step, slots=tuple(slots), token_ids=tuple(token_ids))
+
+
+def _slot_init_to_proto(new: NewRequestData) -> executor_pb2.SlotInit:
+    return executor_pb2.SlotInit(
+        slot=new.slot,
+        prompt_token_ids=columns.pack(new.prompt_token_ids),
+        output_token_ids=columns.pack(new.output_token_ids),
+        num_computed_tokens=new.num_computed_tokens,
+        block_ids=columns.pack(new.block_ids),
+        sampling=sampling_params_to_proto(new.sampling),
+        choice_index=new.choice_index,
+        max_tokens=new.max_tokens,
+        encoder_token_ids=columns.pack(new.encoder_token_ids),
+        cross_block_ids=columns.pack(new.cross_block_ids),
+    )
+
+
+def _slot_init_from_proto(message: executor_pb2.SlotInit) -> NewRequestData:
+    return NewRequestData(
+        slot=message.slot,
+        prompt_token_ids=tuple(columns.unpack(message.prompt_token_ids)),
+        output_token_ids=tuple(columns.unpack(message.output_token_ids)),
+        num_computed_tokens=message.num_computed_tokens,
+        block_ids=tuple(columns.unpack(message.block_ids)),
+        sampling=sampling_params_from_proto(message.sampling),
+        choice_index=message.choice_index,
+        max_tokens=message.max_tokens,
+        encoder_token_ids=tuple(columns.unpack(message.encoder_token_ids)),
+        cross_block_ids=tuple(columns.unpack(message.cross_block_ids)),
+    )
+
+
+def _set_stop_reason(message: scheduler_pb2.ChoiceDelta | scheduler_pb2.RowEnd, reason: str | int | None) -> None:
+    if isinstance(reason, str):
+        message.stop_string = reason
+    elif reason is not None:
+        message.stop_token_id = reason
+
+
+def _get_stop_reason(message: scheduler_pb2.ChoiceDelta | scheduler_pb2.RowEnd) -> str | int | None:
+    kind = message.WhichOneof("stop_reason")
+    return None if kind is None else getattr(message, kind)  # type: ignore[no-any-return]
