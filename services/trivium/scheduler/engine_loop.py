@@ -47,9 +47,8 @@ class EngineLoop:
         self._outputs = OutputProcessor(detokenizer, self._finish_by_stop_string)
         self._keys = itertools.count(1)
         self._is_connected = False
-        self._work = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
-        self._fill_is_due = False
+        self._is_due = False
 
     @property
     def model_info(self) -> ModelInfo:
@@ -89,7 +88,7 @@ class EngineLoop:
             emitted_chars = resumed[choice.choice_index].emitted_chars if choice.choice_index in resumed else 0
             scheduler.add_request(choice)
             self._outputs.open(OutputStream(choice, sink, handle, stream=request.stream), emitted_chars=emitted_chars)
-        self._fill_soon()
+        self._act_soon()
         return tuple(choice.key for choice in choices)
 
     def abort(self, keys: tuple[int, ...]) -> None:
@@ -99,7 +98,7 @@ class EngineLoop:
             if request is not None:
                 self.scheduler.finish(request, FinishReason.ABORT)
                 self._outputs.close(request)
-        self._fill_soon()
+        self._act_soon()
 
     async def run(self) -> None:
         """Serve until cancelled. A bug ends every request with InternalError and is raised."""
@@ -129,13 +128,9 @@ class EngineLoop:
                 self.scheduler.requeue_all()
 
     async def _drive(self) -> None:
+        self._fill_pipeline()
         while True:
-            self._fill_pipeline()
-            if self.scheduler.num_plans_in_flight == 0:
-                self._outputs.flush()
-                await self._wait_for_work()
-                continue
-            output = await self._executor.next_result()
+            output = await self._executor.next_result()  # with nothing in flight: of a plan that `_act` will make
             for update in self.scheduler.update_from_output(output):
                 self._outputs.add(update.request, update.new_token_ids)
             self._fill_pipeline()  # before publishing: the executor must not wait for it
@@ -151,21 +146,6 @@ class EngineLoop:
         self._on_ready(True)
         logger.info("executor ready: %d KV blocks of %d tokens", info.num_blocks, info.block_size)
 
-    async def _wait_for_work(self) -> None:
-        """Sleep until a request comes; the executor is watched meanwhile, so that its death is seen at once."""
-        self._work.clear()
-        waiting = asyncio.ensure_future(self._work.wait())
-        watching = asyncio.ensure_future(self._executor.next_result())
-        try:
-            await asyncio.wait({waiting, watching}, return_when=asyncio.FIRST_COMPLETED)
-            if watching.done():
-                watching.result()
-                raise InternalError("the executor sent a result that nobody asked for")
-        finally:
-            waiting.cancel()
-            watching.cancel()
-            await asyncio.gather(waiting, watching, return_exceptions=True)
-
     def _fill_pipeline(self) -> None:
         scheduler = self.scheduler
         while scheduler.num_plans_in_flight < self._config.max_plans_in_flight:
@@ -174,17 +154,17 @@ class EngineLoop:
                 return
             self._executor.submit(plan)
 
-    def _fill_soon(self) -> None:
-        """Plan in the next turn of the event loop, so that requests that come together are planned together."""
-        self._work.set()
-        if self._is_connected and not self._fill_is_due:
-            self._fill_is_due = True
-            self._tasks.create_task(self._fill_now())
+    def _act_soon(self) -> None:
+        """Plan and publish in the next turn of the event loop: what clients ask for together is planned together."""
+        if not self._is_due:
+            self._is_due = True
+            self._tasks.create_task(self._act())
 
-    async def _fill_now(self) -> None:
-        self._fill_is_due = False
+    async def _act(self) -> None:
+        self._is_due = False
         if self._is_connected:
             self._fill_pipeline()
+        self._outputs.flush()
 
     def _admit(self, request: GenerationRequest) -> Scheduler:
         if self._scheduler is None:
@@ -208,4 +188,4 @@ class EngineLoop:
 
     def _finish_by_stop_string(self, request: Request) -> None:
         self.scheduler.finish(request, FinishReason.STOP)
-        self._fill_soon()
+        self._act_soon()

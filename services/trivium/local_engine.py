@@ -1,0 +1,191 @@
+"""`LocalEngine`: an EngineClient whose scheduler, executor and detokenizer are objects in this process.
+
+They are the same classes that the services run: only the clients between them differ, and no socket is opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
+
+from trivium.config import ExecutorConfig, ModelInfo, SchedulerConfig
+from trivium.errors import EngineUnavailableError, InternalError, TriviumError
+from trivium.executor.model_runner import ModelRunner
+from trivium.inputs import GenerationRequest
+from trivium.outputs import ChoiceDelta
+from trivium.scheduler.detokenizer_client import TextPush, TextResult, push_to_proto, result_from_proto
+from trivium.scheduler.engine_loop import EngineLoop
+from trivium.step import ModelRunnerOutput, SchedulerOutput
+from trivium.tokenizer.detokenize_session import DetokenizeSession
+from trivium.tokenizer.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+UNBOUNDED_QUEUE = 2**31  # offline, the caller's own list of prompts is the queue
+
+
+class LocalEngine:
+    """EngineClient for one model in this process. All methods run on one event loop; the model has a thread."""
+
+    def __init__(self, config: ExecutorConfig, *, tokenizer: str | None = None) -> None:
+        self._config = config
+        self._tokenizer_source = tokenizer or config.model
+        self._executor = InProcessExecutorClient(config)
+        self._tokenizer: Tokenizer | None = None
+        self._loop: EngineLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Load tokenizer and model. Raises ConfigurationError."""
+        self._tokenizer = await asyncio.to_thread(Tokenizer.load, self._tokenizer_source, self._config.revision)
+        await self._executor.load()
+        ready = asyncio.Event()
+        self._loop = EngineLoop(
+            self._executor,
+            InProcessDetokenizerClient(self._tokenizer),
+            SchedulerConfig(max_waiting_requests=UNBOUNDED_QUEUE),
+            on_ready=lambda is_ready: ready.set(),
+        )
+        self._task = asyncio.create_task(self._loop.run())
+        await ready.wait()
+
+    @property
+    def model_info(self) -> ModelInfo:
+        return self._started_loop().model_info
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        assert self._tokenizer is not None, "the engine was not started"
+        return self._tokenizer
+
+    @property
+    def engine_loop(self) -> EngineLoop:
+        """For reading: tests and metrics."""
+        return self._started_loop()
+
+    def is_ready(self) -> bool:
+        return self._loop is not None and self._loop.is_ready
+
+    async def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        return self.tokenizer.encode(texts, add_special_tokens=add_special_tokens)
+
+    async def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> list[int]:
+        return self.tokenizer.render_chat(
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[ChoiceDelta]:
+        loop = self._started_loop()
+        inbox = _Inbox()
+        keys = loop.submit(request, inbox, 0)
+        num_left = len(keys)
+        try:
+            while num_left:
+                news = await inbox.get()
+                if isinstance(news, TriviumError):
+                    raise news
+                num_left -= news.finish_reason is not None
+                yield news
+        finally:
+            if num_left:
+                loop.abort(keys)
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._executor.close()
+
+    def _started_loop(self) -> EngineLoop:
+        if self._loop is None:
+            raise EngineUnavailableError("the engine was not started", code="model_loading")
+        if self._task is not None and self._task.done():
+            raise EngineUnavailableError("the engine has stopped")
+        return self._loop
+
+
+class _Inbox(asyncio.Queue[ChoiceDelta | TriviumError]):
+    """DeltaSink of one request; holds at most its own output."""
+
+    def deliver(self, handle: int, delta: ChoiceDelta) -> None:
+        self.put_nowait(delta)
+
+    def fail(self, handle: int, error: TriviumError) -> None:
+        self.put_nowait(error)
+
+
+class InProcessExecutorClient:
+    """ExecutorClient around a ModelRunner in a thread of its own, which runs plans in order."""
+
+    def __init__(self, config: ExecutorConfig) -> None:
+        self._config = config
+        self._plans: queue.SimpleQueue[SchedulerOutput | None] = queue.SimpleQueue()
+        self._results: asyncio.Queue[ModelRunnerOutput | TriviumError] = asyncio.Queue()
+        self._runner: ModelRunner | None = None
+        self._thread: threading.Thread | None = None
+
+    async def load(self) -> None:
+        """Load the model. Raises ConfigurationError."""
+        self._runner = await asyncio.to_thread(ModelRunner, self._config)
+        loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, args=(self._runner, loop), name="trivium-model", daemon=True)
+        self._thread.start()
+
+    async def connect(self) -> ModelInfo:
+        assert self._runner is not None, "connect before load"
+        return self._runner.model_info
+
+    def submit(self, plan: SchedulerOutput) -> None:
+        self._plans.put(plan)
+
+    async def next_result(self) -> ModelRunnerOutput:
+        result = await self._results.get()
+        if isinstance(result, TriviumError):
+            raise result
+        return result
+
+    async def close(self) -> None:
+        if self._thread is not None:
+            self._plans.put(None)
+            await asyncio.to_thread(self._thread.join)
+            self._thread = None
+
+    def _run(self, runner: ModelRunner, loop: asyncio.AbstractEventLoop) -> None:
+        while (plan := self._plans.get()) is not None:
+            try:
+                result: ModelRunnerOutput | TriviumError = runner.execute(plan)
+            except Exception:
+                logger.exception("step %d failed", plan.step)
+                result = InternalError("the model failed")
+            loop.call_soon_threadsafe(self._results.put_nowait, result)
+
+
+class InProcessDetokenizerClient:
+    """DetokenizerClient around a DetokenizeSession: a push is answered in the next turn of the event loop."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._session = DetokenizeSession(tokenizer)
+        self._pushes: asyncio.Queue[TextPush] = asyncio.Queue()
+
+    def push(self, push: TextPush) -> None:
+        self._pushes.put_nowait(push)
+
+    async def run(self, on_result: Callable[[TextResult], None], on_connect: Callable[[], None]) -> None:
+        on_connect()
+        while True:
+            push = await self._pushes.get()
+            on_result(result_from_proto(self._session.apply(push_to_proto(push))))

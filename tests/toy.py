@@ -1,0 +1,255 @@
+"""A weightless executor that checks the step contract: what it samples depends on every token that was really written.
+
+It keeps a toy KV cache: block contents are token ids, so a wrong block table, a missing write or a block shared by two
+rows changes what is sampled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from trivium.config import ModelInfo
+from trivium.errors import EngineUnavailableError
+from trivium.inputs import EncodedPrompt
+from trivium.params import SamplingParams
+from trivium.scheduler.detokenizer_client import StopHit, TextPush, TextResult
+from trivium.scheduler.request import Request
+from trivium.step import ModelRunnerOutput, NewRequestData, SchedulerOutput
+from trivium.tokenizer.detokenizer import IncrementalDetokenizer
+
+EOS = 1
+VOCAB = 50
+
+
+def make_info(**changes: object) -> ModelInfo:
+    defaults: dict[str, object] = {
+        "name": "toy",
+        "architecture": "Toy",
+        "is_encoder_decoder": False,
+        "max_model_len": 200,
+        "max_encoder_len": 0,
+        "vocab_size": VOCAB,
+        "dtype": "float32",
+        "block_size": 4,
+        "num_blocks": 32,
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 16,
+        "eos_token_ids": (EOS,),
+        "decoder_start_token_id": 0,
+    }
+    return ModelInfo(**{**defaults, **changes})  # type: ignore[arg-type]
+
+
+def make_request(
+    key: int,
+    prompt: tuple[int, ...] = (5, 6, 7),
+    *,
+    encoder: tuple[int, ...] | None = None,
+    max_tokens: int = 8,
+    output: tuple[int, ...] = (),
+    **sampling: object,
+) -> Request:
+    params = SamplingParams(max_tokens=max_tokens, seed=key, **sampling)  # type: ignore[arg-type]
+    encoded = EncodedPrompt(token_ids=prompt, encoder_token_ids=encoder)
+    return Request(key, encoded, params, max_tokens=max_tokens, output_token_ids=output)
+
+
+def next_token(encoder: tuple[int, ...], sequence: list[int], seed: int) -> int:
+    """What the toy model says after `sequence`: EOS now and then, so that lengths differ."""
+    digest = hashlib.blake2b(repr((encoder, sequence, seed)).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") % VOCAB
+
+
+def expected_output(request: Request) -> list[int]:
+    """The output of `request` run alone, from the definition."""
+    output: list[int] = []
+    while True:
+        sequence = [*request.prompt_token_ids, *output]
+        output.append(next_token(request.encoder_token_ids, sequence, request.sampling.seed or 0))
+        at_eos = output[-1] == EOS and not request.sampling.ignore_eos and len(output) >= request.sampling.min_tokens
+        if at_eos or len(output) == request.max_tokens:
+            return output
+
+
+@dataclass
+class _Row:
+    new: NewRequestData
+    tokens: list[int]
+    num_computed: int
+    blocks: list[int]
+    cross_is_written: bool = False
+
+
+@dataclass
+class ToyExecutor:
+    """Runs plans at once and asserts everything the contract promises."""
+
+    info: ModelInfo
+    rows: dict[int, _Row] = field(default_factory=dict)
+    last_step: int = 0
+    num_encoder_runs: int = 0
+
+    def __post_init__(self) -> None:
+        self.blocks: list[list[int]] = [[-1] * self.info.block_size for _ in range(self.info.num_blocks)]
+
+    def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
+        assert plan.step == self.last_step + 1, "plans come in order"
+        self.last_step = plan.step
+        assert sum(plan.num_scheduled_tokens) <= self.info.max_num_batched_tokens
+        for slot in plan.freed_slots:
+            self.rows.pop(slot, None)
+        for new in plan.new_requests:
+            assert new.slot not in self.rows, "slot initialised while in use"
+            tokens = [*new.prompt_token_ids, *new.output_token_ids]
+            self.rows[new.slot] = _Row(new, tokens, new.num_computed_tokens, list(new.block_ids))
+        for slot, blocks in zip(plan.new_blocks.slots, plan.new_blocks.block_ids, strict=True):
+            self.rows[slot].blocks.extend(blocks)
+        for slot in plan.encoder_slots:
+            self._encode(self.rows[slot])
+        sampled = [
+            (slot, token)
+            for slot, count in zip(plan.scheduled_slots, plan.num_scheduled_tokens, strict=True)
+            if (token := self._compute(self.rows[slot], count)) is not None
+        ]
+        return ModelRunnerOutput(plan.step, tuple(slot for slot, _ in sampled), tuple(token for _, token in sampled))
+
+    def _encode(self, row: _Row) -> None:
+        self.num_encoder_runs += 1
+        self._write(list(row.new.cross_block_ids), 0, list(row.new.encoder_token_ids))
+        row.cross_is_written = True
+
+    def _compute(self, row: _Row, count: int) -> int | None:
+        assert count >= 1
+        end = row.num_computed + count
+        assert end <= len(row.tokens), "computes tokens that nobody knows"
+        self._write(row.blocks, row.num_computed, row.tokens[row.num_computed : end])
+        row.num_computed = end
+        if end < len(row.tokens):
+            return None
+        encoder = row.new.encoder_token_ids
+        assert row.cross_is_written == bool(encoder), "decoder before encoder"
+        sequence = self._read(row.blocks, end)
+        written_encoder = tuple(self._read(list(row.new.cross_block_ids), len(encoder)))
+        token = next_token(written_encoder, sequence, row.new.sampling.seed or 0)
+        row.tokens.append(token)
+        return token
+
+    def _write(self, table: list[int], start: int, values: list[int]) -> None:
+        for offset, value in enumerate(values, start):
+            self.blocks[table[offset // self.info.block_size]][offset % self.info.block_size] = value
+
+    def _read(self, table: list[int], count: int) -> list[int]:
+        size = self.info.block_size
+        return [self.blocks[table[position // size]][position % size] for position in range(count)]
+
+
+class ToyExecutorClient:
+    """ExecutorClient around a ToyExecutor. `crash` loses its state; `hold` keeps results back until `release`."""
+
+    def __init__(self, info: ModelInfo) -> None:
+        self.info = info
+        self.executor = ToyExecutor(info)
+        self.num_connects = 0
+        self.plans: list[SchedulerOutput] = []
+        self.on_plan: Callable[[SchedulerOutput], None] = lambda plan: None
+        self._results: asyncio.Queue[ModelRunnerOutput | None] = asyncio.Queue()
+
+    async def connect(self) -> ModelInfo:
+        self.num_connects += 1
+        first_step = self.plans[-1].step if self.plans else 0
+        self.executor = ToyExecutor(self.info, last_step=first_step)
+        self._results = asyncio.Queue()
+        return self.info
+
+    def submit(self, plan: SchedulerOutput) -> None:
+        self.plans.append(plan)
+        self.on_plan(plan)
+        self._results.put_nowait(self.executor.execute(plan))
+
+    async def next_result(self) -> ModelRunnerOutput:
+        await asyncio.sleep(0)
+        result = await self._results.get()
+        if result is None:
+            raise EngineUnavailableError("toy executor crashed")
+        return result
+
+    def crash(self) -> None:
+        while not self._results.empty():
+            self._results.get_nowait()
+        self._results.put_nowait(None)
+
+    async def close(self) -> None: ...
+
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def toy_text(ids: list[int] | tuple[int, ...]) -> str:
+    """The toy language: one letter per token."""
+    return "".join(ALPHABET[token_id] for token_id in ids)
+
+
+class ToyDetokenizerClient:
+    """DetokenizerClient over the real IncrementalDetokenizer and the toy language; answers in the next loop turn."""
+
+    def __init__(self) -> None:
+        self.pushes: list[TextPush] = []
+        self._streams: dict[int, IncrementalDetokenizer] = {}
+        self._queue: asyncio.Queue[TextPush | None] = asyncio.Queue()
+        self._stopped: set[int] = set()
+
+    def push(self, push: TextPush) -> None:
+        self.pushes.append(push)
+        self._queue.put_nowait(push)
+
+    def crash(self) -> None:
+        """Lose all state and every push without an answer."""
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        self._queue.put_nowait(None)
+
+    async def run(self, on_result: Callable[[TextResult], None], on_connect: Callable[[], None]) -> None:
+        on_connect()
+        while True:
+            push = await self._queue.get()
+            if push is None:
+                self._streams.clear()
+                self._stopped.clear()
+                on_connect()
+            else:
+                await asyncio.sleep(0)
+                on_result(self._answer(push))
+
+    @property
+    def num_open(self) -> int:
+        return len(self._streams)
+
+    def _answer(self, push: TextPush) -> TextResult:
+        for item in push.opens:
+            stream = IncrementalDetokenizer(
+                toy_text,
+                lambda token_id: token_id == EOS,
+                stop=item.stop,
+                include_stop_str_in_output=item.include_stop_str_in_output,
+            )
+            stream.replay(item.replay_ids, item.emitted_chars)
+            self._streams[item.handle] = stream
+        texts, stops = [], {}
+        for index, row in enumerate(push.rows):
+            if row.handle in self._stopped:
+                texts.append("")
+                continue
+            text, match = self._streams[row.handle].push(row.token_ids, final=row.final)
+            texts.append(text)
+            if match is not None:
+                stops[index] = StopHit(match.stop_index, match.tokens_kept)
+                self._stopped.add(row.handle)
+            if row.final or match is not None:
+                del self._streams[row.handle]
+        for handle in push.closed_handles:
+            self._streams.pop(handle, None)
+            self._stopped.discard(handle)
+        return TextResult(push.sequence, tuple(texts), stops)

@@ -1,0 +1,262 @@
+"""The engine loop with a toy executor and a toy language: what clients are told, whatever happens behind it."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+from toy import (
+    ToyDetokenizerClient,
+    ToyExecutorClient,
+    expected_output,
+    make_info,
+    make_request,
+    toy_text,
+)
+from trivium.config import SchedulerConfig
+from trivium.errors import ContextLengthError, InternalError, InvalidRequestError, OverloadedError, TriviumError
+from trivium.inputs import EncodedPrompt, GenerationRequest, ResumedChoice
+from trivium.outputs import ChoiceDelta, CompletionOutput, FinishReason
+from trivium.params import SamplingParams
+from trivium.scheduler.engine_loop import EngineLoop
+
+PROMPT = (5, 6, 7)
+
+
+class Client:
+    """A DeltaSink that keeps everything; `done` is set when all choices have finished or the request failed."""
+
+    def __init__(self, n: int = 1) -> None:
+        self.outputs = {index: CompletionOutput(index) for index in range(n)}
+        self.deltas: list[ChoiceDelta] = []
+        self.error: TriviumError | None = None
+        self.done = asyncio.Event()
+
+    def deliver(self, handle: int, delta: ChoiceDelta) -> None:
+        assert not self.outputs[delta.index].finished(), "delta after the last one"
+        self.deltas.append(delta)
+        self.outputs[delta.index].add(delta)
+        if all(output.finished() for output in self.outputs.values()):
+            self.done.set()
+
+    def fail(self, handle: int, error: TriviumError) -> None:
+        self.error = error
+        self.done.set()
+
+
+class World:
+    def __init__(self, **info: object) -> None:
+        self.executor = ToyExecutorClient(make_info(**info))
+        self.detokenizer = ToyDetokenizerClient()
+        self.loop = EngineLoop(self.executor, self.detokenizer, SchedulerConfig(max_waiting_requests=50))
+
+    def submit(
+        self, seed: int, *, stream: bool = True, resume: tuple[ResumedChoice, ...] = (), **sampling: object
+    ) -> Client:
+        params = SamplingParams(seed=seed, **{"max_tokens": 12, **sampling})  # type: ignore[arg-type]
+        client = Client(params.n)
+        request = GenerationRequest(f"r{seed}", EncodedPrompt(PROMPT), params, stream=stream, resume=resume)
+        client.keys = self.loop.submit(request, client, seed)  # type: ignore[attr-defined]
+        return client
+
+
+@contextlib.asynccontextmanager
+async def running(**info: object) -> AsyncIterator[World]:
+    world = World(**info)
+    task = asyncio.create_task(world.loop.run())
+    while not world.loop.is_ready:
+        await asyncio.sleep(0)
+    try:
+        yield world
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        world.loop.scheduler.check_invariants()
+
+
+def expected(seed: int, **sampling: object) -> list[int]:
+    return expected_output(make_request(seed, PROMPT, **{"max_tokens": 12, **sampling}))  # type: ignore[arg-type]
+
+
+def text_of(ids: list[int]) -> str:
+    return toy_text([token_id for token_id in ids if token_id != 1])
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("stream", [True, False])
+async def test_tokens_and_text_arrive_whole(stream: bool) -> None:
+    async with running() as world:
+        clients = [world.submit(seed, stream=stream) for seed in range(1, 20)]
+        await asyncio.gather(*(client.done.wait() for client in clients))
+        for seed, client in enumerate(clients, 1):
+            assert client.outputs[0].token_ids == expected(seed)
+            assert client.outputs[0].text == text_of(expected(seed))
+            assert len(client.deltas) == 1 or stream
+        assert world.loop.scheduler.num_held_blocks == 0
+        assert len(world.loop._outputs) == 0
+
+
+@pytest.mark.asyncio
+async def test_a_request_that_is_not_streamed_is_detokenized_once() -> None:
+    async with running() as world:
+        await world.submit(1, stream=False, ignore_eos=True).done.wait()
+        assert [len(push.rows) for push in world.detokenizer.pushes] == [1]
+
+
+@pytest.mark.asyncio
+async def test_one_push_per_step_serves_all_requests() -> None:
+    async with running() as world:
+        clients = [world.submit(seed, ignore_eos=True) for seed in range(1, 7)]
+        await asyncio.gather(*(client.done.wait() for client in clients))
+        assert len(world.detokenizer.pushes) <= len(world.executor.plans) + 1
+        assert max(len(push.rows) for push in world.detokenizer.pushes) >= 4
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("include", [True, False])
+async def test_a_stop_string_ends_the_choice_at_its_token(stream: bool, include: bool) -> None:
+    ids = expected(3, ignore_eos=True, max_tokens=40)
+    text = text_of(ids)
+    stop = text[4:6]
+    cut = text.index(stop)
+    async with running() as world:
+        client = world.submit(
+            3, stream=stream, stop=stop, include_stop_str_in_output=include, ignore_eos=True, max_tokens=40
+        )
+        await client.done.wait()
+        output = client.outputs[0]
+        assert output.text == text[: cut + (2 if include else 0)]
+        assert output.finish_reason == "stop" and output.stop_reason == stop
+        assert text_of(output.token_ids) == text[: cut + 2]
+        await asyncio.sleep(0.01)
+        assert world.loop.scheduler.num_held_blocks == 0
+
+
+@pytest.mark.asyncio
+async def test_n_choices_of_one_request() -> None:
+    async with running() as world:
+        client = world.submit(5, n=3)
+        await client.done.wait()
+        assert all(output.token_ids == expected(5) for output in client.outputs.values())
+
+
+@pytest.mark.asyncio
+async def test_an_aborted_request_frees_its_blocks_and_is_told_nothing_more() -> None:
+    async with running() as world:
+        client = world.submit(2, ignore_eos=True, max_tokens=100)
+        while not client.deltas:
+            await asyncio.sleep(0)
+        world.loop.abort(client.keys)  # type: ignore[attr-defined]
+        count = len(client.deltas)
+        assert world.loop.scheduler.num_held_blocks == 0
+        other = world.submit(3)
+        await other.done.wait()
+        assert len(client.deltas) == count
+        assert world.detokenizer.num_open == 0
+
+
+@pytest.mark.asyncio
+async def test_a_lost_executor_is_a_pause() -> None:
+    async with running() as world:
+        clients = [world.submit(seed, ignore_eos=True, max_tokens=30) for seed in range(1, 6)]
+        while len(clients[0].deltas) < 5:
+            await asyncio.sleep(0)
+        world.executor.crash()
+        await asyncio.gather(*(client.done.wait() for client in clients))
+        assert world.executor.num_connects == 2
+        for seed, client in enumerate(clients, 1):
+            assert client.outputs[0].token_ids == expected(seed, ignore_eos=True, max_tokens=30)
+            assert client.outputs[0].text == text_of(client.outputs[0].token_ids)
+
+
+@pytest.mark.asyncio
+async def test_an_executor_lost_while_nothing_runs_is_replaced() -> None:
+    async with running() as world:
+        world.executor.crash()
+        while world.executor.num_connects < 2:
+            await asyncio.sleep(0)
+        client = world.submit(1)
+        await client.done.wait()
+        assert client.outputs[0].token_ids == expected(1)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("after", [0, 1, 3, 8])
+async def test_a_lost_detokenizer_repeats_and_drops_nothing(after: int) -> None:
+    async with running() as world:
+        clients = [world.submit(seed, ignore_eos=True, max_tokens=30, stop=["zz"]) for seed in range(1, 6)]
+        while len(clients[0].deltas) < after:
+            await asyncio.sleep(0)
+        world.detokenizer.crash()
+        await asyncio.gather(*(client.done.wait() for client in clients))
+        for seed, client in enumerate(clients, 1):
+            assert client.outputs[0].token_ids == expected(seed, ignore_eos=True, max_tokens=30)
+            assert client.outputs[0].text == text_of(client.outputs[0].token_ids)
+
+
+@pytest.mark.asyncio
+async def test_a_resumed_request_delivers_only_what_is_new() -> None:
+    ids = expected(4, ignore_eos=True)
+    for split in range(len(ids)):
+        async with running() as world:
+            resume = (ResumedChoice(0, tuple(ids[:split]), emitted_chars=len(text_of(ids[:split]))),)
+            client = world.submit(4, resume=resume, ignore_eos=True)
+            await client.done.wait()
+            assert client.outputs[0].token_ids == ids[split:]
+            assert client.outputs[0].text == text_of(ids[split:])
+
+
+@pytest.mark.asyncio
+async def test_a_resumed_request_that_was_complete_gets_its_end() -> None:
+    ids = expected(4, ignore_eos=True)
+    async with running() as world:
+        resume = (ResumedChoice(0, tuple(ids), emitted_chars=len(text_of(ids)) - 1),)
+        client = world.submit(4, resume=resume, ignore_eos=True)
+        await client.done.wait()
+        assert client.outputs[0].token_ids == []
+        assert client.outputs[0].text == text_of(ids)[-1]
+        assert client.outputs[0].finish_reason == FinishReason.LENGTH
+
+
+@pytest.mark.asyncio
+async def test_without_detokenizing_only_tokens_are_delivered() -> None:
+    async with running() as world:
+        client = world.submit(6, detokenize=False, ignore_eos=True)
+        await client.done.wait()
+        assert client.outputs[0].token_ids == expected(6, ignore_eos=True)
+        assert client.outputs[0].text == "" and world.detokenizer.pushes == []
+
+
+@pytest.mark.asyncio
+async def test_what_cannot_run_is_refused_and_leaves_nothing_behind() -> None:
+    async with running() as world:
+        with pytest.raises(ContextLengthError, match="max_tokens"):
+            world.submit(1, max_tokens=1000)
+        with pytest.raises(InvalidRequestError, match="KV blocks"):
+            world.submit(1, max_tokens=190)
+        with pytest.raises(InvalidRequestError, match="resume"):
+            world.submit(1, resume=(ResumedChoice(3, ()),))
+        for seed in range(1, 51):
+            world.submit(seed, max_tokens=1)
+        with pytest.raises(OverloadedError, match="limit is 50"):
+            world.submit(51, max_tokens=1)
+
+
+@pytest.mark.asyncio
+async def test_a_bug_in_the_loop_reaches_every_client() -> None:
+    world = World()
+
+    def explode(plan: object) -> None:
+        raise AssertionError("planted")
+
+    task = asyncio.create_task(world.loop.run())
+    while not world.loop.is_ready:
+        await asyncio.sleep(0)
+    world.executor.on_plan = explode
+    client = world.submit(1)
+    await client.done.wait()
+    assert isinstance(client.error, InternalError)
+    with pytest.raises(ExceptionGroup):
+        await task

@@ -1,0 +1,218 @@
+"""The scheduler against a toy executor that checks every plan, and against the definition of each request's output."""
+
+import random
+from collections import deque
+
+import pytest
+from toy import EOS, ToyExecutor, expected_output, make_info, make_request
+from trivium.errors import InvalidRequestError
+from trivium.outputs import FinishReason
+from trivium.scheduler.request import Request, RequestStatus
+from trivium.scheduler.scheduler import Scheduler
+from trivium.step import ModelRunnerOutput
+
+
+class World:
+    """A scheduler and a toy executor with up to `depth` plans in flight."""
+
+    def __init__(self, depth: int = 2, **info: object) -> None:
+        self.info = make_info(**info)
+        self.scheduler = Scheduler(self.info)
+        self.executor = ToyExecutor(self.info)
+        self.depth = depth
+        self.results: deque[ModelRunnerOutput] = deque()
+        self.max_rows = 0
+
+    def step(self) -> bool:
+        """Fill the pipeline, apply one result, check everything. False if there was nothing to do."""
+        while len(self.results) < self.depth and (plan := self.scheduler.schedule()) is not None:
+            self.max_rows = max(self.max_rows, len(plan.scheduled_slots))
+            self.results.append(self.executor.execute(plan))
+            self.scheduler.check_invariants()
+        if not self.results:
+            return False
+        self.scheduler.update_from_output(self.results.popleft())
+        self.scheduler.check_invariants()
+        return True
+
+    def run(self, limit: int = 10_000) -> None:
+        for _ in range(limit):
+            if not self.step():
+                return
+        raise AssertionError("the scheduler does not come to an end")
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_requests_in_a_batch_get_the_tokens_they_get_alone(depth: int) -> None:
+    world = World(depth=depth)
+    requests = [make_request(key, tuple(range(2, 3 + key)), max_tokens=5 + key) for key in range(1, 12)]
+    for request in requests:
+        world.scheduler.add_request(request)
+    world.run()
+    assert [request.output_token_ids for request in requests] == [expected_output(request) for request in requests]
+    assert world.max_rows > 1
+    assert world.scheduler.num_held_blocks == 0
+
+
+def test_a_long_prompt_is_computed_in_chunks() -> None:
+    world = World(max_num_batched_tokens=4)
+    request = make_request(1, tuple(range(2, 40)))
+    world.scheduler.add_request(request)
+    world.run()
+    assert request.output_token_ids == expected_output(request)
+
+
+def test_an_encoder_runs_once_and_before_its_decoder() -> None:
+    world = World(is_encoder_decoder=True, max_encoder_len=64)
+    requests = [make_request(key, (0,), encoder=tuple(range(2, 9 + key))) for key in range(1, 6)]
+    for request in requests:
+        world.scheduler.add_request(request)
+    world.run()
+    assert [request.output_token_ids for request in requests] == [expected_output(request) for request in requests]
+    assert world.executor.num_encoder_runs == len(requests)
+
+
+def test_an_encoder_input_over_the_token_budget_still_runs() -> None:
+    world = World(is_encoder_decoder=True, max_encoder_len=64, max_num_batched_tokens=8)
+    request = make_request(1, (0,), encoder=tuple(range(2, 40)))
+    world.scheduler.add_request(request)
+    world.run()
+    assert request.output_token_ids == expected_output(request)
+
+
+def test_too_few_blocks_preempt_the_youngest_and_change_no_token() -> None:
+    world = World(num_blocks=8)
+    requests = [make_request(key, (3, 4, 5, 6), max_tokens=20, ignore_eos=True) for key in range(1, 6)]
+    for request in requests:
+        world.scheduler.check_admission(request)
+        world.scheduler.add_request(request)
+    world.run()
+    assert world.scheduler.num_preemptions > 0
+    assert requests[0].num_preemptions == 0, "the oldest request is never preempted"
+    assert [request.output_token_ids for request in requests] == [expected_output(request) for request in requests]
+
+
+def test_a_request_that_can_never_fit_is_refused_with_both_numbers() -> None:
+    world = World(num_blocks=4)
+    with pytest.raises(InvalidRequestError, match=r"13 KV blocks.*has 4"):
+        world.scheduler.check_admission(make_request(1, (3,) * 10, max_tokens=43))
+
+
+def test_the_last_output_token_needs_no_block() -> None:
+    world = World(num_blocks=4)
+    request = make_request(1, (3,) * 10, max_tokens=7, ignore_eos=True)  # 16 computed tokens = 4 blocks
+    world.scheduler.check_admission(request)
+    world.scheduler.add_request(request)
+    world.run()
+    assert len(request.output_token_ids) == 7
+
+
+@pytest.mark.parametrize("when", ["waiting", "running"])
+def test_an_aborted_request_gives_back_its_blocks(when: str) -> None:
+    world = World()
+    request, other = make_request(1, max_tokens=50, ignore_eos=True), make_request(2)
+    world.scheduler.add_request(request)
+    world.scheduler.add_request(other)
+    if when == "running":
+        world.step()
+        assert world.scheduler.num_held_blocks > 0
+    world.scheduler.finish(request, FinishReason.ABORT)
+    world.scheduler.check_invariants()
+    world.run()
+    assert request.finish_reason is FinishReason.ABORT
+    assert other.output_token_ids == expected_output(other)
+    assert world.scheduler.num_held_blocks == 0
+
+
+def test_results_that_were_in_flight_for_an_aborted_request_are_dropped() -> None:
+    world = World()
+    request = make_request(1, max_tokens=50, ignore_eos=True)
+    world.scheduler.add_request(request)
+    world.step()
+    count = len(request.output_token_ids)
+    world.scheduler.finish(request, FinishReason.ABORT)
+    world.run()
+    assert len(request.output_token_ids) == count
+
+
+def test_a_resumed_request_goes_on_after_its_output() -> None:
+    whole = make_request(7, max_tokens=12, ignore_eos=True)
+    expected = expected_output(whole)
+    for split in range(len(expected)):
+        world = World()
+        resumed = make_request(7, max_tokens=12, ignore_eos=True, output=tuple(expected[:split]))
+        world.scheduler.add_request(resumed)
+        world.run()
+        assert resumed.output_token_ids == expected
+
+
+def test_a_resumed_request_that_was_complete_finishes_at_once() -> None:
+    scheduler = Scheduler(make_info())
+    at_limit = make_request(1, max_tokens=2, output=(3, 4))
+    at_eos = make_request(2, max_tokens=9, output=(3, EOS))
+    for request in (at_limit, at_eos):
+        scheduler.add_request(request)
+    assert at_limit.finish_reason is FinishReason.LENGTH
+    assert at_eos.finish_reason is FinishReason.STOP
+    assert scheduler.num_waiting == 0
+
+
+def test_a_lost_executor_changes_no_token() -> None:
+    world = World()
+    requests = [make_request(key, (3,) * key, max_tokens=15) for key in range(1, 6)]
+    for request in requests:
+        world.scheduler.add_request(request)
+    for _ in range(4):
+        world.step()
+    world.scheduler.requeue_all()
+    world.scheduler.check_invariants()
+    world.executor = ToyExecutor(world.info, last_step=world.executor.last_step)
+    world.results.clear()
+    world.run()
+    assert [request.output_token_ids for request in requests] == [expected_output(request) for request in requests]
+
+
+def test_stop_token_ids_end_a_choice_and_min_tokens_delays_eos() -> None:
+    request = make_request(3, max_tokens=30, ignore_eos=True)
+    third = expected_output(request)[2]
+    world = World()
+    stopped = make_request(3, max_tokens=30, ignore_eos=True, stop_token_ids=(third,))
+    world.scheduler.add_request(stopped)
+    world.run()
+    assert stopped.finish_reason is FinishReason.STOP and stopped.stop_reason == third
+    assert stopped.output_token_ids[-1] == third
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_random_timelines_leave_every_request_with_its_own_tokens(seed: int) -> None:
+    rng = random.Random(seed)
+    world = World(
+        depth=rng.randint(1, 3),
+        num_blocks=rng.randint(12, 30),
+        max_num_seqs=rng.randint(1, 6),
+        max_num_batched_tokens=rng.randint(6, 24),
+        is_encoder_decoder=bool(seed % 2),
+        max_encoder_len=20,
+    )
+    requests: list[Request] = []
+    for key in range(1, 40):
+        encoder = tuple(rng.randrange(2, 50) for _ in range(rng.randint(1, 12))) if seed % 2 else None
+        prompt = tuple(rng.randrange(2, 50) for _ in range(rng.randint(1, 14)))
+        request = make_request(key, prompt, encoder=encoder, max_tokens=rng.randint(1, 18))
+        world.scheduler.check_admission(request)
+        world.scheduler.add_request(request)
+        requests.append(request)
+        for _ in range(rng.randint(0, 3)):
+            world.step()
+        if rng.random() < 0.2:
+            world.scheduler.finish(rng.choice(requests), FinishReason.ABORT)
+            world.scheduler.check_invariants()
+    world.run()
+    for request in requests:
+        assert request.status is RequestStatus.FINISHED
+        if request.finish_reason is FinishReason.ABORT:
+            length = len(request.output_token_ids)
+            assert request.output_token_ids == expected_output(request)[:length]
+        else:
+            assert request.output_token_ids == expected_output(request)
+    assert world.scheduler.num_held_blocks == 0
