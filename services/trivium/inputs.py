@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NotRequired, TypeAlias, TypedDict
+from typing import NotRequired, TypeAlias, TypedDict, final
 
 from trivium.errors import InvalidRequestError
 from trivium.params import SamplingParams
 
 
+@final
 class TextPrompt(TypedDict):
     """A prompt as text; the tokenizer adds the model's special tokens."""
 
     prompt: str
 
 
+@final
 class TokensPrompt(TypedDict):
     """A prompt as token ids, used exactly as given. `prompt` is display text only."""
 
@@ -30,6 +32,7 @@ class TokensPrompt(TypedDict):
 SingletonPrompt: TypeAlias = str | TextPrompt | TokensPrompt
 
 
+@final
 class ExplicitEncoderDecoderPrompt(TypedDict):
     """Both sides of an encoder-decoder prompt; the sides may be of different kinds. Decoder `None` means empty."""
 

@@ -20,6 +20,7 @@ from trivium.local_engine import LocalEngine
 from trivium.outputs import CompletionOutput, RequestOutput
 from trivium.params import SamplingParams
 from trivium.prompts import encode_prompt, resolve_max_tokens
+from trivium.scheduler.engine_loop import EngineLoop
 
 T = TypeVar("T")
 
@@ -75,6 +76,15 @@ class LLM:
     @property
     def model_info(self) -> ModelInfo:
         return self._engine.model_info
+
+    @property
+    def engine_loop(self) -> EngineLoop:
+        """The running engine, for reading."""
+        return self._engine.engine_loop
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`."""
+        return self._call(self._engine.encode([text], add_special_tokens=add_special_tokens))[0]
 
     def generate(
         self,

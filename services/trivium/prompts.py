@@ -47,7 +47,8 @@ async def encode_prompt(prompt: Prompt, encoder: TextEncoder, info: ModelInfo) -
     encoder_ids, encoder_text = await _encode_side(main, encoder, info, "encoder_prompt" if is_explicit else "prompt")
     if not encoder_ids:
         raise InvalidRequestError("the encoder input is empty", param="prompt", code="empty_prompt")
-    decoder_ids, decoder_text = ((), None)
+    decoder_ids: tuple[int, ...] = ()
+    decoder_text: str | None = None
     if decoder is not None:
         decoder_ids, decoder_text = await _encode_side(
             decoder, encoder, info, "decoder_prompt", add_special_tokens=False

@@ -356,4 +356,4 @@ def _set_stop_reason(message: scheduler_pb2.ChoiceDelta | scheduler_pb2.RowEnd, 
 
 def _get_stop_reason(message: scheduler_pb2.ChoiceDelta | scheduler_pb2.RowEnd) -> str | int | None:
     kind = message.WhichOneof("stop_reason")
-    return None if kind is None else getattr(message, kind)  # type: ignore[no-any-return]
+    return None if kind is None else getattr(message, kind)

@@ -1,0 +1,318 @@
+"""The command `trivium`: reads flags and environment, builds frozen settings, hands over.
+
+Importing this module, `--help` and every wrong command line must stay fast: services and everything heavy are
+imported inside the commands. Every flag is also an environment variable, `--max-num-seqs` as TRIVIUM_MAX_NUM_SEQS;
+the flag wins. A wrong setting is one line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from trivium import __version__
+from trivium.config import ExecutorConfig, SchedulerConfig, ServedModel
+from trivium.errors import ConfigurationError
+from trivium.process import EXIT_CONFIGURATION, configure_logging, end_process, print_error, run_service
+
+MAX_SOCKET_PATH_BYTES = 107
+
+_MEMORY = re.compile(r"(\d+)\s*(?:([KMGT])(i?)B)?", re.IGNORECASE | re.ASCII)
+_HOST_AND_PORT = re.compile(r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    started_at = time.monotonic()
+    try:
+        result = typer.main.get_command(app).main(args=args, prog_name="trivium", standalone_mode=False, obj=started_at)
+    except typer.TyperException as error:
+        print_error(error.format_message())
+        return EXIT_CONFIGURATION
+    except ConfigurationError as error:
+        print_error(error.message)
+        return EXIT_CONFIGURATION
+    except (typer.Abort, KeyboardInterrupt):
+        return 130
+    return result if isinstance(result, int) else 0
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of `512MiB`, `2GiB`, `2GB` or a plain number."""
+    match = _MEMORY.fullmatch(text.strip())
+    if match is None or int(match[1]) == 0:
+        raise typer.BadParameter(f"expected bytes or a size such as 512MiB or 2GiB, got {text!r}")
+    number, unit, binary = match.groups()
+    num_bytes = int(number)
+    for _ in range(" KMGT".index((unit or " ").upper())):
+        num_bytes *= 1024 if binary else 1000
+    return num_bytes
+
+
+def parse_address(text: str) -> str:
+    """`text` itself if it is `unix:/absolute/path` or `host:port`."""
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path.startswith("/"):
+            raise typer.BadParameter(f"a Unix socket needs an absolute path, as in unix:/run/x.sock, got {text!r}")
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+            raise typer.BadParameter(f"a Unix socket path has at most {MAX_SOCKET_PATH_BYTES} bytes, got {text!r}")
+        return text
+    match = _HOST_AND_PORT.fullmatch(text)
+    if match is None or not 0 < int(match[1]) < 65536:
+        raise typer.BadParameter(f"expected unix:/path or HOST:PORT, got {text!r}")
+    return text
+
+
+def parse_models(texts: Sequence[str]) -> tuple[ServedModel, ...]:
+    """The models named on a command line. Raises ConfigurationError on an empty part or a name given twice."""
+    models = tuple(ServedModel.parse(text) for text in texts)
+    names = [model.name for model in models]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigurationError(f"model name {name!r} is given {names.count(name)} times")
+    return models
+
+
+def parse_routes(texts: Sequence[str]) -> dict[str, str]:
+    """model name -> scheduler address, of `NAME=ADDRESS` texts."""
+    routes: dict[str, str] = {}  # model name -> scheduler address
+    for text in texts:
+        name, _, address = text.partition("=")
+        if not name or not address:
+            raise ConfigurationError(f"--model must be NAME=SCHEDULER_ADDRESS, got {text!r}")
+        if name in routes:
+            raise ConfigurationError(f"model name {name!r} is given twice")
+        routes[name] = parse_address(address)
+    return routes
+
+
+def check_local_source(model: ServedModel) -> None:
+    """Raise ConfigurationError if the source is a path that cannot be a checkpoint; a hub id is not looked up."""
+    looks_like_path = model.source.startswith(("/", "./", "../", "~"))
+    if looks_like_path and not Path(model.source).is_dir():
+        raise ConfigurationError(f"model {model.name!r}: there is no directory {model.source}")
+
+
+def engine_flags(**settings: object) -> tuple[str, ...]:
+    """Command-line flags for the settings that are not None: `max_num_seqs=8` as `--max-num-seqs 8`."""
+    return tuple(
+        part
+        for name, value in settings.items()
+        if value is not None
+        for part in (f"--{name.replace('_', '-')}", str(value))
+    )
+
+
+def _flag(name: str, text: str, **settings: Any) -> Any:
+    return typer.Option(f"--{name}", envvar=f"TRIVIUM_{name.upper().replace('-', '_')}", help=text, **settings)
+
+
+Model = Annotated[str, typer.Argument(metavar="[NAME=]SOURCE", help="Directory, hub id or bundled name.")]
+Models = Annotated[list[str], typer.Argument(metavar="[NAME=]SOURCE", help="Directories, hub ids or bundled names.")]
+Host = Annotated[str, _flag("host", "Address to serve HTTP on.")]
+Port = Annotated[int, _flag("port", "Port to serve HTTP on; 0 takes a free one.", min=0, max=65535)]
+ApiKey = Annotated[str | None, _flag("api-key", "Key that clients must send. Better set by environment.")]
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"], _flag("log-level", "Least severe level to log.")]
+Listen = Annotated[str, _flag("listen", "Address to serve gRPC on.", metavar="ADDRESS", parser=parse_address)]
+TokenizerAddress = Annotated[str, _flag("tokenizer", "The tokenizer.", metavar="ADDRESS", parser=parse_address)]
+ExecutorAddress = Annotated[str, _flag("executor", "The executor.", metavar="ADDRESS", parser=parse_address)]
+Routes = Annotated[list[str], _flag("model", "A model and its scheduler; repeatable.", metavar="NAME=ADDRESS")]
+SchedulerModel = Annotated[str, _flag("model", "Name of the model.", metavar="NAME")]
+Dtype = Annotated[str, _flag("dtype", "Type of weights and activations.")]
+Device = Annotated[str, _flag("device", "Where the model runs.")]
+Revision = Annotated[str | None, _flag("revision", "Branch, tag or commit of a hub model.")]
+MaxModelLen = Annotated[int | None, _flag("max-model-len", "Most tokens of prompt and output.", min=1)]
+MaxNumSeqs = Annotated[int, _flag("max-num-seqs", "Most sequences in one batch.", min=1)]
+MaxNumBatchedTokens = Annotated[int, _flag("max-num-batched-tokens", "Most tokens in one step.", min=1)]
+KvCacheMemory = Annotated[
+    int | None,
+    _flag(
+        "kv-cache-memory", "Memory for keys and values, such as 512MiB or 2GiB.", metavar="SIZE", parser=parse_memory
+    ),
+]
+NumThreads = Annotated[int | None, _flag("num-threads", "Threads of one executor.", min=0)]
+MaxWaitingRequests = Annotated[int, _flag("max-waiting-requests", "Queue length; more is refused.", min=1)]
+MaxPlansInFlight = Annotated[int, _flag("max-plans-in-flight", "Steps planned ahead of the executor.", min=1)]
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"trivium {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def trivium(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Trivium, a language-model server: `trivium serve` runs all of it, the other commands one service each."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def serve(
+    context: typer.Context,
+    models: Models = [],  # noqa: B006 (never changed; typer reads the default as "none given")
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    revision: Revision = None,
+    max_model_len: MaxModelLen = None,
+    max_num_seqs: MaxNumSeqs = 64,
+    max_num_batched_tokens: MaxNumBatchedTokens = 2048,
+    kv_cache_memory: KvCacheMemory = None,
+    num_threads: NumThreads = None,
+    api_key: ApiKey = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Serve models on this machine: gateway, tokenizer and, per model, scheduler and executor.
+
+    Without a model it serves the bundled ones. --num-threads defaults to the cores divided by the number of models.
+    """
+    from trivium.demo import BUNDLED_MODELS
+    from trivium.supervisor import ServeConfig
+    from trivium.supervisor import serve as serve_all
+
+    served = parse_models(models or BUNDLED_MODELS)
+    for model in served:
+        check_local_source(model)
+    _check_api_key(api_key)
+    configure_logging("supervisor", log_level)
+    config = ServeConfig(
+        models=served,
+        host=host,
+        port=port,
+        api_key=api_key,
+        log_level=log_level,
+        engine_flags=engine_flags(
+            dtype=dtype,
+            device=device,
+            revision=revision,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            kv_cache_memory=kv_cache_memory,
+        ),
+        num_threads=num_threads,
+        started_at=context.obj,
+    )
+    raise typer.Exit(serve_all(config))
+
+
+@app.command()
+def gateway(
+    model: Routes,
+    tokenizer: TokenizerAddress,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    api_key: ApiKey = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Serve the OpenAI protocol over HTTP for models whose schedulers run elsewhere."""
+    routes = parse_routes(model)
+    _check_api_key(api_key)
+
+    async def run(stop: asyncio.Event) -> None:
+        from trivium_gateway.app import serve as serve_gateway
+
+        await serve_gateway(models=routes, tokenizer=tokenizer, host=host, port=port, api_key=api_key, stop=stop)
+
+    end_process(run_service("gateway", run, preload=("trivium_gateway.app",), log_level=log_level))
+
+
+@app.command()
+def tokenizer(models: Models, listen: Listen, log_level: LogLevel = "info") -> None:
+    """Render, tokenize and detokenize for the named models."""
+    served = parse_models(models)
+
+    async def run(stop: asyncio.Event) -> None:
+        from trivium.tokenizer.server import serve as serve_tokenizer
+
+        await serve_tokenizer(served, listen, stop)
+
+    end_process(run_service("tokenizer", run, preload=("trivium.tokenizer.server",), log_level=log_level))
+
+
+@app.command()
+def scheduler(
+    model: SchedulerModel,
+    executor: ExecutorAddress,
+    tokenizer: TokenizerAddress,
+    listen: Listen,
+    max_waiting_requests: MaxWaitingRequests = 4096,
+    max_plans_in_flight: MaxPlansInFlight = 2,
+    log_level: LogLevel = "info",
+) -> None:
+    """Own the requests of one model: queue, batches, blocks, stop verdicts."""
+    config = SchedulerConfig(max_waiting_requests=max_waiting_requests, max_plans_in_flight=max_plans_in_flight)
+
+    async def run(stop: asyncio.Event) -> None:
+        from trivium.scheduler.server import serve as serve_scheduler
+
+        await serve_scheduler(model, executor, tokenizer, listen, config, stop)
+
+    name, preload = f"scheduler {model}", ("trivium.scheduler.server",)
+    end_process(run_service(name, run, preload=preload, log_level=log_level))
+
+
+@app.command()
+def executor(
+    model: Model,
+    listen: Listen,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    revision: Revision = None,
+    max_model_len: MaxModelLen = None,
+    max_num_seqs: MaxNumSeqs = 64,
+    max_num_batched_tokens: MaxNumBatchedTokens = 2048,
+    kv_cache_memory: KvCacheMemory = None,
+    num_threads: NumThreads = None,
+    log_level: LogLevel = "info",
+) -> None:
+    """Load one model and run its steps. Without --num-threads, torch decides."""
+    served = ServedModel.parse(model)
+    config = ExecutorConfig(
+        model=served.source,
+        served_model_name=served.name,
+        dtype=dtype,
+        device=device,
+        revision=revision,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        kv_cache_memory_bytes=kv_cache_memory,
+        num_threads=num_threads or 0,
+    )
+
+    async def run(stop: asyncio.Event) -> None:
+        from trivium.executor.server import serve as serve_executor
+
+        await serve_executor(config, listen, stop)
+
+    name, preload = f"executor {served.name}", ("trivium.executor.server",)
+    end_process(run_service(name, run, preload=preload, log_level=log_level))
+
+
+def _check_api_key(api_key: str | None) -> None:
+    if api_key is not None and not api_key.strip():
+        raise ConfigurationError("--api-key must not be empty")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""From a chat to the text of a prompt, by the template that came with the model.
+
+The template is the checkpoint's, the messages are a client's: transformers renders in a jinja sandbox, and the size of
+what goes in and what comes out is bounded here. Rendering cannot be interrupted, so callers run it in a thread and
+wait no longer than MAX_RENDER_S.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from trivium.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+MAX_CHAT_BYTES = 8 * 2**20
+MAX_MESSAGES = 8192
+MAX_TOOLS = 1024
+MAX_PROMPT_CHARS = 4 * 2**20
+MAX_RENDER_S = 4.0
+
+Messages = Sequence[Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]]
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    *,
+    tools: Tools | None = None,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+) -> str:
+    """The prompt text of a chat.
+
+    Raises InvalidRequestError: code "no_chat_template" if the model has none, "template_error" if the template
+    refuses the messages, "prompt_too_long" if the text is out of all proportion.
+    """
+    if continue_final_message and add_generation_prompt:
+        raise InvalidRequestError(
+            "continue_final_message and add_generation_prompt exclude each other", param="continue_final_message"
+        )
+    check_messages(messages)
+    check_tools(tools)
+    if not tokenizer.chat_template:
+        raise InvalidRequestError(
+            "the model has no chat template; use completions instead", param="model", code="no_chat_template"
+        )
+    try:
+        text = tokenizer.apply_chat_template(
+            [_for_template(message) for message in messages],
+            tools=[dict(tool) for tool in tools] if tools else None,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tokenize=False,
+        )
+    except InvalidRequestError:
+        raise
+    except Exception as error:  # a template may raise anything
+        logger.info("chat template failed: %s", type(error).__name__)
+        raise template_error() from error
+    assert isinstance(text, str), f"the template gave {type(text).__name__}"
+    if len(text) > MAX_PROMPT_CHARS:
+        raise InvalidRequestError(
+            f"the rendered chat has {len(text)} characters, at most {MAX_PROMPT_CHARS} are taken",
+            param="messages",
+            code="prompt_too_long",
+        )
+    return text
+
+
+def template_error() -> InvalidRequestError:
+    """The model's template cannot render this chat. What it said is not shown: it may quote anything."""
+    return InvalidRequestError(
+        "the model's chat template cannot render these messages", param="messages", code="template_error"
+    )
+
+
+def parse_messages(messages_json: bytes) -> list[dict[str, Any]]:
+    """The message list of a request. Raises InvalidRequestError."""
+    messages: list[dict[str, Any]] = _parse_json(messages_json, "messages")
+    check_messages(messages)
+    return messages
+
+
+def parse_tools(tools_json: bytes) -> list[dict[str, Any]] | None:
+    """The tool list of a request, None if there is none. Raises InvalidRequestError."""
+    if not tools_json:
+        return None
+    tools: list[dict[str, Any]] = _parse_json(tools_json, "tools")
+    check_tools(tools)
+    return tools
+
+
+def check_messages(messages: Any) -> None:
+    """Raise InvalidRequestError unless `messages` is a list of 1 to MAX_MESSAGES objects, each with a role."""
+    _check_objects(messages, "messages", 1, MAX_MESSAGES)
+    for position, message in enumerate(messages):
+        if not isinstance(message.get("role"), str):
+            raise InvalidRequestError(
+                f"messages[{position}] has no role", param=f"messages[{position}].role", code="invalid_messages"
+            )
+
+
+def check_tools(tools: Any) -> None:
+    """Raise InvalidRequestError unless `tools` is None or a list of at most MAX_TOOLS objects."""
+    if tools is not None:
+        _check_objects(tools, "tools", 0, MAX_TOOLS)
+
+
+def _parse_json(data: bytes, name: str) -> Any:
+    if len(data) > MAX_CHAT_BYTES:
+        raise InvalidRequestError(
+            f"{name} has {len(data)} bytes, at most {MAX_CHAT_BYTES} are taken", param=name, code="prompt_too_long"
+        )
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError):
+        raise InvalidRequestError(f"{name} is not valid JSON", param=name, code=f"invalid_{name}") from None
+
+
+def _check_objects(items: Any, name: str, low: int, high: int) -> None:
+    is_list = isinstance(items, Sequence) and not isinstance(items, (str, bytes))
+    if not is_list or not low <= len(items) <= high or not all(isinstance(item, Mapping) for item in items):
+        raise InvalidRequestError(
+            f"{name} must be a list of {low} to {high} objects", param=name, code=f"invalid_{name}"
+        )
+
+
+def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
+    """`message` as templates expect it, where that differs from the OpenAI form.
+
+    Content parts become one text; the arguments of a tool call, a JSON text in the protocol, become an object.
+    """
+    out = dict(message)
+    if isinstance(out.get("content"), (list, tuple)):
+        out["content"] = _join_parts(out["content"])
+    if isinstance(out.get("tool_calls"), (list, tuple)):
+        out["tool_calls"] = [_with_object_arguments(call) for call in out["tool_calls"]]
+    return out
+
+
+def _join_parts(parts: Sequence[Any]) -> str:
+    texts = []
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        else:
+            raise InvalidRequestError(
+                "message content may be text or parts of type text", param="messages", code="unsupported_content"
+            )
+    return "\n".join(texts)
+
+
+def _with_object_arguments(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except (ValueError, RecursionError):
+        return call
+    return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call

@@ -1,0 +1,194 @@
+"""The tokenizer service: encode, render, detokenize for any number of models.
+
+Owns the gRPC side only. Order at the start: listen (alive, not ready), load all models, ready. Order at the end: not
+ready, end the Detokenize streams, refuse new calls, give running ones their grace.
+
+CPU work runs in a bounded pool of threads, so that the event loop answers health checks and streams while a long text
+is tokenized; small pushes of a Detokenize stream are cheaper than the way to a thread and run on the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import grpc.aio
+
+from trivium import rpc
+from trivium.config import ServedModel
+from trivium.errors import (
+    ConfigurationError,
+    EngineUnavailableError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    OverloadedError,
+)
+from trivium.tokenizer import chat_template
+from trivium.tokenizer.detokenize_session import DetokenizeSession, num_ids
+from trivium.tokenizer.tokenizer import Tokenizer
+from trivium.v1 import tokenizer_pb2, tokenizer_pb2_grpc, types_pb2
+
+logger = logging.getLogger(__name__)
+
+SERVICE_NAME = "trivium.v1.Tokenizer"
+MAX_WAITING_CALLS = 1024
+MAX_INLINE_IDS = 256
+
+T = TypeVar("T")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+async def serve(models: Sequence[ServedModel], listen: str, stop: asyncio.Event) -> None:
+    """Serve the tokenizers of `models` at `listen` until `stop` is set.
+
+    Raises ConfigurationError if a model cannot be loaded or the address cannot be bound.
+    """
+    if not models:
+        raise ConfigurationError("a tokenizer needs at least one model")
+    pool = ThreadPoolExecutor(max_workers=max(2, min(8, os.cpu_count() or 2)), thread_name_prefix="tokenizer")
+    server = rpc.Server(listen, (SERVICE_NAME,))
+    servicer = TokenizerServicer(pool)
+    tokenizer_pb2_grpc.add_TokenizerServicer_to_server(servicer, server.grpc_server)
+    try:
+        await server.start()
+        await servicer.load(models)
+        await server.set_ready(True)
+        await stop.wait()
+    finally:
+        await server.set_ready(False)
+        servicer.end_streams()
+        await server.stop()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
+    """The handlers. Owned by `serve`; stateless but for the streams that are open."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+        self._epoch = rpc.new_epoch()
+        self._tokenizers: dict[str, Tokenizer] = {}  # served name -> tokenizer
+        self._is_loaded = False
+        self._num_waiting = 0
+        self._streams: set[asyncio.Task[Any]] = set()
+
+    async def load(self, models: Sequence[ServedModel]) -> None:
+        """Load the tokenizers, one after the other, off the loop. Raises ConfigurationError."""
+        for model in models:
+            start = time.perf_counter()
+            tokenizer = await asyncio.get_running_loop().run_in_executor(self._pool, Tokenizer.load, model.source)
+            self._tokenizers[model.name] = tokenizer
+            seconds = time.perf_counter() - start
+            logger.info(
+                "tokenizer of %s loaded in %.2f s: %d tokens%s",
+                model.name,
+                seconds,
+                tokenizer.vocab_size,
+                "" if tokenizer.has_chat_template else ", no chat template",
+            )
+        self._is_loaded = True
+
+    def end_streams(self) -> None:
+        """End every Detokenize stream with UNAVAILABLE: they would never end by themselves."""
+        for task in self._streams:
+            task.cancel()
+
+    async def Encode(self, request: tokenizer_pb2.EncodeRequest, context: Context) -> tokenizer_pb2.EncodeResponse:
+        async def handler() -> tokenizer_pb2.EncodeResponse:
+            tokenizer = self._tokenizer(request.model)
+            add_special_tokens = request.add_special_tokens if request.HasField("add_special_tokens") else True
+            return await self._in_thread(
+                lambda: tokenizer_pb2.EncodeResponse(
+                    outputs=[
+                        types_pb2.TokensPrompt(ids=ids)
+                        for ids in tokenizer.encode(request.texts, add_special_tokens=add_special_tokens)
+                    ]
+                )
+            )
+
+        return await rpc.answer(context, handler)  # type: ignore[no-any-return]
+
+    async def Render(self, request: tokenizer_pb2.RenderRequest, context: Context) -> tokenizer_pb2.RenderResponse:
+        async def handler() -> tokenizer_pb2.RenderResponse:
+            tokenizer = self._tokenizer(request.model)
+            try:
+                ids = await asyncio.wait_for(
+                    self._in_thread(lambda: _render(tokenizer, request)), chat_template.MAX_RENDER_S
+                )
+            except TimeoutError:
+                logger.warning(
+                    "rendering a chat for %s took longer than %s s", request.model, chat_template.MAX_RENDER_S
+                )
+                raise EngineUnavailableError("rendering the chat took too long", code="render_timeout") from None
+            return tokenizer_pb2.RenderResponse(prompt=types_pb2.TokensPrompt(ids=ids))
+
+        return await rpc.answer(context, handler)  # type: ignore[no-any-return]
+
+    async def Detokenize(
+        self, request_iterator: AsyncIterator[tokenizer_pb2.DetokenizeCommand], context: Context
+    ) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "a handler runs in a task"
+        self._streams.add(task)
+        try:
+            await rpc.answer(context, lambda: self._detokenize(request_iterator, context))
+        finally:
+            self._streams.discard(task)
+
+    async def _detokenize(self, commands: AsyncIterator[tokenizer_pb2.DetokenizeCommand], context: Context) -> None:
+        session: DetokenizeSession | None = None
+        async for command in commands:
+            kind = command.WhichOneof("command")
+            if session is None and kind == "hello":
+                session = DetokenizeSession(self._tokenizer(command.hello.model))
+                welcome = tokenizer_pb2.DetokenizeWelcome(tokenizer_epoch=self._epoch)
+                await context.write(tokenizer_pb2.DetokenizeEvent(welcome=welcome))
+            elif session is not None and kind == "push":
+                text = await self._apply(session, command.push)
+                await context.write(tokenizer_pb2.DetokenizeEvent(text=text))
+            else:
+                raise InvalidRequestError(
+                    f"the stream must be one hello, then pushes; got {kind or 'an empty command'}",
+                    param="command",
+                    code="out_of_order",
+                )
+
+    async def _apply(
+        self, session: DetokenizeSession, push: tokenizer_pb2.DetokenizePush
+    ) -> tokenizer_pb2.DetokenizeText:
+        if num_ids(push) <= MAX_INLINE_IDS:
+            return session.apply(push)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, session.apply, push)
+
+    def _tokenizer(self, model: str) -> Tokenizer:
+        tokenizer = self._tokenizers.get(model)
+        if tokenizer is not None:
+            return tokenizer
+        if not self._is_loaded:
+            raise EngineUnavailableError("the tokenizer is starting", code="starting")
+        raise ModelNotFoundError(f"the tokenizer does not serve model {model!r:.200}", param="model")
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        if self._num_waiting >= MAX_WAITING_CALLS:
+            raise OverloadedError(f"{MAX_WAITING_CALLS} calls wait for the tokenizer")
+        self._num_waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        finally:
+            self._num_waiting -= 1
+
+
+def _render(tokenizer: Tokenizer, request: tokenizer_pb2.RenderRequest) -> list[int]:
+    continue_final_message = request.continue_final_message
+    is_set = request.HasField("add_generation_prompt")
+    return tokenizer.render_chat(
+        chat_template.parse_messages(request.messages_json),
+        tools=chat_template.parse_tools(request.tools_json),
+        add_generation_prompt=request.add_generation_prompt if is_set else not continue_final_message,
+        continue_final_message=continue_final_message,
+    )

@@ -1,0 +1,175 @@
+"""`Tokenizer`: the one class of this package that knows transformers.
+
+Loads any tokenizer that transformers can load, without remote code, and offers the four things a server needs:
+encode, render a chat, decode, and detokenize a stream. transformers is imported on first load, so that importing this
+module costs nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from trivium.errors import ConfigurationError, InvalidRequestError
+from trivium.tokenizer import chat_template
+from trivium.tokenizer.chat_template import MAX_PROMPT_CHARS, Messages, Tools
+from trivium.tokenizer.detokenizer import Decode, IncrementalDetokenizer
+from trivium.tokenizer.source import has_vocabulary, resolve_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+MAX_TEXTS = 2048
+
+
+class Tokenizer:
+    """The tokenizer of one model. It does not change after it was made, and may be used by several threads at once."""
+
+    def __init__(self, backend: PreTrainedTokenizerBase) -> None:
+        self._backend = backend
+        self._decode = _fast_decode(backend) or _slow_decode(backend)
+        self._special_ids = _special_ids(backend)
+        self._has_token = _token_test(backend)
+        # The first call takes truncation and padding settings out of the backend; later calls change nothing.
+        self.encode([" "])
+
+    @classmethod
+    def load(cls, source: str, revision: str | None = None) -> Tokenizer:
+        """The tokenizer of a local directory, a bundled model or a hub id.
+
+        Imports torch if it can be imported (`torch_free.forbid_torch` sees to that). Raises ConfigurationError, in
+        one line, if there are no tokenizer files or transformers cannot read them.
+        """
+        path = resolve_source(source, revision)
+        from transformers import AutoTokenizer
+
+        try:
+            backend = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # transformers raises whatever the files made it stumble over
+            reason = str(error).strip().partition("\n")[0] if has_vocabulary(path) else "there are no tokenizer files"
+            raise ConfigurationError(f"cannot load the tokenizer of {source}: {reason}") from error
+        # Without its files a class makes up a vocabulary of a few tokens; only ByT5's needs none.
+        if type(backend).vocab_files_names and not has_vocabulary(path):
+            raise ConfigurationError(f"cannot load the tokenizer of {source}: there are no tokenizer files")
+        return cls(backend)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included; the model's own may be larger."""
+        return len(self._backend)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self._backend.chat_template)
+
+    def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        """Token ids of each text; text that spells a special token becomes that token.
+
+        Raises InvalidRequestError for too many or too long texts, and for lone surrogates.
+        """
+        if len(texts) > MAX_TEXTS:
+            raise InvalidRequestError(f"{len(texts)} texts in one call, at most {MAX_TEXTS} are taken", param="prompt")
+        num_chars = sum(map(len, texts))
+        if num_chars > MAX_PROMPT_CHARS:
+            raise InvalidRequestError(
+                f"the texts have {num_chars} characters, at most {MAX_PROMPT_CHARS} are taken",
+                param="prompt",
+                code="prompt_too_long",
+            )
+        if not texts:
+            return []
+        try:
+            "".join(texts).encode()
+        except UnicodeEncodeError:
+            raise InvalidRequestError(
+                "the text holds a lone surrogate, which is not a character", param="prompt", code="invalid_unicode"
+            ) from None
+        encoded = self._backend(
+            list(texts), add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False
+        )
+        return [list(ids) for ids in encoded["input_ids"]]
+
+    def render_chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Tools | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> list[int]:
+        """Token ids of a chat, by the model's template; the template writes the special tokens itself.
+
+        Raises InvalidRequestError as `chat_template.render` does.
+        """
+        text = chat_template.render(
+            self._backend,
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+        return self.encode([text], add_special_tokens=False)[0]
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of `token_ids`; ids without a token have none."""
+        is_silent = self._silence(skip_special_tokens)
+        return self._decode([token_id for token_id in token_ids if not is_silent(token_id)])
+
+    def detokenizer(
+        self,
+        *,
+        skip_special_tokens: bool = True,
+        stop: Sequence[str] = (),
+        include_stop_str_in_output: bool = False,
+    ) -> IncrementalDetokenizer:
+        """A new output stream."""
+        return IncrementalDetokenizer(
+            self._decode,
+            self._silence(skip_special_tokens),
+            stop=stop,
+            include_stop_str_in_output=include_stop_str_in_output,
+        )
+
+    def _silence(self, skip_special_tokens: bool) -> Callable[[int], bool]:
+        has_token, skipped = self._has_token, self._special_ids if skip_special_tokens else frozenset()
+        return lambda token_id: token_id in skipped or not has_token(token_id)
+
+
+def _fast_decode(backend: PreTrainedTokenizerBase) -> Decode | None:
+    """Decoding by the Rust tokenizer itself, None if there is none or its Python wrapper decodes differently."""
+    from transformers import TokenizersBackend
+
+    if not isinstance(backend, TokenizersBackend) or type(backend)._decode is not TokenizersBackend._decode:
+        return None
+    rust = backend.backend_tokenizer
+    return lambda token_ids: str(rust.decode(token_ids, skip_special_tokens=False))
+
+
+def _slow_decode(backend: PreTrainedTokenizerBase) -> Decode:
+    """Decoding by transformers. Spaces are left alone: cleaning them up would change text that is already out."""
+
+    def decode(token_ids: list[int]) -> str:
+        text = backend.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str), f"decode gave {type(text).__name__}"
+        return text
+
+    return decode
+
+
+def _special_ids(backend: PreTrainedTokenizerBase) -> frozenset[int]:
+    added = {token_id for token_id, token in backend.added_tokens_decoder.items() if token.special}
+    return frozenset(added.union(backend.all_special_ids, _language_ids(backend)))
+
+
+def _token_test(backend: PreTrainedTokenizerBase) -> Callable[[int], bool]:
+    """Tells ids that have a token: a model may have more outputs than its tokenizer has tokens."""
+    known = {*backend.get_vocab().values(), *backend.added_tokens_decoder, *_language_ids(backend)}
+    return range(len(known)).__contains__ if max(known) == len(known) - 1 else known.__contains__
+
+
+def _language_ids(backend: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Language tokens that M2M100 keeps outside its vocabulary."""
+    return frozenset(getattr(backend, "lang_token_to_id", {}).values())

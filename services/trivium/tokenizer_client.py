@@ -1,0 +1,84 @@
+"""The tokenizer service as its callers see it: text in, token ids out.
+
+Owns retries and time limits of the unary calls. The Detokenize stream is the scheduler's own business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from trivium.errors import EngineUnavailableError, InvalidRequestError
+from trivium.rpc import error_from_rpc
+from trivium.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+
+CALL_TIMEOUT_S = 5.0  # for all tries together
+RETRY_DELAYS_S = (0.05, 0.2, 0.5, 1.0)
+
+
+class TokenizerClient:
+    """The tokenizer of `model` behind `channel`. The channel belongs to the caller, who closes it."""
+
+    def __init__(self, model: str, channel: grpc.aio.Channel) -> None:
+        self._model = model
+        self._stub = tokenizer_pb2_grpc.TokenizerStub(channel)
+
+    async def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        """Token ids of each text. Raises TriviumError."""
+        try:
+            request = tokenizer_pb2.EncodeRequest(model=self._model, texts=texts, add_special_tokens=add_special_tokens)
+        except (UnicodeEncodeError, ValueError):
+            raise InvalidRequestError(
+                "the text holds a lone surrogate, which is not a character", param="prompt", code="invalid_unicode"
+            ) from None
+        response: tokenizer_pb2.EncodeResponse = await self._call(self._stub.Encode, request)
+        return [list(output.ids) for output in response.outputs]
+
+    async def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> list[int]:
+        """Token ids of a chat, by the model's chat template.
+
+        Raises InvalidRequestError if the model has no template or the template refuses the messages.
+        """
+        request = tokenizer_pb2.RenderRequest(
+            model=self._model,
+            messages_json=_to_json(messages, "messages"),
+            tools_json=_to_json(tools, "tools") if tools else b"",
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+        response: tokenizer_pb2.RenderResponse = await self._call(self._stub.Render, request)
+        return list(response.prompt.ids)
+
+    async def _call(self, method: grpc.aio.UnaryUnaryMultiCallable[Any, Any], request: Any) -> Any:
+        """Call until an answer comes, the error is none of availability, or CALL_TIMEOUT_S are over."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + CALL_TIMEOUT_S
+        for delay_s in (*RETRY_DELAYS_S, None):
+            try:
+                return await method(request, timeout=max(0.001, deadline - clock()), wait_for_ready=True)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise EngineUnavailableError("the tokenizer did not answer in time") from None
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or delay_s is None or clock() + delay_s > deadline:
+                    raise error_from_rpc(error) from None
+                await asyncio.sleep(delay_s)
+        raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _to_json(value: Sequence[Mapping[str, Any]], name: str) -> bytes:
+    try:
+        return json.dumps(value, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError):
+        raise InvalidRequestError(f"{name} cannot be written as JSON", param=name, code=f"invalid_{name}") from None

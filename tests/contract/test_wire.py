@@ -1,0 +1,205 @@
+"""Every conversion is total, exact and checked: fields equal descriptors, values survive the round trip."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trivium import columns, errors, wire
+from trivium.config import ModelInfo
+from trivium.errors import InvalidRequestError
+from trivium.inputs import EncodedPrompt, GenerationRequest, ResumedChoice
+from trivium.outputs import ChoiceDelta, FinishReason
+from trivium.params import SamplingParams
+from trivium.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
+from trivium.v1 import executor_pb2, scheduler_pb2, types_pb2
+
+# dataclass, message, fields only in the dataclass, fields only in the message
+PAIRS: list[tuple[type[Any], type[Message], set[str], set[str]]] = [
+    (SamplingParams, types_pb2.SamplingParams, set(), {"unlimited_tokens"}),
+    (ModelInfo, types_pb2.ModelInfo, set(), set()),
+    (ResumedChoice, scheduler_pb2.ResumedChoice, set(), set()),
+    (GenerationRequest, scheduler_pb2.GenerateRequest, set(), {"model"}),
+    (ChoiceDelta, scheduler_pb2.ChoiceDelta, {"stop_reason"}, {"stop_token_id", "stop_string"}),
+    (NewRequestData, executor_pb2.SlotInit, set(), set()),
+    (
+        SchedulerOutput,
+        executor_pb2.StepPlan,
+        {"new_blocks"},
+        {"grown_slots", "grown_counts", "grown_block_ids"},
+    ),
+    (ModelRunnerOutput, executor_pb2.StepResult, set(), {"executor_epoch"}),
+]
+
+ids = st.lists(st.integers(0, 2**32 - 1), max_size=6).map(tuple)
+uint = st.integers(0, 2**32 - 1)
+sampling = st.builds(
+    SamplingParams,
+    n=st.integers(1, 16),
+    temperature=st.floats(0, 2),
+    top_p=st.floats(0.01, 1),
+    top_k=st.integers(0, 2**31 - 1),
+    min_p=st.floats(0, 1),
+    seed=st.none() | st.integers(-(2**63), 2**63 - 1),
+    stop=st.lists(st.text(min_size=1, max_size=5), max_size=3).map(tuple),
+    stop_token_ids=st.lists(st.integers(0, 2**31 - 1), max_size=3, unique=True).map(tuple),
+    include_stop_str_in_output=st.booleans(),
+    ignore_eos=st.booleans(),
+    max_tokens=st.none() | st.integers(5, 100),
+    min_tokens=st.integers(0, 5),
+    skip_special_tokens=st.booleans(),
+)
+new_request = st.builds(
+    NewRequestData,
+    slot=uint,
+    prompt_token_ids=ids,
+    output_token_ids=ids,
+    num_computed_tokens=uint,
+    block_ids=ids,
+    sampling=sampling,
+    choice_index=uint,
+    max_tokens=uint,
+    encoder_token_ids=ids,
+    cross_block_ids=ids,
+)
+delta = st.builds(
+    ChoiceDelta,
+    index=uint,
+    token_ids=ids,
+    text=st.text(max_size=8),
+    finish_reason=st.just(FinishReason.STOP) | st.just(FinishReason.LENGTH),
+    stop_reason=st.none() | st.text(min_size=1, max_size=4) | uint,
+) | st.builds(ChoiceDelta, index=uint, token_ids=ids, text=st.text(max_size=8))
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> SchedulerOutput:
+    rows = draw(st.lists(st.tuples(uint, uint), max_size=5))
+    grown = draw(st.lists(st.tuples(uint, ids), max_size=4))
+    return SchedulerOutput(
+        step=draw(st.integers(0, 2**63)),
+        scheduled_slots=tuple(slot for slot, _ in rows),
+        num_scheduled_tokens=tuple(count for _, count in rows),
+        new_requests=tuple(draw(st.lists(new_request, max_size=2))),
+        new_blocks=CachedRequestData(tuple(slot for slot, _ in grown), tuple(blocks for _, blocks in grown)),
+        encoder_slots=draw(ids),
+        freed_slots=draw(ids),
+    )
+
+
+@pytest.mark.parametrize(("cls", "message", "only_cls", "only_message"), PAIRS)
+def test_fields_of_dataclass_and_message_agree(
+    cls: type[Any], message: type[Message], only_cls: set[str], only_message: set[str]
+) -> None:
+    fields = {field.name for field in dataclasses.fields(cls)}
+    assert fields - only_cls == set(message.DESCRIPTOR.fields_by_name) - only_message
+    assert only_cls <= fields and only_message <= set(message.DESCRIPTOR.fields_by_name)
+
+
+@given(sampling)
+def test_sampling_params_round_trip(value: SamplingParams) -> None:
+    assert wire.sampling_params_from_proto(wire.sampling_params_to_proto(value)) == value
+
+
+def test_unset_sampling_scalars_take_the_defaults() -> None:
+    assert wire.sampling_params_from_proto(types_pb2.SamplingParams()) == SamplingParams()
+
+
+def test_max_tokens_together_with_unlimited_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="max_tokens"):
+        wire.sampling_params_from_proto(types_pb2.SamplingParams(max_tokens=3, unlimited_tokens=True))
+
+
+@given(plans())
+def test_plan_round_trip(plan: SchedulerOutput) -> None:
+    data = wire.plan_to_proto(plan).SerializeToString()
+    assert wire.plan_from_proto(executor_pb2.StepPlan.FromString(data)) == plan
+
+
+@given(st.integers(0, 2**63), st.lists(st.tuples(uint, uint), max_size=5))
+def test_result_round_trip(step: int, rows: list[tuple[int, int]]) -> None:
+    output = ModelRunnerOutput(step, tuple(slot for slot, _ in rows), tuple(token for _, token in rows))
+    message = wire.result_to_proto(output, executor_epoch=7)
+    assert wire.result_from_proto(message) == output and message.executor_epoch == 7
+
+
+@given(st.lists(st.tuples(uint, delta), max_size=5))
+def test_delta_batch_round_trip(rows: list[tuple[int, ChoiceDelta]]) -> None:
+    error = errors.ContextLengthError("too long", param="prompt")
+    batch = wire.delta_batch_to_proto(rows, [(9, error)])
+    back, failed = wire.delta_batch_from_proto(scheduler_pb2.DeltaBatch.FromString(batch.SerializeToString()))
+    assert back == rows
+    ((handle, received),) = failed
+    assert handle == 9 and type(received) is type(error) and received.body() == error.body()
+
+
+@given(delta)
+def test_delta_round_trip(value: ChoiceDelta) -> None:
+    assert wire.delta_from_proto(wire.delta_to_proto(value)) == value
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        EncodedPrompt((1, 2), text="hi"),
+        EncodedPrompt((0,), encoder_token_ids=(5, 6), encoder_text="source"),
+        EncodedPrompt((0, 3), text="", encoder_token_ids=(5,)),
+    ],
+)
+def test_a_request_keeps_its_prompt(prompt: EncodedPrompt) -> None:
+    resume = (ResumedChoice(0, (4, 5), 2), ResumedChoice(1, (), 0, finished=True))
+    request = GenerationRequest("id", prompt, SamplingParams(seed=3), stream=True, resume=resume, traceparent="00-x")
+    message = wire.generation_request_to_proto(request)
+    assert wire.prompt_from_proto(message.prompt) == wire.encoded_prompt_to_prompt(prompt)
+    assert wire.resume_from_proto(message) == resume
+    assert message.stream and message.traceparent == "00-x"
+
+
+def test_model_info_round_trip() -> None:
+    info = ModelInfo("m", "A", True, 10, 20, 30, "float32", 16, 99, 4, 8, eos_token_ids=(2, 3), forced_bos_token_id=0)
+    assert wire.model_info_from_proto(wire.model_info_to_proto(info)) == info
+
+
+@pytest.mark.parametrize("error", [cls("text", param="p") for cls in errors.CLIENT_ERRORS])
+def test_every_client_error_survives_the_wire(error: errors.TriviumError) -> None:
+    back = wire.error_from_proto(wire.error_to_proto(error))
+    assert type(back) is type(error) and back.body() == error.body()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scheduled_slots": b"\x01\x00\x00"},
+        {"scheduled_slots": columns.pack([1, 2])},
+        {"grown_slots": columns.pack([1]), "grown_counts": columns.pack([2]), "grown_block_ids": columns.pack([5])},
+        {"grown_slots": columns.pack([1, 2]), "grown_counts": columns.pack([1]), "grown_block_ids": columns.pack([5])},
+        {"encoder_slots": b"\x00"},
+    ],
+)
+def test_malformed_plan_columns_are_found(changes: dict[str, bytes]) -> None:
+    with pytest.raises(columns.ColumnError):
+        wire.plan_from_proto(executor_pb2.StepPlan(step=1, **changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        scheduler_pb2.DeltaBatch(handles=columns.pack([1])),
+        scheduler_pb2.DeltaBatch(
+            handles=columns.pack([1]), indices=columns.pack([0]), counts=columns.pack([3]), texts=[""]
+        ),
+        scheduler_pb2.DeltaBatch(ends=[scheduler_pb2.RowEnd(row=4)]),
+    ],
+)
+def test_malformed_delta_batches_are_found(batch: scheduler_pb2.DeltaBatch) -> None:
+    with pytest.raises(columns.ColumnError):
+        wire.delta_batch_from_proto(batch)
+
+
+@pytest.mark.parametrize("message", [types_pb2.Prompt(), types_pb2.Prompt(single=types_pb2.SingletonPrompt())])
+def test_a_prompt_without_a_kind_is_refused(message: types_pb2.Prompt) -> None:
+    with pytest.raises(InvalidRequestError, match="prompt"):
+        wire.prompt_from_proto(message)

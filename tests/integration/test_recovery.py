@@ -1,0 +1,144 @@
+"""Kill any process behind the gateway: streams go on, nothing is lost or repeated, nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+
+from cluster import Cluster, serve
+from tiny import save_tiny
+
+pytestmark = pytest.mark.xdist_group("recovery")
+
+NUM_STREAMS = 4
+MAX_TOKENS = 1200  # a second or two of decoding, so that a kill finds every stream in the middle
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("long") / "llama"
+    return save_tiny("llama", path, with_tokenizer=True, max_position_embeddings=2048)
+
+
+@pytest.fixture(scope="module")
+def cluster(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with serve(f"llama={checkpoint}", log=tmp_path_factory.mktemp("recovery") / "serve.log") as cluster:
+        yield cluster
+
+
+class Stream(threading.Thread):
+    """One streamed completion. `first` is set with its first text."""
+
+    def __init__(self, cluster: Cluster, prompt: str, *, temperature: float) -> None:
+        super().__init__(daemon=True)
+        self.client = openai.OpenAI(base_url=cluster.url, api_key="none", max_retries=0)
+        self.prompt = prompt
+        self.temperature = temperature
+        self.first = threading.Event()
+        self.text = ""
+        self.finish_reason: str | None = None
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            chunks = self.client.completions.create(
+                model="llama",
+                prompt=self.prompt,
+                max_tokens=MAX_TOKENS,
+                temperature=self.temperature,
+                seed=7,
+                stream=True,
+                extra_body={"ignore_eos": True},
+            )
+            for chunk in chunks:
+                self.text += chunk.choices[0].text
+                self.finish_reason = chunk.choices[0].finish_reason or self.finish_reason
+                self.first.set()
+        except Exception as error:
+            self.error = error
+        finally:
+            self.first.set()
+            self.client.close()
+
+
+def run_streams(cluster: Cluster, service: str | None) -> list[str]:
+    """Texts of concurrent streams, greedy and sampled, with one process killed once all of them have begun."""
+    streams = [Stream(cluster, "x" * index, temperature=float(index % 2)) for index in range(1, NUM_STREAMS + 1)]
+    for stream in streams:
+        stream.start()
+    for stream in streams:
+        assert stream.first.wait(60)
+    if service is not None:
+        cluster.kill(service)
+    for stream in streams:
+        stream.join(90)
+        assert stream.error is None and not stream.is_alive(), f"{stream.error}\n{cluster.log.read_text()[-3000:]}"
+        assert stream.finish_reason == "length"
+    return [stream.text for stream in streams]
+
+
+@pytest.mark.parametrize("service", ["executor", "scheduler", "tokenizer"])
+def test_a_killed_process_is_a_pause_for_its_streams(cluster: Cluster, service: str) -> None:
+    expected = run_streams(cluster, None)
+    before = cluster.children()[service].pid
+    assert run_streams(cluster, service) == expected
+    assert cluster.children()[service].pid != before
+    cluster.wait_ready()
+
+
+def test_a_client_that_leaves_frees_its_blocks(cluster: Cluster) -> None:
+    with openai.OpenAI(base_url=cluster.url, api_key="none", max_retries=0) as client:
+        chunks = client.completions.create(
+            model="llama", prompt="abc", max_tokens=100, stream=True, extra_body={"ignore_eos": True}
+        )
+        next(iter(chunks))
+        chunks.close()
+        # the pool has room for a few requests only if the one that was left is gone
+        assert client.completions.create(model="llama", prompt="abc", max_tokens=100).choices[0].text
+
+
+def runtime_dir(cluster: Cluster) -> Path:
+    argv = cluster.children()["scheduler"].cmdline()
+    return Path(argv[argv.index("--listen") + 1].removeprefix("unix:")).parent
+
+
+def assert_gone(pids: list[int], folder: Path, within_s: float) -> None:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        alive = [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+        if not alive and not folder.exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"left behind: processes {alive}, folder exists: {folder.exists()}")
+
+
+@pytest.mark.parametrize(("number", "within_s"), [(signal.SIGKILL, 5.0), (signal.SIGINT, 3.0), (signal.SIGTERM, 3.0)])
+def test_the_end_of_the_supervisor_is_the_end_of_everything(
+    checkpoint: Path, tmp_path: Path, number: signal.Signals, within_s: float
+) -> None:
+    with serve(f"llama={checkpoint}", log=tmp_path / "serve.log") as cluster:
+        folder = runtime_dir(cluster)
+        pids = [process.pid for process in cluster.children().values()]
+        assert len(pids) == 4 and len(list(folder.iterdir())) == 3
+        stream = Stream(cluster, "abc", temperature=0.0)
+        stream.start()
+        assert stream.first.wait(60)
+        os.kill(cluster.process.pid, number)
+        if number is not signal.SIGKILL:
+            try:
+                assert cluster.process.wait(within_s) == 0
+            except subprocess.TimeoutExpired:
+                raise AssertionError(f"still running after {within_s} s:\n{cluster.log.read_text()}") from None
+        else:
+            cluster.process.wait(5)
+        assert_gone(pids, folder, within_s)
+        assert "Traceback" not in cluster.log.read_text()

@@ -1,0 +1,131 @@
+"""Prompt forms, and what becomes of them for each kind of model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from toy import make_info
+from trivium import zip_enc_dec_prompt_lists
+from trivium.errors import ContextLengthError, InvalidRequestError
+from trivium.inputs import EncodedPrompt
+from trivium.params import SamplingParams
+from trivium.prompts import encode_prompt, resolve_max_tokens
+
+
+class Letters:
+    """One token per letter; special tokens are a trailing 1."""
+
+    async def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        return [[ord(c) % 40 for c in text] + [1] * add_special_tokens for text in texts]
+
+
+DECODER_ONLY = make_info(bos_token_id=2)
+ENCODER_DECODER = make_info(is_encoder_decoder=True, max_encoder_len=20, decoder_start_token_id=0)
+LETTERS_AB = tuple(ord(c) % 40 for c in "ab")
+
+
+async def encode(prompt: Any, *, encoder_decoder: bool = False) -> EncodedPrompt:
+    return await encode_prompt(prompt, Letters(), ENCODER_DECODER if encoder_decoder else DECODER_ONLY)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("prompt", ["ab", {"prompt": "ab"}])
+async def test_text_is_tokenized_with_special_tokens(prompt: Any) -> None:
+    assert await encode(prompt) == EncodedPrompt((*LETTERS_AB, 1), text="ab")
+
+
+@pytest.mark.asyncio
+async def test_token_ids_are_used_as_they_are() -> None:
+    assert await encode({"prompt_token_ids": [3, 4], "prompt": "shown"}) == EncodedPrompt((3, 4), text="shown")
+
+
+@pytest.mark.asyncio
+async def test_an_empty_prompt_becomes_bos() -> None:
+    assert (await encode({"prompt_token_ids": []})).token_ids == (2,)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("prompt", ["ab", {"encoder_prompt": "ab", "decoder_prompt": None}])
+async def test_a_single_prompt_is_the_encoder_input(prompt: Any) -> None:
+    encoded = await encode(prompt, encoder_decoder=True)
+    assert encoded == EncodedPrompt((0,), encoder_token_ids=(*LETTERS_AB, 1), encoder_text="ab")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("decoder", "expected"),
+    [
+        ("ab", (0, *LETTERS_AB)),
+        ({"prompt": "ab"}, (0, *LETTERS_AB)),
+        ({"prompt_token_ids": [7, 8]}, (0, 7, 8)),
+        ({"prompt_token_ids": [0, 8]}, (0, 8)),
+        ({"prompt_token_ids": []}, (0,)),
+        ("", (0,)),
+    ],
+)
+async def test_an_explicit_decoder_prompt_begins_with_the_start_token(decoder: Any, expected: tuple[int, ...]) -> None:
+    encoded = await encode(
+        {"encoder_prompt": {"prompt_token_ids": [5]}, "decoder_prompt": decoder}, encoder_decoder=True
+    )
+    assert encoded.token_ids == expected and encoded.encoder_token_ids == (5,)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("prompt", "encoder_decoder", "param"),
+    [
+        (None, False, "prompt"),
+        (5, False, "prompt"),
+        ({}, False, "prompt"),
+        ({"prompt": 5}, False, "prompt"),
+        ({"prompt_token_ids": "abc"}, False, "prompt"),
+        ({"prompt_token_ids": [1, -1]}, False, "prompt[1]"),
+        ({"prompt_token_ids": [1, True]}, False, "prompt[1]"),
+        ({"prompt_token_ids": [1, 50]}, False, "prompt[1]"),
+        ("\ud800", False, "prompt"),
+        ({"encoder_prompt": "a", "decoder_prompt": "b"}, False, "encoder_prompt"),
+        ({"decoder_prompt": "b"}, True, "encoder_prompt"),
+        ({"encoder_prompt": "a", "decoder_prompt": 3}, True, "decoder_prompt"),
+        ({"encoder_prompt": {"encoder_prompt": "a", "decoder_prompt": "b"}}, True, "encoder_prompt"),
+        ({"encoder_prompt": "a", "decoder_prompt": "b", "extra": 1}, True, "prompt"),
+        ({"prompt_token_ids": []}, True, "prompt"),
+    ],
+)
+async def test_bad_prompts_are_refused_by_name(prompt: Any, encoder_decoder: bool, param: str) -> None:
+    with pytest.raises(InvalidRequestError) as info:
+        await encode(prompt, encoder_decoder=encoder_decoder)
+    assert info.value.param == param
+
+
+def test_zip_pairs_both_lists() -> None:
+    assert zip_enc_dec_prompt_lists(["a", "b"], ["c", None]) == [
+        {"encoder_prompt": "a", "decoder_prompt": "c"},
+        {"encoder_prompt": "b", "decoder_prompt": None},
+    ]
+    with pytest.raises(InvalidRequestError, match="1 encoder prompts but 2"):
+        zip_enc_dec_prompt_lists(["a"], ["b", "c"])
+
+
+def test_unlimited_max_tokens_fills_the_context() -> None:
+    assert resolve_max_tokens(EncodedPrompt((1,) * 50), SamplingParams(max_tokens=None), DECODER_ONLY) == 150
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sampling", "numbers"),
+    [
+        (EncodedPrompt((1,) * 200), SamplingParams(), ("200", "200")),
+        (EncodedPrompt((1,) * 190), SamplingParams(max_tokens=11), ("190", "11", "200")),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_numbers(
+    prompt: EncodedPrompt, sampling: SamplingParams, numbers: tuple[str, ...]
+) -> None:
+    with pytest.raises(ContextLengthError) as info:
+        resolve_max_tokens(prompt, sampling, DECODER_ONLY)
+    assert all(number in info.value.message for number in numbers)
+
+
+def test_a_long_encoder_input_is_refused_never_truncated() -> None:
+    with pytest.raises(ContextLengthError, match=r"21 tokens.*takes 20"):
+        resolve_max_tokens(EncodedPrompt((0,), encoder_token_ids=(3,) * 21), SamplingParams(), ENCODER_DECODER)
