@@ -239,7 +239,10 @@ def gateway(
 @app.command()
 def tokenizer(models: Models, listen: Listen, log_level: LogLevel = "info") -> None:
     """Render, tokenize and detokenize for the named models."""
+    from trivium.tokenizer.torch_free import forbid_torch
+
     served = parse_models(models)
+    forbid_torch()
 
     async def run(stop: asyncio.Event) -> None:
         from trivium.tokenizer.server import serve as serve_tokenizer

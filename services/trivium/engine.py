@@ -6,7 +6,7 @@ Two implementations: `RemoteEngine` (remote_engine.py) talks to scheduler and to
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Protocol
 
 from trivium.config import ModelInfo
@@ -44,10 +44,10 @@ class EngineClient(Protocol):
         """
         ...
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[ChoiceDelta]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[ChoiceDelta, None]:
         """Deltas of all choices of `request` until each has a finish reason.
 
-        Raises TriviumError. Closing the iterator early (`aclose`) aborts the request and frees its blocks.
+        Raises TriviumError. Closing the generator early (`aclose`) aborts the request and frees its blocks.
         """
         ...
 

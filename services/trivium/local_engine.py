@@ -9,7 +9,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 from trivium.config import ExecutorConfig, ModelInfo, SchedulerConfig
@@ -88,7 +88,7 @@ class LocalEngine:
             continue_final_message=continue_final_message,
         )
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[ChoiceDelta]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[ChoiceDelta, None]:
         loop = self._started_loop()
         inbox = _Inbox()
         keys = loop.submit(request, inbox, 0)

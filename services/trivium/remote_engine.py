@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from trivium.v1 import scheduler_pb2, scheduler_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
+TOKENIZER_SERVICE = "trivium.v1.Tokenizer"
 SILENCE_S = 10.0  # the scheduler sends a heartbeat every second
 RECONNECT_S = 0.1
 RECOVERY_S = 60.0  # how long a request waits for a lost scheduler before it fails
@@ -85,12 +86,13 @@ class RemoteEngine:
         self._live: dict[int, _LiveRequest] = {}  # handle -> request
         self._info: ModelInfo | None = None
         self._call: rpc.BidiCall[scheduler_pb2.SessionCommand, scheduler_pb2.SessionEvent] | None = None
+        self._has_tokenizer = False
         self._lost_since: float | None = None  # monotonic clock; None while a session is open
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Begin to connect; returns at once."""
-        self._task = asyncio.create_task(self._run())
+        self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._find_tokenizer())]
 
     @property
     def model_info(self) -> ModelInfo:
@@ -99,7 +101,7 @@ class RemoteEngine:
         return self._info
 
     def is_ready(self) -> bool:
-        return self._call is not None
+        return self._call is not None and self._has_tokenizer
 
     async def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         return await self._tokenizer.encode(texts, add_special_tokens=add_special_tokens)
@@ -119,7 +121,7 @@ class RemoteEngine:
             continue_final_message=continue_final_message,
         )
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[ChoiceDelta]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[ChoiceDelta, None]:
         assert request.sampling.seed is not None, "the caller draws a seed, so that the request can be resumed"
         handle = next(self._handles)
         live = _LiveRequest(request, asyncio.Queue(), {index: _Delivered() for index in range(request.sampling.n)})
@@ -139,9 +141,9 @@ class RemoteEngine:
                 self._send(scheduler_pb2.SessionCommand(cancel=scheduler_pb2.Cancel(handles=[handle])))
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._channel.close()
         await self._tokenizer_channel.close()
 
@@ -161,6 +163,12 @@ class RemoteEngine:
             raise
         finally:
             self._fail_live(EngineUnavailableError("the server is shutting down", code="draining"))
+
+    async def _find_tokenizer(self) -> None:
+        """Wait until the tokenizer has loaded. If it is lost later, calls wait for it: that is no loss of readiness."""
+        while not await rpc.check_health(self._tokenizer_channel, TOKENIZER_SERVICE):
+            await asyncio.sleep(RECONNECT_S)
+        self._has_tokenizer = True
 
     async def _hold_session(self) -> None:
         """Open a session, submit again what was running, and hand out deltas until the session breaks."""

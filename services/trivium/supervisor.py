@@ -131,6 +131,8 @@ class Supervisor:
                 await self._ended.wait()
                 announcer.cancel()
                 stopper.cancel()
+                if self._exit_code != EXIT_OK:
+                    self.kill()  # the start has failed: there is nothing to drain
                 await self._stop_children()
         finally:
             self.kill()

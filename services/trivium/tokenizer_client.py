@@ -17,8 +17,9 @@ from trivium.errors import EngineUnavailableError, InvalidRequestError
 from trivium.rpc import error_from_rpc
 from trivium.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 
-CALL_TIMEOUT_S = 5.0  # for all tries together
-RETRY_DELAYS_S = (0.05, 0.2, 0.5, 1.0)
+CALL_TIMEOUT_S = 20.0  # for all tries together: a tokenizer that crashed is back in a few seconds
+FIRST_RETRY_S = 0.05
+MAX_RETRY_S = 0.5
 
 
 class TokenizerClient:
@@ -65,16 +66,17 @@ class TokenizerClient:
         """Call until an answer comes, the error is none of availability, or CALL_TIMEOUT_S are over."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + CALL_TIMEOUT_S
-        for delay_s in (*RETRY_DELAYS_S, None):
+        delay_s = FIRST_RETRY_S
+        while True:
             try:
                 return await method(request, timeout=max(0.001, deadline - clock()), wait_for_ready=True)
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                     raise EngineUnavailableError("the tokenizer did not answer in time") from None
-                if error.code() is not grpc.StatusCode.UNAVAILABLE or delay_s is None or clock() + delay_s > deadline:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or clock() + delay_s > deadline:
                     raise error_from_rpc(error) from None
-                await asyncio.sleep(delay_s)
-        raise AssertionError("unreachable: the last try returns or raises")
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, MAX_RETRY_S)
 
 
 def _to_json(value: Sequence[Mapping[str, Any]], name: str) -> bytes:

@@ -126,12 +126,12 @@ async def test_a_tokenizer_that_never_comes_is_given_up(tmp_path: Path, monkeypa
 
 @pytest.mark.asyncio
 async def test_a_tokenizer_that_stays_unavailable_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer_client, "RETRY_DELAYS_S", (0.001, 0.001))
-    fake = FakeTokenizer(*[EngineUnavailableError("draining", code="draining")] * 9)
+    monkeypatch.setattr(tokenizer_client, "CALL_TIMEOUT_S", 0.3)
+    fake = FakeTokenizer(*[EngineUnavailableError("draining", code="draining")] * 99)
     async with serving(fake, tmp_path) as client:
         with pytest.raises(EngineUnavailableError, match="draining"):
             await client.encode(["a"])
-    assert len(fake.requests) == 3
+    assert len(fake.requests) > 1
 
 
 @pytest.mark.asyncio

@@ -108,7 +108,7 @@ class GrpcDetokenizerClient:
                     event = await call.receive()
                     on_result(result_from_proto(event.text))
             except EngineUnavailableError as error:
-                logger.info("lost the tokenizer: %s", error.message)
+                logger.log(logging.INFO if self._call else logging.DEBUG, "no tokenizer: %s", error.message)
             except (TriviumError, columns.ColumnError) as error:
                 logger.warning("the tokenizer's stream failed: %s", error)
             finally:

@@ -1,0 +1,96 @@
+"""The gateway: routes, and the process that serves them.
+
+Knows engines only as `EngineClient`s; `serve` is the one place that decides they are remote.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Lifespan
+
+from trivium.errors import ConfigurationError
+from trivium.remote_engine import RemoteEngine
+from trivium_gateway.auth import ApiKeyCheck
+from trivium_gateway.chat import ChatEndpoint
+from trivium_gateway.completions import CompletionsEndpoint
+from trivium_gateway.drain import Drain
+from trivium_gateway.errors import MethodNotAllowedError, NotFoundError
+from trivium_gateway.front_door import FrontDoor
+from trivium_gateway.models import HealthEndpoints, ModelEndpoints
+from trivium_gateway.routing import ModelRoutes
+from trivium_gateway.server import bind, run_server
+
+
+def create_app(
+    routes: ModelRoutes,
+    lifespan: Lifespan[Starlette] | None = None,
+    *,
+    api_key: str | None = None,
+    drain: Drain | None = None,
+) -> Starlette:
+    """The ASGI application for the models in `routes`. `drain` lets its server end it in order."""
+    drain = drain or Drain()
+    models = ModelEndpoints(routes)
+    health = HealthEndpoints(routes, drain)
+    app = Starlette(
+        routes=[
+            Route("/health/live", health.live),
+            Route("/health/ready", health.ready),
+            Route("/v1/models", models.list_models),
+            Route("/v1/models/{name:path}", models.get_model),
+            Route("/v1/completions", CompletionsEndpoint(routes, drain), methods=["POST"]),
+            Route("/v1/chat/completions", ChatEndpoint(routes, drain), methods=["POST"]),
+        ],
+        middleware=[Middleware(FrontDoor, api_key=ApiKeyCheck(api_key), drain=drain)],
+        exception_handlers={HTTPException: _raise_as_ours},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _raise_as_ours(request: Request, error: Exception) -> Response:
+    """The router's 404 and 405 as errors of ours, for the front door to answer."""
+    assert isinstance(error, HTTPException), "registered for HTTPException only"
+    if error.status_code == 405:
+        raise MethodNotAllowedError(allow=", ".join(sorted((error.headers or {}).get("Allow", "").split(", "))))
+    raise NotFoundError("no such path")
+
+
+async def serve(
+    *, models: Mapping[str, str], tokenizer: str, host: str, port: int, api_key: str | None, stop: asyncio.Event
+) -> None:
+    """Serve `models` (served name -> scheduler address) on `host`:`port` until `stop` is set, then drain.
+
+    Does not wait for the engines: `/health/ready` tells when they are there. Raises ConfigurationError for an empty
+    key and for an address that cannot be listened on.
+    """
+    if api_key == "":
+        raise ConfigurationError("the API key is empty")
+    with bind(host, port) as listener:
+        async with _engines(models, tokenizer) as engines:
+            drain = Drain()
+            app = create_app(ModelRoutes(engines), api_key=api_key, drain=drain)
+            await run_server(app, listener, drain=drain, stop=stop)
+
+
+@asynccontextmanager
+async def _engines(models: Mapping[str, str], tokenizer: str) -> AsyncIterator[dict[str, RemoteEngine]]:
+    """Engines by served name, started, and closed at the end."""
+    async with AsyncExitStack() as stack:
+        engines: dict[str, RemoteEngine] = {}
+        for name, address in models.items():
+            engine = RemoteEngine(name=name, scheduler_address=address, tokenizer_address=tokenizer)
+            stack.push_async_callback(engine.close)
+            await engine.start()
+            engines[name] = engine
+        yield engines

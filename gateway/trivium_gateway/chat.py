@@ -1,0 +1,158 @@
+"""POST /v1/chat/completions.
+
+A decoder-only model gets the messages by its chat template. For an encoder-decoder model, which has no notion of a
+conversation, the last user message is the encoder input, and a final assistant message with
+`continue_final_message=true` is the decoder prompt; messages before them are not read.
+
+The output limit defaults to what the context has room for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from trivium.config import ModelInfo
+from trivium.engine import EngineClient
+from trivium.errors import InvalidRequestError
+from trivium.inputs import ExplicitEncoderDecoderPrompt, Prompt, TokensPrompt
+from trivium.outputs import ChoiceDelta, CompletionOutput
+from trivium.prompts import encode_prompt
+from trivium_gateway.endpoint import GenerationEndpoint, Job
+from trivium_gateway.errors import relocated
+from trivium_gateway.generation import Generation
+from trivium_gateway.messages import ChatMessageDict, check_messages, is_continuation
+from trivium_gateway.openai_protocol import (
+    UNSUPPORTED_CHAT,
+    ChatChoice,
+    ChatCompletion,
+    ChatCompletionRequest,
+    ChatMessage,
+)
+from trivium_gateway.sampling import fit_sampling, sampling_params, shown_finish
+from trivium_gateway.streaming import ChunkEncoder
+from trivium_gateway.usage import Usage
+
+# what a client calls the parts that the layers below name, the longer names first
+_PLACES = (("encoder_prompt", "messages"), ("decoder_prompt", "messages"), ("prompt", "messages"))
+
+
+class ChatEndpoint(GenerationEndpoint[ChatCompletionRequest]):
+    """Messages in, one assistant message per choice out."""
+
+    request_type = ChatCompletionRequest
+    unsupported = UNSUPPORTED_CHAT
+    id_prefix = "chatcmpl"
+
+    async def jobs(self, request: ChatCompletionRequest, engine: EngineClient, info: ModelInfo) -> list[Job]:
+        messages = check_messages(request.messages)
+        continues = is_continuation(
+            messages,
+            add_generation_prompt=request.add_generation_prompt,
+            continue_final_message=request.continue_final_message,
+        )
+        places = list(_PLACES)
+        if request.max_completion_tokens is not None:
+            places.append(("max_tokens", "max_completion_tokens"))
+        try:
+            sampling = sampling_params(request, max_tokens=_max_tokens(request), info=info)
+            if info.is_encoder_decoder:
+                prompt: Prompt = _encoder_decoder_prompt(messages, continues=continues)
+            else:
+                adds_prompt = not continues if request.add_generation_prompt is None else request.add_generation_prompt
+                prompt = TokensPrompt(
+                    prompt_token_ids=await engine.render(
+                        messages, add_generation_prompt=adds_prompt, continue_final_message=continues
+                    )
+                )
+            encoded = await encode_prompt(prompt, engine, info)
+            return [Job(encoded, fit_sampling(sampling, encoded, info, default_max_tokens=None))]
+        except InvalidRequestError as error:
+            for part, to in places:
+                if (error.param or "").startswith(part):
+                    raise relocated(error, part=part, to=to) from None
+            raise
+
+    def response(self, generation: Generation, outputs: Sequence[CompletionOutput], usage: Usage) -> ChatCompletion:
+        choices = [
+            ChatChoice(
+                index=output.index,
+                message=ChatMessage(content=output.text),
+                finish_reason=shown_finish(output.finish_reason),
+                stop_reason=output.stop_reason,
+            )
+            for output in outputs
+        ]
+        return ChatCompletion(
+            id=generation.id, created=generation.created, model=generation.model, choices=choices, usage=usage
+        )
+
+    def encoder(self, generation: Generation, *, include_usage: bool) -> ChunkEncoder:
+        return ChatChunks(generation, include_usage=include_usage)
+
+
+def _max_tokens(request: ChatCompletionRequest) -> int | None:
+    if request.max_completion_tokens is None:
+        return request.max_tokens
+    if request.max_tokens not in (None, request.max_completion_tokens):
+        raise InvalidRequestError(
+            "max_tokens and max_completion_tokens differ; give one of them",
+            param="max_completion_tokens",
+            code="conflicting_parameters",
+        )
+    return request.max_completion_tokens
+
+
+def _encoder_decoder_prompt(messages: Sequence[ChatMessageDict], *, continues: bool) -> ExplicitEncoderDecoderPrompt:
+    sources = [message["content"] for message in messages if message["role"] == "user"]
+    if not sources:
+        raise InvalidRequestError(
+            "an encoder-decoder model needs a user message", param="messages", code="invalid_messages"
+        )
+    return ExplicitEncoderDecoderPrompt(
+        encoder_prompt=sources[-1], decoder_prompt=messages[-1]["content"] if continues else None
+    )
+
+
+class ChatChunks:
+    """Stream events of one chat call. All that does not change from event to event is encoded once.
+
+    The first event of each choice names the role; it leaves together with the first news of that choice.
+    """
+
+    def __init__(self, generation: Generation, *, include_usage: bool) -> None:
+        encode = msgspec.json.encode
+        self._encode = encode
+        self._include_usage = include_usage
+        self._head = b'data: {"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,"choices":[' % (
+            encode(generation.id),
+            generation.created,
+            encode(generation.model),
+        )
+        self._choices = [b'%b{"index":%d,"delta":{' % (self._head, choice) for choice in range(generation.num_choices)]
+        self._end = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+        self._more = b'},"logprobs":null,"finish_reason":null,"stop_reason":null}' + self._end
+        self._unopened = set(range(generation.num_choices))
+
+    def chunk(self, choice: int, delta: ChoiceDelta) -> bytes:
+        head = self._choices[choice]
+        if choice in self._unopened:
+            self._unopened.discard(choice)
+            opening = head + b'"role":"assistant","content":""' + self._more
+        else:
+            opening = b""
+        content = b'"content":' + self._encode(delta.text) if delta.text else b""
+        if delta.finish_reason is None:
+            return opening + head + content + self._more if content else opening
+        return b'%b%b%b},"logprobs":null,"finish_reason":%b,"stop_reason":%b}%b' % (
+            opening,
+            head,
+            content,
+            self._encode(delta.finish_reason.value),
+            self._encode(delta.stop_reason),
+            self._end,
+        )
+
+    def usage(self, usage: Usage) -> bytes:
+        return b'%b],"usage":%b}\n\n' % (self._head, self._encode(usage)) if self._include_usage else b""

@@ -1,0 +1,123 @@
+"""What completions and chat share: from the request bytes to a running generation to the response.
+
+`GenerationEndpoint.__call__` is the life of one call. The two endpoints differ in how they read a prompt and in how
+they write choices; those are the methods that they implement.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from trivium.config import ModelInfo
+from trivium.engine import EngineClient
+from trivium.errors import InvalidRequestError
+from trivium.inputs import EncodedPrompt, GenerationRequest
+from trivium.outputs import CompletionOutput
+from trivium.params import SamplingParams
+from trivium_gateway.asgi import check_media_type, read_body, send_json, watch_disconnect
+from trivium_gateway.drain import Drain
+from trivium_gateway.generation import ChoiceCollector, Generation, run_generation
+from trivium_gateway.json_body import decode_fields, to_struct
+from trivium_gateway.openai_protocol import GenerationFields
+from trivium_gateway.routing import ModelRoutes
+from trivium_gateway.sampling import check_fields
+from trivium_gateway.streaming import ChunkEncoder, stream_generation
+from trivium_gateway.usage import Usage
+
+logger = logging.getLogger(__name__)
+
+RequestT = TypeVar("RequestT", bound=GenerationFields)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One prompt with the parameters that fit it."""
+
+    prompt: EncodedPrompt
+    sampling: SamplingParams
+
+
+class GenerationEndpoint(ABC, Generic[RequestT]):
+    """An ASGI application for one POST route. Holds no state of its own."""
+
+    request_type: ClassVar[type[GenerationFields]]
+    unsupported: ClassVar[dict[str, tuple[object, ...]]]  # field -> values that mean "not used"
+    id_prefix: ClassVar[str]
+
+    def __init__(self, routes: ModelRoutes, drain: Drain) -> None:
+        self._routes = routes
+        self._drain = drain
+
+    @abstractmethod
+    async def jobs(self, request: RequestT, engine: EngineClient, info: ModelInfo) -> list[Job]:
+        """The prompts of `request`, encoded and checked. Raises TriviumError."""
+
+    @abstractmethod
+    def response(self, generation: Generation, outputs: Sequence[CompletionOutput], usage: Usage) -> msgspec.Struct:
+        """The response to a complete call."""
+
+    @abstractmethod
+    def encoder(self, generation: Generation, *, include_usage: bool) -> ChunkEncoder:
+        """The form of the events of a stream."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        check_media_type(scope)
+        fields = decode_fields(await read_body(scope, receive))
+        request = self._checked(fields)
+        generation = await self._generation(request)
+        logger.info(
+            "%s: is %s, model %s, %d prompts, n=%d, stream=%s",
+            scope["trivium.request_id"],
+            generation.id,
+            generation.model,
+            len(generation.requests),
+            generation.n,
+            bool(request.stream),
+        )
+        if request.stream:
+            include_usage = request.stream_options is not None and bool(request.stream_options.include_usage)
+            encoder = self.encoder(generation, include_usage=include_usage)
+            await stream_generation(generation, encoder, receive=receive, send=send, drain=self._drain)
+        else:
+            await self._send_whole(generation, receive, send)
+
+    def _checked(self, fields: dict[str, Any]) -> RequestT:
+        if fields.get("model") is None:
+            raise InvalidRequestError("model is missing", param="model", code="missing_model")
+        request: Any = to_struct(fields, self.request_type)
+        check_fields(fields, request, self.unsupported)
+        checked: RequestT = request
+        return checked
+
+    async def _generation(self, request: RequestT) -> Generation:
+        assert request.model is not None, "checked before"
+        engine = self._routes.find(request.model)
+        generation_id = f"{self.id_prefix}-{uuid.uuid4().hex}"
+        jobs = await self.jobs(request, engine, engine.model_info)
+        requests = tuple(
+            GenerationRequest(
+                request_id=generation_id if len(jobs) == 1 else f"{generation_id}-{position}",
+                prompt=job.prompt,
+                sampling=job.sampling,
+                stream=bool(request.stream),
+            )
+            for position, job in enumerate(jobs)
+        )
+        return Generation(
+            id=generation_id, created=int(time.time()), model=request.model, engine=engine, requests=requests
+        )
+
+    async def _send_whole(self, generation: Generation, receive: Receive, send: Send) -> None:
+        collector = ChoiceCollector(generation.num_choices)
+        await run_generation(generation, collector, watch_disconnect(receive), self._drain.watch())
+        response = self.response(generation, collector.outputs, generation.usage(collector.num_tokens))
+        await send_json(send, msgspec.json.encode(response))

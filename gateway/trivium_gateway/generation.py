@@ -1,0 +1,105 @@
+"""One API call: the engine requests of all its prompts, run side by side.
+
+Owns the life of the engine iterators: each is closed as soon as it is not needed any more, whether the call is
+complete, has failed, was cut by the end of the server, or lost its client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from trivium.engine import EngineClient
+from trivium.errors import EngineUnavailableError, InternalError
+from trivium.inputs import GenerationRequest
+from trivium.outputs import ChoiceDelta, CompletionOutput, FinishReason
+from trivium_gateway.concurrency import run_all
+from trivium_gateway.usage import Usage, count_usage
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What one API call runs. Choices are numbered prompt by prompt: choice `i` is of request `i // n`."""
+
+    id: str
+    created: int  # Unix time, seconds
+    model: str
+    engine: EngineClient
+    requests: tuple[GenerationRequest, ...]
+
+    @property
+    def n(self) -> int:
+        return self.requests[0].sampling.n
+
+    @property
+    def num_choices(self) -> int:
+        return self.n * len(self.requests)
+
+    def usage(self, num_output_tokens: int) -> Usage:
+        return count_usage((request.prompt for request in self.requests), num_output_tokens)
+
+
+class DeltaSink(Protocol):
+    """Where the deltas of all choices go. `choice` numbers the choices of the whole call."""
+
+    def add(self, choice: int, delta: ChoiceDelta) -> None: ...
+
+    def is_full(self) -> bool: ...
+
+    async def wait_for_room(self) -> None: ...
+
+
+class ChoiceCollector:
+    """Puts the choices of one call together. Never full: the choices are the response."""
+
+    def __init__(self, num_choices: int) -> None:
+        self.outputs = [CompletionOutput(index=choice) for choice in range(num_choices)]
+
+    def add(self, choice: int, delta: ChoiceDelta) -> None:
+        output = self.outputs[choice]
+        output.text += delta.text
+        output.token_ids.extend(delta.token_ids)
+        if delta.finish_reason is not None:
+            output.finish_reason = delta.finish_reason.value
+            output.stop_reason = delta.stop_reason
+
+    def is_full(self) -> bool:
+        return False
+
+    async def wait_for_room(self) -> None:
+        return None
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(output.token_ids) for output in self.outputs)
+
+
+async def run_generation(generation: Generation, sink: DeltaSink, *watchers: Coroutine[Any, Any, None]) -> None:
+    """Run all requests of `generation` to their end.
+
+    A watcher that raises (client gone, server cut) ends them early. Raises the first error of any of them.
+    """
+    n = generation.n
+    pumps = [
+        _pump(generation.engine, request, sink, first_choice=n * position)
+        for position, request in enumerate(generation.requests)
+    ]
+    await run_all(pumps, beside=watchers)
+
+
+async def _pump(engine: EngineClient, request: GenerationRequest, sink: DeltaSink, *, first_choice: int) -> None:
+    num_unfinished = request.sampling.n
+    # The contract allows closing early, which plain iterators cannot do.
+    async with aclosing(engine.generate(request)) as deltas:
+        async for delta in deltas:
+            if delta.finish_reason is not None:
+                if delta.finish_reason is FinishReason.ABORT:
+                    raise EngineUnavailableError("the request was aborted by the server", code="aborted")
+                num_unfinished -= 1
+            sink.add(first_choice + delta.index, delta)
+            if sink.is_full():
+                await sink.wait_for_room()
+    if num_unfinished:
+        raise InternalError("the engine ended the request before it was complete")

@@ -1,0 +1,107 @@
+"""The messages of a chat: checked, and reduced to what a chat template reads.
+
+Kept per message: role, content (text parts joined by newlines), name, tool_call_id. Media parts and tool calls are
+refused. Other fields are ignored, as they are at the top level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trivium.errors import InvalidRequestError
+from trivium_gateway.errors import unsupported_parameter
+
+MAX_MESSAGES = 2048
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+ChatMessageDict = dict[str, str]  # keys: role, content, and where given name, tool_call_id
+
+_UNSUPPORTED_FIELDS = ("tool_calls", "function_call", "audio")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+def check_messages(messages: Any) -> list[ChatMessageDict]:
+    """The messages as templates take them. Raises InvalidRequestError that names the part that is wrong."""
+    if messages is None:
+        raise _invalid("messages is missing", "messages")
+    if not isinstance(messages, list) or not messages:
+        raise _invalid("messages must be a non-empty list", "messages")
+    if len(messages) > MAX_MESSAGES:
+        raise _invalid(f"{len(messages)} messages, at most {MAX_MESSAGES} are taken", "messages")
+    return [_check_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+
+
+def is_continuation(
+    messages: Sequence[ChatMessageDict], *, add_generation_prompt: bool | None, continue_final_message: bool | None
+) -> bool:
+    """Whether the reply goes on with the final message, which must then be the assistant's.
+
+    Raises InvalidRequestError where the two flags, or a flag and the final message, contradict each other.
+    """
+    is_assistant_last = messages[-1]["role"] == "assistant"
+    if not continue_final_message:
+        if add_generation_prompt and is_assistant_last:
+            raise _invalid(
+                "the final message is the assistant's: continue_final_message=true continues it, "
+                "add_generation_prompt=true needs a message to answer",
+                f"messages[{len(messages) - 1}].role",
+            )
+        return False
+    if add_generation_prompt:
+        raise InvalidRequestError(
+            "continue_final_message and add_generation_prompt cannot both be true",
+            param="continue_final_message",
+            code="conflicting_parameters",
+        )
+    if not is_assistant_last:
+        raise _invalid(
+            "continue_final_message needs a final message of the assistant", f"messages[{len(messages) - 1}].role"
+        )
+    return True
+
+
+def _check_message(message: Any, param: str) -> ChatMessageDict:
+    if not isinstance(message, dict):
+        raise _invalid(f"{param} must be an object", param)
+    role = message.get("role")
+    if role not in ROLES:
+        raise _invalid(f"{param}.role must be one of {', '.join(ROLES)}", f"{param}.role")
+    for name in _UNSUPPORTED_FIELDS:
+        if message.get(name):
+            raise unsupported_parameter(f"{param}.{name}")
+    checked = {"role": role, "content": _check_content(message.get("content"), f"{param}.content")}
+    for name in ("name", "tool_call_id"):
+        value = message.get(name)
+        if value is not None and not isinstance(value, str):
+            raise _invalid(f"{param}.{name} must be text", f"{param}.{name}")
+        if value is not None:
+            checked[name] = value
+    if role == "tool" and "tool_call_id" not in checked:
+        raise _invalid(f"{param}.tool_call_id is missing", f"{param}.tool_call_id")
+    return checked
+
+
+def _check_content(content: Any, param: str) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        raise _invalid(f"{param} must be text or a non-empty list of text parts", param)
+    return "\n".join(_check_part(part, f"{param}[{index}]") for index, part in enumerate(content))
+
+
+def _check_part(part: Any, param: str) -> str:
+    if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+        raise _invalid(f"{param} must be an object with a type", param)
+    if part["type"] not in _TEXT_PARTS:
+        raise InvalidRequestError(
+            f"{param} is of type {part['type'][:40]!r}: only text is supported", param=param, code="unsupported_content"
+        )
+    text = part.get("text")
+    if not isinstance(text, str):
+        raise _invalid(f"{param}.text must be text", f"{param}.text")
+    return text
+
+
+def _invalid(message: str, param: str) -> InvalidRequestError:
+    return InvalidRequestError(message, param=param, code="invalid_messages")

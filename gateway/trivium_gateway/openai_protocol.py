@@ -1,0 +1,184 @@
+"""The OpenAI protocol as types: what clients send and what they get.
+
+Field names, defaults and shapes are OpenAI's; the sampling fields that OpenAI does not have are vLLM's. A field of a
+request is None where the client left it out. What is typed `Any` has more forms than a type can say and is checked by
+`prompts.py` and `chat.py`, which name the part that is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from trivium_gateway.usage import Usage
+
+
+class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """include_usage: one more chunk at the end, without choices, that counts tokens."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
+    """What completions and chat have in common. The sampling fields are checked by `SamplingParams`."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    min_tokens: int | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+
+
+class CompletionRequest(GenerationFields, frozen=True, kw_only=True):
+    """POST /v1/completions. The last two are an extension for encoder-decoder models; null means an empty side."""
+
+    prompt: Any = None
+    encoder_prompt: Any = None
+    decoder_prompt: Any = UNSET
+
+
+class ChatCompletionRequest(GenerationFields, frozen=True, kw_only=True):
+    """POST /v1/chat/completions. `max_completion_tokens` is the newer name of `max_tokens`."""
+
+    messages: Any = None
+    max_completion_tokens: int | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+
+FinishName = Literal["stop", "length"]
+
+
+class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
+    index: int
+    text: str
+    logprobs: None = None
+    finish_reason: FinishName
+    stop_reason: str | int | None
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
+    index: int
+    message: ChatMessage
+    logprobs: None = None
+    finish_reason: FinishName
+    stop_reason: str | int | None
+
+
+class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """`max_model_len` and `is_encoder_decoder` are absent until the model has been reached once."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "trivium"
+    max_model_len: int | UnsetType = UNSET
+    is_encoder_decoder: bool | UnsetType = UNSET
+
+
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+# Fields that OpenAI or vLLM have and this server does not: field -> the values that mean "not used". Any other value
+# is refused, since a client that set it expects it to work.
+_UNUSED: tuple[object, ...] = (None,)
+_UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    "presence_penalty": (None, 0),
+    "frequency_penalty": (None, 0),
+    "repetition_penalty": (None, 1),
+    "logit_bias": (None, {}),
+    "echo": (None, False),
+    "use_beam_search": (None, False),
+    "length_penalty": (None, 1),
+    "early_stopping": (None, False),
+    "truncate_prompt_tokens": _UNUSED,
+    "allowed_token_ids": _UNUSED,
+    "bad_words": (None, []),
+    "prompt_logprobs": _UNUSED,
+    "response_format": (None, {"type": "text"}),
+    "structured_outputs": _UNUSED,
+    "guided_json": _UNUSED,
+    "guided_regex": _UNUSED,
+    "guided_choice": _UNUSED,
+    "guided_grammar": _UNUSED,
+    "priority": (None, 0),
+    "cache_salt": _UNUSED,
+    "return_token_ids": (None, False),
+    "return_tokens_as_token_ids": (None, False),
+    "spaces_between_special_tokens": (None, True),
+    "logits_processors": (None, []),
+    "stream_interval": (None, 1),
+    "store": (None, False),
+    "service_tier": (None, "auto", "default"),
+}
+UNSUPPORTED_COMPLETION: dict[str, tuple[object, ...]] = _UNSUPPORTED | {
+    "logprobs": _UNUSED,
+    "suffix": (None, ""),
+    "add_special_tokens": (None, True),
+}
+UNSUPPORTED_CHAT: dict[str, tuple[object, ...]] = _UNSUPPORTED | {
+    "logprobs": (None, False),
+    "top_logprobs": _UNUSED,
+    "add_special_tokens": (None, False),
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "functions": (None, []),
+    "function_call": (None, "none", "auto"),
+    "modalities": (None, ["text"]),
+    "audio": _UNUSED,
+    "prediction": _UNUSED,
+    "reasoning_effort": (None, "none"),
+    "verbosity": (None, "medium"),
+    "web_search_options": _UNUSED,
+    "documents": (None, []),
+    "chat_template_kwargs": (None, {}),
+    "mm_processor_kwargs": (None, {}),
+}
+
+
+def first_used(fields: dict[str, Any], unused_values: dict[str, tuple[object, ...]]) -> Iterable[str]:
+    """Names of the fields that have a value other than those that mean "not used"."""
+    return (name for name, unused in unused_values.items() if name in fields and fields[name] not in unused)

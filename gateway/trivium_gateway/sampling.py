@@ -1,0 +1,96 @@
+"""From the fields of a request to `SamplingParams`, and the checks that completions and chat share.
+
+Nothing is dropped in silence: a field that this server does not implement is refused as soon as it has an effect.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from typing import Any
+
+from trivium.config import ModelInfo
+from trivium.errors import InvalidRequestError
+from trivium.inputs import EncodedPrompt
+from trivium.params import SamplingParams
+from trivium.prompts import check_vocabulary, resolve_max_tokens
+from trivium_gateway.errors import unsupported_parameter
+from trivium_gateway.openai_protocol import FinishName, GenerationFields, first_used
+
+MAX_USER_CHARS = 512
+MAX_METADATA = 16
+MAX_METADATA_CHARS = 512
+
+_TEMPLATE_ARGUMENTS = frozenset({"chat_template", "tokenize", "tokenizer", "return_tensors", "return_dict", "template"})
+_SAMPLING_FIELDS = tuple(
+    {field.name for field in dataclasses.fields(SamplingParams)} & set(GenerationFields.__struct_fields__)
+)
+
+
+def check_fields(fields: dict[str, Any], request: GenerationFields, unsupported: dict[str, tuple[object, ...]]) -> None:
+    """Raise InvalidRequestError for a field that is not supported, too long, or set without the one it belongs to."""
+    if fields.get("prompt_embeds") is not None:
+        raise InvalidRequestError("prompt_embeds is not enabled", param="prompt_embeds", code="feature_disabled")
+    _check_template_fields(fields)
+    for name in first_used(fields, unsupported):
+        raise unsupported_parameter(name)
+    best_of = fields.get("best_of")
+    if best_of is not None and best_of != (1 if request.n is None else request.n):
+        raise unsupported_parameter("best_of")
+    if request.stream_options is not None:
+        if not request.stream:
+            raise InvalidRequestError("stream_options needs stream=true", param="stream_options")
+        if request.stream_options.continuous_usage_stats:
+            raise unsupported_parameter("stream_options.continuous_usage_stats")
+    if request.user is not None and len(request.user) > MAX_USER_CHARS:
+        raise _too_long("user", f"{MAX_USER_CHARS} characters")
+    metadata = request.metadata or {}
+    if len(metadata) > MAX_METADATA or any(len(key) + len(metadata[key]) > MAX_METADATA_CHARS for key in metadata):
+        raise _too_long("metadata", f"{MAX_METADATA} pairs of {MAX_METADATA_CHARS} characters")
+
+
+def _check_template_fields(fields: dict[str, Any]) -> None:
+    """Templates are programs: they come with the model, never from a client, in whatever field."""
+    arguments = fields.get("chat_template_kwargs")
+    if fields.get("chat_template") is not None:
+        param = "chat_template"
+    elif isinstance(arguments, dict) and not _TEMPLATE_ARGUMENTS.isdisjoint(arguments):
+        param = "chat_template_kwargs"
+    else:
+        return
+    raise InvalidRequestError(f"{param} must not change the template", param=param, code="template_not_allowed")
+
+
+def _too_long(param: str, limit: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{param} must not be longer than {limit}", param=param, code="too_long")
+
+
+def sampling_params(request: GenerationFields, *, max_tokens: int | None, info: ModelInfo) -> SamplingParams:
+    """What `request` asks for, checked against the ranges and the vocabulary. Raises InvalidRequestError."""
+    given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(request, name)) is not None}
+    sampling = SamplingParams(**given | {"max_tokens": max_tokens})
+    check_vocabulary(sampling.stop_token_ids, info, "stop_token_ids")
+    return sampling
+
+
+def fit_sampling(
+    sampling: SamplingParams, prompt: EncodedPrompt, info: ModelInfo, *, default_max_tokens: int | None
+) -> SamplingParams:
+    """`sampling` with a seed and with the number of tokens that `prompt` leaves room for.
+
+    A `max_tokens` that was given must fit; where none was given, the default is cut to the room there is (None: all
+    of it). Raises ContextLengthError and InvalidRequestError.
+    """
+    max_tokens = resolve_max_tokens(prompt, sampling, info)
+    if sampling.max_tokens is None and default_max_tokens is not None:
+        max_tokens = min(max_tokens, default_max_tokens)
+    seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+    return dataclasses.replace(sampling, max_tokens=max_tokens, seed=seed)
+
+
+def shown_finish(reason: str | None) -> FinishName:
+    """The finish reason of a complete choice, as clients know it."""
+    if reason == "length":
+        return "length"
+    assert reason == "stop", f"a complete choice cannot end by {reason}"
+    return "stop"

@@ -1,0 +1,235 @@
+"""A scripted engine at the `EngineClient` seam, and a real server around it in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import queue
+import threading
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvloop
+
+from trivium.config import ModelInfo
+from trivium.errors import EngineUnavailableError, InvalidRequestError
+from trivium.inputs import GenerationRequest
+from trivium.outputs import ChoiceDelta, FinishReason
+from trivium_gateway.app import create_app
+from trivium_gateway.drain import Drain
+from trivium_gateway.routing import ModelRoutes
+from trivium_gateway.server import bind, run_server
+
+WAIT_S = 5.0
+VOCAB_SIZE = 300
+DECODER_START = 256
+MAX_MODEL_LEN = 1000
+MAX_ENCODER_LEN = 400
+
+STOP = FinishReason.STOP
+LENGTH = FinishReason.LENGTH
+
+
+def make_info(name: str, *, is_encoder_decoder: bool = False, max_model_len: int = MAX_MODEL_LEN) -> ModelInfo:
+    return ModelInfo(
+        name=name,
+        architecture="Fake",
+        is_encoder_decoder=is_encoder_decoder,
+        max_model_len=max_model_len,
+        max_encoder_len=MAX_ENCODER_LEN if is_encoder_decoder else 0,
+        vocab_size=VOCAB_SIZE,
+        dtype="float32",
+        block_size=16,
+        num_blocks=64,
+        max_num_seqs=8,
+        max_num_batched_tokens=256,
+        decoder_start_token_id=DECODER_START if is_encoder_decoder else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Hang:
+    """A script step that never ends."""
+
+
+Step = ChoiceDelta | Exception | Hang
+HELLO = ("Hel", "lo ", "world")
+
+
+def deltas(
+    *texts: str, index: int = 0, finish: FinishReason = STOP, stop_reason: str | int | None = None
+) -> list[Step]:
+    """One delta of one token per text, the last one with the finish reason."""
+    steps: list[Step] = [ChoiceDelta(index, (65,), text) for text in texts[:-1]]
+    return [*steps, ChoiceDelta(index, (65,), texts[-1], finish, stop_reason)]
+
+
+class FakeEngine:
+    """Tokens are UTF-8 bytes. What a prompt text generates is looked up in `scripts`; without a script it is HELLO.
+
+    Used from two threads: the server's calls the methods, the test's reads `requests` and waits on the queues.
+    """
+
+    def __init__(self, info: ModelInfo, *, is_ready: bool = True) -> None:
+        self._info = info
+        self.ready = is_ready
+        self.scripts: dict[str, Sequence[Step]] = {}  # prompt text -> steps
+        self.requests: list[GenerationRequest] = []
+        self.rendered: list[tuple[Sequence[Mapping[str, Any]], bool, bool]] = []
+        self.started: queue.Queue[str] = queue.Queue()  # ids of requests that hang
+        self.aborted: queue.Queue[str] = queue.Queue()  # ids of requests whose iterator was closed early
+
+    @property
+    def model_info(self) -> ModelInfo:
+        if not self.ready:
+            raise EngineUnavailableError("the model is not loaded yet")
+        return self._info
+
+    def is_ready(self) -> bool:
+        return self.ready
+
+    async def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        return [list(text.encode()) for text in texts]
+
+    async def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> list[int]:
+        self.rendered.append((messages, add_generation_prompt, continue_final_message))
+        if messages[-1]["content"] == "refused by template":
+            raise InvalidRequestError("roles must alternate", param="messages", code="template_error")
+        return list(str(messages[-1]["content"]).encode())
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[ChoiceDelta, None]:
+        self.requests.append(request)
+        ids = request.prompt.encoder_token_ids or request.prompt.token_ids
+        script = self.scripts.get(bytes(ids).decode(errors="replace"))
+        if script is None:
+            choices = range(request.sampling.n)
+            script = [step for index in choices for step in deltas(*HELLO, index=index)]
+        try:
+            for step in script:
+                await asyncio.sleep(0)
+                if isinstance(step, Hang):
+                    self.started.put(request.request_id)
+                    await asyncio.Event().wait()
+                elif isinstance(step, Exception):
+                    raise step
+                else:
+                    yield step
+        except (GeneratorExit, asyncio.CancelledError):
+            self.aborted.put(request.request_id)
+            raise
+
+    async def close(self) -> None:
+        return None
+
+
+class RunningServer:
+    """A gateway on a free port of 127.0.0.1, in a thread with a uvloop loop. `stop` ends it and waits."""
+
+    def __init__(
+        self, engines: Mapping[str, FakeEngine], *, api_key: str | None = None, drain_timeout_s: float = 5.0
+    ) -> None:
+        self._listener = bind("127.0.0.1", 0)
+        self.port: int = self._listener.getsockname()[1]
+        self._engines = engines
+        self._api_key = api_key
+        self._drain_timeout_s = drain_timeout_s
+        self._stop = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_up = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        assert self._is_up.wait(WAIT_S)
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        drain = Drain()
+        app = create_app(ModelRoutes(self._engines), api_key=self._api_key, drain=drain)
+        self._is_up.set()
+        await run_server(app, self._listener, drain=drain, stop=self._stop, drain_timeout_s=self._drain_timeout_s)
+
+    def begin_stop(self) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._stop.set)
+
+    def join(self) -> None:
+        self._thread.join(WAIT_S)
+        assert not self._thread.is_alive(), "the server did not stop"
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self.begin_stop()
+        self.join()
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A running gateway with a decoder-only, an encoder-decoder, and a model that never loads."""
+
+    server: RunningServer
+    tiny: FakeEngine
+    translator: FakeEngine
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP response, read whole."""
+
+    status: int
+    headers: Mapping[str, str]  # lower-case names
+    body: bytes = field(repr=False)
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> tuple[int, str | None, str | None]:
+        """(status, code, param) of an error, whose body must have the OpenAI shape."""
+        assert self.headers["content-type"] == "application/json"
+        assert self.headers["x-request-id"]
+        error = self.json["error"]
+        assert error.keys() == {"message", "type", "param", "code"}, error
+        assert error["message"]
+        return self.status, error["code"], error["param"]
+
+
+def request(
+    port: int, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+) -> Answer:
+    """One request on a connection of its own."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_S)
+    try:
+        connection.request(method, path, body, dict(headers or {}))
+        response = connection.getresponse()
+        answer_headers = {name.lower(): value for name, value in response.getheaders()}
+        return Answer(response.status, answer_headers, response.read())
+    finally:
+        connection.close()
+
+
+def post(port: int, path: str, value: object, **headers: str) -> Answer:
+    """POST `value` as JSON, or as it is if it is bytes."""
+    body = value if isinstance(value, bytes) else json.dumps(value).encode()
+    named = {name.replace("_", "-"): text for name, text in headers.items()}
+    return request(port, "POST", path, body, {"Content-Type": "application/json"} | named)

@@ -1,0 +1,141 @@
+"""Paths, methods, keys, request ids, models and health."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import openai
+import pytest
+
+from unit.gateway.fakes import FakeEngine, RunningServer, World, make_info, post, request
+
+KEY = "s3cret-Key"
+OK_BODY = {"model": "tiny", "prompt": "a"}
+
+
+def test_models_are_listed(client: openai.OpenAI) -> None:
+    models = list(client.models.list())
+    assert [model.id for model in models] == ["tiny", "org/translator", "unloaded"]
+    assert all(model.object == "model" and model.owned_by == "trivium" and model.created > 0 for model in models)
+
+
+@pytest.mark.parametrize("name", ["tiny", "org/translator", "unloaded"])
+def test_one_model_is_shown(client: openai.OpenAI, name: str) -> None:
+    assert client.models.retrieve(name).id == name
+
+
+def test_unknown_model_is_404(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as failure:
+        client.models.retrieve("other")
+    assert failure.value.code == "model_not_found" and failure.value.param == "model"
+
+
+def test_live_answers_and_ready_names_what_is_missing(world: World) -> None:
+    assert request(world.port, "GET", "/health/live").status == 200
+    ready = request(world.port, "GET", "/health/ready")
+    assert (ready.status, ready.json) == (503, {"status": "waiting", "waiting_for": ["unloaded"]})
+
+
+def test_ready_follows_the_engine() -> None:
+    engine = FakeEngine(make_info("tiny"), is_ready=False)
+    server = RunningServer({"tiny": engine})
+    assert request(server.port, "GET", "/health/ready").status == 503
+    engine.ready = True
+    assert request(server.port, "GET", "/health/ready").status == 200
+    server.stop()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("GET", "/v1/completions", "POST"),
+        ("DELETE", "/v1/chat/completions", "POST"),
+        ("POST", "/v1/models", "GET"),
+        ("PUT", "/health/live", "GET"),
+    ],
+)
+def test_wrong_method_is_405_with_allow(world: World, method: str, path: str, allow: str) -> None:
+    answer = request(world.port, method, path)
+    assert answer.error == (405, "method_not_allowed", None)
+    assert allow in answer.headers["allow"].split(", ")
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v1/completions/", "//v1/completions", "/v1/../v1/models", "/v1/%2e%2e/v1/models", "/docs"]
+)
+def test_unknown_path_is_404(world: World, path: str) -> None:
+    assert request(world.port, "GET", path).error == (404, "not_found", None)
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[RunningServer]:
+    server = RunningServer({"tiny": FakeEngine(make_info("tiny"))}, api_key=KEY)
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": f"bearer {KEY}"},
+        {"Authorization": KEY},
+        {"Authorization": f"Bearer {KEY.upper()}"},
+        {"Authorization": f"Bearer {KEY} "[:-2]},
+        {"Authorization": "Bearer "},
+        {"Authorization": "Bearer \u00fc"},
+        {"X-Api-Key": KEY},
+    ],
+)
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/completions"),
+        ("POST", "/v1/chat/completions"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/models/tiny"),
+        ("GET", f"/v1/models?api_key={KEY}"),
+        ("GET", "/metrics"),
+        ("GET", "/health/live/"),
+        ("GET", "/health/../v1/models"),
+    ],
+)
+def test_everything_needs_the_key(locked: RunningServer, method: str, path: str, headers: dict[str, str]) -> None:
+    answer = request(locked.port, method, path, headers=headers)
+    assert answer.error == (401, "invalid_api_key", None)
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_health_needs_no_key(locked: RunningServer) -> None:
+    assert request(locked.port, "GET", "/health/live").status == 200
+    assert request(locked.port, "GET", "/health/ready").status == 200
+
+
+def test_the_key_opens(locked: RunningServer) -> None:
+    with openai.OpenAI(base_url=locked.base_url, api_key=KEY, max_retries=0) as client:
+        assert client.completions.create(model="tiny", prompt="a").choices[0].text == "Hello world"
+
+
+def test_request_id_is_returned_and_never_used_inside(world: World) -> None:
+    answers = [post(world.port, "/v1/completions", OK_BODY, X_Request_Id="mine 1") for _ in range(2)]
+    assert [answer.headers["x-request-id"] for answer in answers] == ["mine 1"] * 2
+    assert answers[0].json["id"] != answers[1].json["id"]
+    assert all(answer.json["id"].startswith("cmpl-") for answer in answers)
+
+
+def test_request_id_is_made_up_where_none_is_given(world: World) -> None:
+    ids = {post(world.port, "/v1/completions", OK_BODY).headers["x-request-id"] for _ in range(2)}
+    assert len(ids) == 2
+
+
+@pytest.mark.parametrize("request_id", ["x" * 129, "x" * 10_000, "\U0001f600".encode().decode("latin-1"), "a\tb", ""])
+def test_bad_request_id_is_refused(world: World, request_id: str) -> None:
+    answer = post(world.port, "/v1/completions", OK_BODY, X_Request_Id=request_id)
+    assert answer.error == (400, "invalid_request_id", "X-Request-Id")
+    assert answer.headers["x-request-id"] != request_id
+
+
+def test_the_openai_client_sees_the_request_id(client: openai.OpenAI) -> None:
+    completion = client.completions.create(model="tiny", prompt="a", extra_headers={"X-Request-Id": "mine"})
+    assert completion._request_id == "mine"
