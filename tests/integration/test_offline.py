@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
-from tiny import ENCODER_DECODER, FAMILIES, load_oracle
+from oracle import PROMPTS, oracle
+from tiny import ENCODER_DECODER, FAMILIES
 from trivium import (
     LLM,
     ExplicitEncoderDecoderPrompt,
@@ -20,23 +20,7 @@ from trivium import (
 )
 from trivium.errors import InvalidRequestError
 
-PROMPTS = [[5 + (7 * i + j) % 200 for j in range(1 + (5 * i) % 23)] for i in range(16)]
 GREEDY = SamplingParams(temperature=0, max_tokens=20)
-
-
-def oracle(path: Path, prompt: list[int], max_tokens: int = 20, decoder: list[int] | None = None) -> list[int]:
-    """What transformers' `generate` appends to the (decoder) prompt, greedily."""
-    model = load_oracle(path)
-    inputs: dict[str, object] = {
-        "input_ids": torch.tensor([prompt]),
-        "attention_mask": torch.ones(1, len(prompt)).long(),
-    }
-    if decoder is not None:
-        inputs["decoder_input_ids"] = torch.tensor([decoder])
-    start = len(decoder) if decoder is not None else 1 if model.config.is_encoder_decoder else len(prompt)
-    with torch.inference_mode():
-        output = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_tokens)
-    return [int(token) for token in output[0, start:]]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

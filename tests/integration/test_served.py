@@ -11,10 +11,10 @@ from pathlib import Path
 
 import openai
 import pytest
-from test_offline import PROMPTS, oracle
 from transformers import AutoTokenizer
 
 from cluster import ROOT, Cluster, environment, serve
+from oracle import PROMPTS, oracle
 from tiny import FAMILIES
 
 pytestmark = pytest.mark.xdist_group("served")

@@ -1,0 +1,307 @@
+"""The command line: what it accepts, what it refuses in one line, what it hands to each service, and how fast it is."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import trivium
+from trivium import cli, process
+from trivium.config import ExecutorConfig, SchedulerConfig, ServedModel
+from trivium.demo import BUNDLED_MODELS
+from trivium.errors import ConfigurationError
+from trivium.supervisor import ServeConfig
+
+SOURCE_ROOT = str(Path(trivium.__file__).parents[1])
+COMMANDS = ("serve", "gateway", "tokenizer", "scheduler", "executor")
+LISTEN = ("--listen", "unix:/run/x.sock")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in typer.main.get_command(cli.app).commands.values():  # type: ignore[attr-defined]
+        for parameter in command.params:
+            if parameter.envvar:
+                monkeypatch.delenv(parameter.envvar, raising=False)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Run a command with its service replaced; returns the arguments that the service's `serve` received."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    exit_codes: list[int] = []
+
+    async def serve(*args: Any, **kwargs: Any) -> None:
+        calls.append((args, kwargs))
+
+    def run_service(name: str, run: process.Serve, **settings: Any) -> int:
+        asyncio.run(run(asyncio.Event()))  # type: ignore[arg-type]
+        return 5
+
+    monkeypatch.setattr(cli, "run_service", run_service)
+    monkeypatch.setattr(cli, "end_process", exit_codes.append)
+    for name in ("trivium.tokenizer.server", "trivium.scheduler.server", "trivium.executor.server"):
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(serve=serve))
+    monkeypatch.setitem(sys.modules, "trivium_gateway.app", types.SimpleNamespace(serve=serve))
+
+    def call(*args: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        cli.main(args)
+        assert exit_codes.pop() == 5, "the exit code of the service is the one of the process"
+        return calls[-1]
+
+    return call
+
+
+@pytest.fixture
+def forbidden(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Records that torch was forbidden, instead of forbidding it to the tests that follow."""
+    calls: list[str] = []
+    monkeypatch.setattr("trivium.tokenizer.torch_free.forbid_torch", lambda: calls.append("torch"))
+    return calls
+
+
+@pytest.fixture
+def configured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ServeConfig]:
+    """Run `trivium serve` with the supervisor replaced; returns the settings that it received."""
+    configs: list[ServeConfig] = []
+    monkeypatch.setattr("trivium.supervisor.serve", lambda config: configs.append(config) or 7)
+    monkeypatch.setattr(cli, "configure_logging", lambda *args: None)
+
+    def call(*args: str) -> ServeConfig:
+        assert cli.main(("serve", *args)) == 7, "the exit code of the supervisor is the one of the command"
+        return configs[-1]
+
+    return call
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """The one line with which a command line is refused."""
+    assert cli.main(args) == 2
+    output, errors = capsys.readouterr()
+    assert output == "" and errors.startswith("trivium: error: ") and errors.count("\n") == 1
+    return errors.removeprefix("trivium: error: ").rstrip("\n")
+
+
+def test_serve_without_arguments_serves_the_bundled_models(configured: Callable[..., ServeConfig]) -> None:
+    config = configured()
+    assert config.models == tuple(ServedModel(name, name) for name in BUNDLED_MODELS)
+    assert (config.host, config.port, config.api_key, config.num_threads) == ("127.0.0.1", 8000, None, None)
+
+
+def test_serve_hands_its_engine_flags_to_the_executors(configured: Callable[..., ServeConfig]) -> None:
+    config = configured(
+        "t5=hub/t5", "hub/bart", "--port", "0", "--dtype", "float32", "--max-model-len", "99", "--num-threads", "3",
+        "--kv-cache-memory", "2GiB", "--api-key", "k", "--revision", "main", "--device", "cpu", "--max-num-seqs", "5",
+    )  # fmt: skip
+    assert config.models == (ServedModel("t5", "hub/t5"), ServedModel("hub/bart", "hub/bart"))
+    assert (config.port, config.api_key, config.num_threads) == (0, "k", 3)
+    flags = dict(zip(config.engine_flags[::2], config.engine_flags[1::2], strict=True))
+    assert flags == {
+        "--dtype": "float32",
+        "--device": "cpu",
+        "--revision": "main",
+        "--max-model-len": "99",
+        "--max-num-seqs": "5",
+        "--max-num-batched-tokens": "2048",
+        "--kv-cache-memory": str(2 * 2**30),
+    }
+
+
+def test_serve_counts_the_start_from_the_first_moment(configured: Callable[..., ServeConfig]) -> None:
+    before = time.monotonic()
+    assert before <= configured().started_at <= time.monotonic()
+
+
+def test_gateway_hands_over_its_routes(served: Callable[..., Any]) -> None:
+    routes = ("--model", "a=unix:/run/s0", "--model", "org/b=scheduler-1:50052")
+    args, kwargs = served("gateway", *routes, "--tokenizer", "[::1]:50051", "--port", "81")
+    assert args == () and isinstance(kwargs.pop("stop"), asyncio.Event)
+    assert kwargs == {
+        "models": {"a": "unix:/run/s0", "org/b": "scheduler-1:50052"},
+        "tokenizer": "[::1]:50051",
+        "host": "127.0.0.1",
+        "port": 81,
+        "api_key": None,
+    }
+
+
+def test_tokenizer_hands_over_its_models_and_needs_no_torch(served: Callable[..., Any], forbidden: list[str]) -> None:
+    (models, listen, _), _ = served("tokenizer", "a=/models/a", "org/b", *LISTEN)
+    assert models == (ServedModel("a", "/models/a"), ServedModel("org/b", "org/b"))
+    assert listen == "unix:/run/x.sock"
+    assert forbidden == ["torch"]
+
+
+def test_scheduler_hands_over_its_peers_and_limits(served: Callable[..., Any]) -> None:
+    peers = ("--model", "a", "--executor", "e:1", "--tokenizer", "t:2")
+    (*addresses, config, _), _ = served("scheduler", *peers, *LISTEN, "--max-plans-in-flight", "3")
+    assert addresses == ["a", "e:1", "t:2", "unix:/run/x.sock"]
+    assert config == SchedulerConfig(max_waiting_requests=4096, max_plans_in_flight=3)
+
+
+def test_executor_without_flags_uses_the_defaults_of_its_settings(served: Callable[..., Any]) -> None:
+    (config, listen, _), _ = served("executor", "a=/models/a", *LISTEN)
+    assert config == ExecutorConfig(model="/models/a", served_model_name="a")
+    assert listen == "unix:/run/x.sock"
+
+
+def test_executor_hands_over_every_flag(served: Callable[..., Any]) -> None:
+    flags = ("--dtype", "float", "--device", "cpu", "--revision", "r", "--max-model-len", "9", "--max-num-seqs", "8")
+    flags += ("--max-num-batched-tokens", "7", "--kv-cache-memory", "512MiB", "--num-threads", "6")
+    (config, *_), _ = served("executor", "a", *LISTEN, *flags)
+    assert config == ExecutorConfig(
+        model="a",
+        served_model_name="a",
+        dtype="float",
+        device="cpu",
+        revision="r",
+        max_model_len=9,
+        max_num_seqs=8,
+        max_num_batched_tokens=7,
+        kv_cache_memory_bytes=512 * 2**20,
+        num_threads=6,
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_is_also_an_environment_variable(command: str) -> None:
+    options = [
+        parameter
+        for parameter in typer.main.get_command(cli.app).commands[command].params  # type: ignore[attr-defined]
+        if parameter.param_type_name == "option"
+    ]
+    assert options
+    for option in options:
+        (flag,) = option.opts
+        assert option.envvar == "TRIVIUM_" + flag.removeprefix("--").upper().replace("-", "_")
+
+
+def test_a_flag_wins_over_the_environment(served: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIVIUM_MAX_NUM_SEQS", "11")
+    monkeypatch.setenv("TRIVIUM_KV_CACHE_MEMORY", "1KiB")
+    monkeypatch.setenv("TRIVIUM_LISTEN", "unix:/run/env.sock")
+    (config, listen, _), _ = served("executor", "a")
+    assert (config.max_num_seqs, config.kv_cache_memory_bytes, listen) == (11, 1024, "unix:/run/env.sock")
+    (config, *_), _ = served("executor", "a", "--max-num-seqs", "12")
+    assert config.max_num_seqs == 12
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("serve", "--prot", "1"), ("--prot", "--port")),
+        (("serv",), ("serv",)),
+        (("serve", "--port", "seventy"), ("--port", "TRIVIUM_PORT", "integer")),
+        (("serve", "--port", "65536"), ("--port", "65535")),
+        (("serve", "--log-level", "loud"), ("--log-level", "'loud'", "'warning'")),
+        (("serve", "--kv-cache-memory", "2 bananas"), ("--kv-cache-memory", "'2 bananas'")),
+        (("serve", "--kv-cache-memory", "0"), ("--kv-cache-memory", "'0'")),
+        (("serve", "--api-key", " "), ("--api-key", "empty")),
+        (("serve", "a=x", "a=y"), ("'a'", "2 times")),
+        (("serve", "a="), ("NAME=SOURCE", "'a='")),
+        (("serve", "/no/such/model"), ("/no/such/model", "no directory")),
+        (("executor", *LISTEN), ("Missing argument",)),
+        (("executor", "a"), ("Missing option", "--listen")),
+        (("executor", "a", *LISTEN, "--max-num-seqs", "0"), ("--max-num-seqs", "1")),
+        (("executor", "a", *LISTEN, "--kv-cache-memory", "0KiB"), ("--kv-cache-memory", "'0KiB'")),
+        (("tokenizer", *LISTEN), ("Missing argument",)),
+        (("tokenizer", "a", "a", *LISTEN), ("'a'", "2 times")),
+        (("gateway", "--tokenizer", "t:1"), ("Missing option", "--model")),
+        (("gateway", "--model", "a", "--tokenizer", "t:1"), ("NAME=SCHEDULER_ADDRESS", "'a'")),
+        (("gateway", "--model", "a=b", "--tokenizer", "t:1"), ("'b'", "HOST:PORT")),
+        (("gateway", "--model", "a=b:1", "--model", "a=b:2", "--tokenizer", "t:1"), ("'a'", "twice")),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_a_wrong_command_line_is_refused_in_one_line(
+    args: tuple[str, ...], words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, *args)
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(
+    "address", ["unix:/run/x.sock", "localhost:1", "0.0.0.0:65535", "a-b.svc.local:50051", "[::]:9"]
+)
+def test_an_address_is_a_unix_socket_or_host_and_port(address: str) -> None:
+    assert cli.parse_address(address) == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "localhost", "localhost:", ":50051", "localhost:0", "localhost:65536", "::1:50051", "http://x:1", "unix:x",
+     "unix:", "unix:/" + "x" * 107, "a b:1", "x:1\n"],
+)  # fmt: skip
+def test_any_other_address_is_refused(address: str) -> None:
+    with pytest.raises(typer.BadParameter, match=r"HOST:PORT|absolute path|107 bytes"):
+        cli.parse_address(address)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("1", 1), ("512MiB", 512 * 2**20), ("2GiB", 2 * 2**30), ("2gib", 2 * 2**30), ("3 KB", 3000), ("1TiB", 2**40)],
+)
+def test_memory_sizes(text: str, expected: int) -> None:
+    assert cli.parse_memory(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.5GiB", "GiB", "1G", "1 PiB", "0", "\u0663"])
+def test_other_memory_sizes_are_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="512MiB"):
+        cli.parse_memory(text)
+
+
+def test_a_bundled_name_and_a_hub_id_are_not_looked_up_as_paths() -> None:
+    for source in (*BUNDLED_MODELS, "org/name"):
+        cli.check_local_source(ServedModel(source, source))
+
+
+def test_a_file_is_no_model_directory(tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("")
+    with pytest.raises(ConfigurationError, match="there is no directory"):
+        cli.check_local_source(ServedModel("m", str(tmp_path / "model")))
+
+
+@pytest.mark.parametrize("command", [(), *((command,) for command in COMMANDS)], ids=lambda args: " ".join(args) or "-")
+def test_help_is_fast_and_imports_nothing_heavy(command: tuple[str, ...]) -> None:
+    code = (
+        f"import sys\nsys.path.insert(0, {SOURCE_ROOT!r})\nfrom trivium.cli import main\n"
+        f"code = main([*{command!r}, '--help'])\n"
+        "heavy = {'torch', 'grpc', 'transformers', 'numpy', 'uvloop', 'rich'} & set(sys.modules)\n"
+        "sys.exit(code or str(heavy) if heavy else code)"
+    )
+    seconds = []
+    for _ in range(5):  # the cores are shared: the best of a few runs is the program's own time
+        started_at = time.perf_counter()
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        seconds.append(time.perf_counter() - started_at)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert "Usage: trivium" in result.stdout
+        if min(seconds) <= 0.5:
+            return
+    raise AssertionError(f"help took {min(seconds):.2f} s")
+
+
+def test_version_and_no_command_at_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"trivium {trivium.__version__}\n"
+    assert cli.main([]) == 0
+    output = capsys.readouterr().out
+    assert all(command in output for command in COMMANDS)
+
+
+@pytest.mark.parametrize("module", ["trivium", "trivium.cli"])
+def test_the_package_runs_as_a_module(module: str) -> None:
+    code = [sys.executable, "-m", module, "serve", "--qqq"]
+    result = subprocess.run(code, env={"PYTHONPATH": SOURCE_ROOT}, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "trivium: error: No such option: --qqq\n"
