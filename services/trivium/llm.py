@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import random
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -85,6 +85,10 @@ class LLM:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`."""
         return self._call(self._engine.encode([text], add_special_tokens=add_special_tokens))[0]
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> list[int]:
+        """Token ids of a chat, by the model's chat template. Raises InvalidRequestError if it has none."""
+        return self._call(self._engine.render(messages, add_generation_prompt=add_generation_prompt))
 
     def generate(
         self,

@@ -1,0 +1,90 @@
+"""Attention of packed queries to keys and values that lie in blocks of a pool (https://arxiv.org/abs/2309.06180).
+
+Row r has queries [cu_seqlens_q[r], cu_seqlens_q[r + 1]) and keys 0 .. context_lens[r] - 1, key j being token
+j % block_size of block block_tables[r, j // block_size]. Its last query stands at position context_lens[r] - 1:
+
+    out[i] = softmax_j(scale * q[i] . k[j] + bias[j - i]) v[j],   j <= i and j > i - window if causal
+
+Non-causal rows (cross-attention) see all their keys. The op comes in two halves because every layer of a step shares
+the tables, lengths and masks: PlanPagedAttention runs once per step, PagedAttention once per layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SingleQueryBatch:
+    """Rows [start, end) with one query each, which are also the tokens [start, end): one batched attention.
+
+    blocks: [num_rows * blocks_per_row]. mask: additive [num_rows, num_heads or 1, 1, keys of blocks_per_row], or None.
+    """
+
+    start: int
+    end: int
+    blocks: Tensor
+    mask: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class QuerySegment:
+    """One row with tokens [start, end).
+
+    mask: additive [num_heads or 1, end - start, context_len], last query first, or None.
+    is_causal: a plain causal mask over equally many queries and keys applies.
+    """
+
+    start: int
+    end: int
+    blocks: Tensor
+    context_len: int
+    is_causal: bool
+    mask: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class PagedAttentionPlan:
+    """What all layers of one step share. Made by PlanPagedAttention, read only by PagedAttention."""
+
+    batches: tuple[SingleQueryBatch, ...]
+    segments: tuple[QuerySegment, ...]
+
+
+class PlanPagedAttention(Protocol):
+    def __call__(
+        self,
+        block_tables: Tensor,
+        context_lens: Tensor,
+        cu_seqlens_q: Tensor,
+        *,
+        block_size: int,
+        causal: bool,
+        window: int | None = None,
+        bias_table: Tensor | None = None,
+    ) -> PagedAttentionPlan:
+        """Prepare attention of one step.
+
+        block_tables: [num_rows, max_blocks] integer; columns past a row's context are ignored, but must name blocks of
+        the pool. context_lens: [num_rows], each at least the row's number of queries if causal, at least 1 otherwise.
+        cu_seqlens_q: [num_rows + 1], starts with 0. Rows with one query run fastest when they come first and in the
+        order of their context. window: a causal query sees itself and window - 1 keys before it; needs causal.
+        bias_table: [num_heads, 2 * max_distance + 1], the bias of distance d = key position - query position in column
+        clamp(d, -max_distance, max_distance) + max_distance.
+        """
+        ...
+
+
+class PagedAttention(Protocol):
+    def __call__(
+        self, query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: PagedAttentionPlan, *, scale: float
+    ) -> Tensor:
+        """query [num_tokens, num_heads, head_dim]; caches [num_blocks, block_size, num_kv_heads, head_dim] (views).
+
+        num_heads is a multiple of num_kv_heads: query head h reads key head h // (num_heads // num_kv_heads).
+        Returns [num_tokens, num_heads, head_dim].
+        """
+        ...

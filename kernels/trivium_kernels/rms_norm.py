@@ -1,0 +1,13 @@
+"""RMSNorm: y = x / sqrt(mean(x^2) + eps) * weight. https://arxiv.org/abs/1910.07467"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class RmsNorm(Protocol):
+    def __call__(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Normalise the last dimension of `x` [..., hidden] by `weight` [hidden]. Returns a new tensor like `x`."""
+        ...

@@ -1,0 +1,47 @@
+"""Attention inside packed sequences of different lengths, without padding: encoders.
+
+out[i] = softmax_j(scale * q[i] . k[j] + bias[j - i]) v[j],   j in the sequence of i, j <= i if causal
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class VarlenSequence:
+    """Tokens [start, end) of the pack. mask: additive [num_heads or 1, length, length], last query first, or None."""
+
+    start: int
+    end: int
+    mask: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class VarlenAttentionPlan:
+    """What all layers of one pass share. Made by PlanVarlenAttention, read only by VarlenAttention."""
+
+    sequences: tuple[VarlenSequence, ...]
+    causal: bool
+
+
+class PlanVarlenAttention(Protocol):
+    def __call__(self, cu_seqlens: Tensor, *, causal: bool, bias_table: Tensor | None = None) -> VarlenAttentionPlan:
+        """Prepare attention over sequences [cu_seqlens[i], cu_seqlens[i + 1]) of a pack.
+
+        cu_seqlens: [num_sequences + 1], starts with 0. bias_table: see `paged_attention.PlanPagedAttention`.
+        """
+        ...
+
+
+class VarlenAttention(Protocol):
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, plan: VarlenAttentionPlan, *, scale: float) -> Tensor:
+        """query [num_tokens, num_heads, head_dim]; key, value [num_tokens, num_kv_heads, head_dim].
+
+        num_heads is a multiple of num_kv_heads: query head h reads key head h // (num_heads // num_kv_heads).
+        Returns [num_tokens, num_heads, head_dim].
+        """
+        ...

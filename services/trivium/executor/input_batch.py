@@ -1,0 +1,174 @@
+"""The standing batch: one row per slot in persistent arrays, changed only by plans.
+
+Owns what the executor remembers between steps. A plan is checked as a whole (`plan_check.py`) before anything changes;
+then it is applied in the contract's order: freed slots, new requests, granted blocks. The runner advances rows after
+the step with `advance`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from trivium.step import NewRequestData, SchedulerOutput
+
+Ints = npt.NDArray[np.int32]
+Longs = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """Bounds that every plan is held to. max_encoder_len is 0 for decoder-only models."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    max_encoder_len: int
+    num_blocks: int
+    block_size: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRows:
+    """The rows of one step in packing order: rows with one token first, shorter contexts first.
+
+    slots, num_tokens: [num_rows]. token_slots, positions: [num_tokens], each token's slot and place in its sequence.
+    """
+
+    slots: Longs
+    num_tokens: Longs
+    token_slots: Longs
+    positions: Longs
+
+
+class SamplingColumns:
+    """How each slot samples: one array per parameter, [max_num_seqs]."""
+
+    def __init__(self, max_num_seqs: int) -> None:
+        self.temperature = np.zeros(max_num_seqs, np.float32)  # 0 is greedy
+        self.top_p = np.ones(max_num_seqs, np.float32)
+        self.top_k = np.zeros(max_num_seqs, np.int64)  # 0 keeps all
+        self.min_p = np.zeros(max_num_seqs, np.float32)
+        self.seed = np.zeros(max_num_seqs, np.int64)
+        self.choice_index = np.zeros(max_num_seqs, np.int64)
+        self.min_tokens = np.zeros(max_num_seqs, np.int64)
+        self.max_tokens = np.zeros(max_num_seqs, np.int64)
+        self.ignore_eos = np.zeros(max_num_seqs, np.bool_)
+        self.stop_token_ids: list[tuple[int, ...]] = [()] * max_num_seqs
+
+    def set(self, new: NewRequestData) -> None:
+        params = new.sampling
+        self.temperature[new.slot] = 0.0 if params.is_greedy else params.temperature
+        self.top_p[new.slot] = params.top_p
+        self.top_k[new.slot] = params.top_k
+        self.min_p[new.slot] = params.min_p
+        self.seed[new.slot] = params.seed or 0
+        self.choice_index[new.slot] = new.choice_index
+        self.min_tokens[new.slot] = params.min_tokens
+        self.max_tokens[new.slot] = new.max_tokens
+        self.ignore_eos[new.slot] = params.ignore_eos
+        self.stop_token_ids[new.slot] = params.stop_token_ids
+
+
+class InputBatch:
+    """Owned by the ModelRunner, and touched only by its thread.
+
+    Rows of a slot that is not `occupied` mean nothing. Arrays are public for reading.
+    """
+
+    def __init__(self, limits: BatchLimits) -> None:
+        self.limits = limits
+        num_slots = limits.max_num_seqs
+        self.occupied = np.zeros(num_slots, np.bool_)
+        self.token_ids = np.zeros((num_slots, limits.max_model_len), np.int32)
+        self.num_prompt_tokens = np.zeros(num_slots, np.int64)
+        self.num_tokens = np.zeros(num_slots, np.int64)  # prompt and output
+        self.num_computed_tokens = np.zeros(num_slots, np.int64)
+        self.num_blocks = np.zeros(num_slots, np.int64)
+        self.block_tables = np.zeros((num_slots, self.blocks_for(limits.max_model_len)), np.int32)
+        self.encoder_lens = np.zeros(num_slots, np.int64)
+        self.encoder_token_ids: list[tuple[int, ...]] = [()] * num_slots
+        self.cross_block_tables = np.zeros((num_slots, self.blocks_for(limits.max_encoder_len)), np.int32)
+        self.sampling = SamplingColumns(num_slots)
+
+    def blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.limits.block_size)
+
+    def apply(self, plan: SchedulerOutput) -> None:
+        """Free, initialise and grow rows. The plan must have passed `check_plan`."""
+        self.occupied[list(plan.freed_slots)] = False
+        for new in plan.new_requests:
+            self._init_row(new)
+        for slot, block_ids in zip(plan.new_blocks.slots, plan.new_blocks.block_ids, strict=True):
+            start = self.num_blocks[slot]
+            self.block_tables[slot, start : start + len(block_ids)] = block_ids
+            self.num_blocks[slot] += len(block_ids)
+
+    def schedule_rows(self, plan: SchedulerOutput) -> ScheduledRows:
+        """The plan's rows in packing order, with the position of each of their tokens."""
+        slots = np.array(plan.scheduled_slots, np.int64)
+        counts = np.array(plan.num_scheduled_tokens, np.int64)
+        order = np.lexsort((self.num_computed_tokens[slots], counts > 1))
+        slots, counts = slots[order], counts[order]
+        starts = self.num_computed_tokens[slots]
+        if counts.sum() == len(slots):
+            return ScheduledRows(slots, counts, slots, starts)
+        first_token = np.cumsum(counts) - counts
+        positions = np.arange(counts.sum()) + np.repeat(starts - first_token, counts)
+        return ScheduledRows(slots, counts, np.repeat(slots, counts), positions)
+
+    def slot_mapping(self, rows: ScheduledRows) -> Longs:
+        """[num_tokens] where each token's key and value go: block * block_size + offset."""
+        block_size = self.limits.block_size
+        blocks = self.block_tables[rows.token_slots, rows.positions // block_size].astype(np.int64)
+        mapping: Longs = blocks * block_size + rows.positions % block_size
+        return mapping
+
+    def cross_slot_mapping(self, slot: int) -> Longs:
+        """[encoder_len] where the slot's encoder output goes."""
+        block_size = self.limits.block_size
+        positions = np.arange(self.encoder_lens[slot])
+        blocks = self.cross_block_tables[slot, positions // block_size].astype(np.int64)
+        mapping: Longs = blocks * block_size + positions % block_size
+        return mapping
+
+    def rows_that_sample(self, rows: ScheduledRows) -> Bools:
+        """[num_rows] True where this step reaches the end of the row's sequence."""
+        at_end: Bools = self.num_computed_tokens[rows.slots] + rows.num_tokens == self.num_tokens[rows.slots]
+        return at_end
+
+    def advance(self, rows: ScheduledRows, sampled_slots: Longs, sampled_token_ids: Longs) -> None:
+        """Count the step's tokens as computed and append the sampled ones."""
+        self.num_computed_tokens[rows.slots] += rows.num_tokens
+        ends = self.num_tokens[sampled_slots]
+        fits = ends < self.limits.max_model_len  # the last token of a full row is never computed, so need not be kept
+        self.token_ids[sampled_slots[fits], ends[fits]] = sampled_token_ids[fits]
+        self.num_tokens[sampled_slots] += 1
+
+    def check_invariants(self) -> None:
+        """Recompute what must hold for every occupied row; AssertionError names the slot."""
+        for slot in np.flatnonzero(self.occupied):
+            computed, tokens = self.num_computed_tokens[slot], self.num_tokens[slot]
+            assert 0 <= computed <= tokens, f"slot {slot}: {computed} of {tokens} tokens computed"
+            assert tokens <= self.limits.max_model_len + 1, f"slot {slot}: {tokens} tokens"
+            assert computed <= self.num_blocks[slot] * self.limits.block_size, f"slot {slot}: too few blocks"
+            output = tokens - self.num_prompt_tokens[slot]
+            assert 0 <= output <= self.sampling.max_tokens[slot], f"slot {slot}: {output} output tokens"
+
+    def _init_row(self, new: NewRequestData) -> None:
+        slot, token_ids = new.slot, new.prompt_token_ids + new.output_token_ids
+        self.occupied[slot] = True
+        self.token_ids[slot, : len(token_ids)] = token_ids
+        self.num_prompt_tokens[slot] = len(new.prompt_token_ids)
+        self.num_tokens[slot] = len(token_ids)
+        self.num_computed_tokens[slot] = new.num_computed_tokens
+        self.num_blocks[slot] = len(new.block_ids)
+        self.block_tables[slot, : len(new.block_ids)] = new.block_ids
+        self.encoder_lens[slot] = len(new.encoder_token_ids)
+        self.encoder_token_ids[slot] = new.encoder_token_ids
+        self.cross_block_tables[slot, : len(new.cross_block_ids)] = new.cross_block_ids
+        self.sampling.set(new)

@@ -1,0 +1,104 @@
+"""The pool of KV blocks: one tensor, block-major, shared by self- and cross-attention of all requests.
+
+Knows sizes and addresses. Which block belongs to whom is the scheduler's business.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from trivium.config import ExecutorConfig
+from trivium.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MEMORY_SHARE = 0.2
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CGROUP_USAGE = Path("/sys/fs/cgroup/memory.current")
+
+
+@dataclass(frozen=True, slots=True)
+class KVCacheShape:
+    """What one token of one sequence costs."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+
+    def block_bytes(self, block_size: int) -> int:
+        """Bytes of a block of float32 keys and values, all layers."""
+        return self.num_layers * 2 * block_size * self.num_kv_heads * self.head_dim * 4
+
+
+class KVCache:
+    """Owns the pool [num_blocks, num_layers, 2, block_size, num_kv_heads, head_dim] and hands out views of it."""
+
+    def __init__(self, shape: KVCacheShape, num_blocks: int, block_size: int) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        # zeros() maps memory without touching it: what is never used costs nothing.
+        self._pool = torch.zeros(
+            (num_blocks, shape.num_layers, 2, block_size, shape.num_kv_heads, shape.head_dim), dtype=torch.float32
+        )
+        self._layers = tuple(
+            (self._pool[:, layer, 0], self._pool[:, layer, 1]) for layer in range(shape.num_layers)
+        )  # (key_cache, value_cache), each [num_blocks, block_size, num_kv_heads, head_dim]
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """(key_cache, value_cache) of a layer, views [num_blocks, block_size, num_kv_heads, head_dim]."""
+        return self._layers[index]
+
+
+def choose_num_blocks(
+    config: ExecutorConfig, shape: KVCacheShape, max_model_len: int, max_encoder_len: int, *, available_bytes: int
+) -> int:
+    """How many blocks the pool gets, with one log line that says why.
+
+    The default is a share of `available_bytes`, but never more than `max_num_seqs` requests of full length can use.
+    Raises ConfigurationError if not even one request of full length would fit.
+    """
+    block_bytes = shape.block_bytes(config.block_size)
+    blocks_per_request = _blocks_for(max_model_len, config) + _blocks_for(max_encoder_len, config)
+    if config.kv_cache_memory_bytes is not None:
+        num_blocks = config.kv_cache_memory_bytes // block_bytes
+        origin = "--kv-cache-memory-bytes"
+    else:
+        num_blocks = int(available_bytes * DEFAULT_MEMORY_SHARE) // block_bytes
+        origin = f"{DEFAULT_MEMORY_SHARE:.0%} of {available_bytes / 2**30:.1f} GiB free memory"
+        if num_blocks > blocks_per_request * config.max_num_seqs:
+            num_blocks = blocks_per_request * config.max_num_seqs
+            origin = f"all that {config.max_num_seqs} requests of full length can use"
+    if num_blocks < blocks_per_request:
+        raise ConfigurationError(
+            f"the KV cache holds {num_blocks * config.block_size} tokens ({num_blocks * block_bytes} bytes, from "
+            f"{origin}), but one request of full length needs {blocks_per_request * config.block_size} "
+            f"({blocks_per_request * block_bytes} bytes): raise --kv-cache-memory-bytes or lower --max-model-len"
+        )
+    logger.info(
+        "KV cache: %d tokens in %d blocks, %.1f MiB (%s)",
+        num_blocks * config.block_size,
+        num_blocks,
+        num_blocks * block_bytes / 2**20,
+        origin,
+    )
+    return num_blocks
+
+
+def available_memory_bytes() -> int:
+    """Memory this process may still take: what the machine has free, within the limit of its control group."""
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit, usage = _CGROUP_LIMIT.read_text().strip(), int(_CGROUP_USAGE.read_text())
+    except (OSError, ValueError):
+        return available
+    return available if limit == "max" else max(0, min(available, int(limit) - usage))
+
+
+def _blocks_for(num_tokens: int, config: ExecutorConfig) -> int:
+    return -(-num_tokens // config.block_size)

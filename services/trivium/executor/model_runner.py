@@ -1,0 +1,202 @@
+"""One model, its KV pool and its standing batch: a plan in, the sampled tokens out.
+
+Order of side effects of a step: rows freed, added and grown; cross-attention KV of new encoder inputs; KV of the
+scheduled tokens; lengths and sampled tokens of the rows. Used by one thread; knows no transport.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trivium.config import ExecutorConfig, ModelInfo
+from trivium.errors import ConfigurationError
+from trivium.executor.attention import AttentionMetadata, PagedRows
+from trivium.executor.input_batch import BatchLimits, InputBatch, Longs, ScheduledRows
+from trivium.executor.kv_cache import KVCache, available_memory_bytes, choose_num_blocks
+from trivium.executor.loader import Checkpoint, resolve_model
+from trivium.executor.model_config import CONFIG_FILE, SpecialTokens, read_json, read_special_tokens
+from trivium.executor.models.model import LanguageModel
+from trivium.executor.models.registry import find_architecture
+from trivium.executor.plan_check import check_plan
+from trivium.executor.sampler import Sampler
+from trivium.step import ModelRunnerOutput, SchedulerOutput
+from trivium_kernels.dispatch import select_kernels
+
+logger = logging.getLogger(__name__)
+
+_FLOAT32_NAMES = ("auto", "float", "float32")
+_HALF_NAMES = ("half", "float16", "bfloat16")
+
+
+class ModelRunner:
+    """Owns model, KV pool and InputBatch. Raises ConfigurationError if the model cannot be loaded as configured."""
+
+    def __init__(self, config: ExecutorConfig) -> None:
+        _check_device(config.device)
+        _check_dtype(config.dtype)
+        directory = resolve_model(config.model, config.revision)
+        model_json = read_json(directory / CONFIG_FILE)
+        architecture = find_architecture(model_json)
+        special = read_special_tokens(directory, model_json, architecture.default_tokens)
+        self._kernels = select_kernels(torch.device("cpu"))
+        start = time.perf_counter()
+        with Checkpoint(directory) as checkpoint, torch.inference_mode():
+            self._model = architecture.build(model_json, checkpoint, self._kernels)
+        logger.info(
+            "model %s: %s, float32, %.1f MiB of weights in %.1f s, %d threads",
+            config.served_model_name,
+            architecture.name,
+            checkpoint.loaded_bytes / 2**20,
+            time.perf_counter() - start,
+            torch.get_num_threads(),
+        )
+        self._sampler = Sampler(special)
+        self._limits = _choose_limits(config, self._model)
+        self._kv_cache = KVCache(self._model.kv_shape, self._limits.num_blocks, self._limits.block_size)
+        self._batch = InputBatch(self._limits)
+        self._model_info = _describe(config, architecture.name, self._model, self._limits, special)
+
+    @property
+    def model_info(self) -> ModelInfo:
+        return self._model_info
+
+    def reset(self) -> None:
+        """Forget every row. Weights and pool stay; what the pool holds means nothing any more."""
+        self._batch = InputBatch(self._limits)
+
+    @torch.inference_mode()
+    def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
+        """Run one step. Raises PlanError, having changed nothing, if the plan does not fit the standing batch."""
+        check_plan(self._batch, plan)
+        self._batch.apply(plan)
+        self._run_encoder(plan.encoder_slots)
+        if not plan.scheduled_slots:
+            return ModelRunnerOutput(step=plan.step)
+        rows = self._batch.schedule_rows(plan)
+        hidden = self._run_decoder(rows)
+        sampling_slots, logits = self._compute_logits(rows, hidden)
+        token_ids = self._sampler.sample(logits, self._batch, sampling_slots)
+        self._batch.advance(rows, sampling_slots, token_ids)
+        return ModelRunnerOutput(plan.step, tuple(sampling_slots.tolist()), tuple(token_ids.tolist()))
+
+    def check_invariants(self) -> None:
+        self._batch.check_invariants()
+
+    def _run_encoder(self, slots: tuple[int, ...]) -> None:
+        """Encode the inputs of `slots`, packed, and write their cross-attention KV."""
+        if not slots:
+            return
+        assert self._model.encoder is not None, "encoder slots passed the check of a decoder-only model"
+        batch = self._batch
+        lens = batch.encoder_lens[list(slots)]
+        token_ids = np.concatenate([np.array(batch.encoder_token_ids[slot], np.int64) for slot in slots])
+        positions = np.concatenate([np.arange(length) for length in lens])
+        cross = self._model.encoder.encode(
+            torch.from_numpy(token_ids), torch.from_numpy(positions), _bounds(lens)
+        )  # [num_tokens, num_layers, 2, num_kv_heads, head_dim]
+        slot_mapping = torch.from_numpy(np.concatenate([batch.cross_slot_mapping(slot) for slot in slots]))
+        for layer in range(cross.shape[1]):
+            key_cache, value_cache = self._kv_cache.layer(layer)
+            self._kernels.reshape_and_cache(
+                cross[:, layer, 0], cross[:, layer, 1], key_cache, value_cache, slot_mapping
+            )
+
+    def _run_decoder(self, rows: ScheduledRows) -> Tensor:
+        """Hidden states [num_tokens, hidden] of the scheduled tokens, in packing order."""
+        token_ids = self._batch.token_ids[rows.token_slots, rows.positions].astype(np.int64)
+        return self._model.decoder.forward(
+            torch.from_numpy(token_ids), torch.from_numpy(rows.positions), self._kv_cache, self._build_metadata(rows)
+        )
+
+    def _build_metadata(self, rows: ScheduledRows) -> AttentionMetadata:
+        batch = self._batch
+        context_lens = batch.num_computed_tokens[rows.slots] + rows.num_tokens
+        cross_rows = None
+        if self._model.encoder is not None:
+            cross_rows = self._paged_rows(batch.cross_block_tables, batch.encoder_lens[rows.slots], rows.slots)
+        return AttentionMetadata(
+            cu_seqlens_q=_bounds(rows.num_tokens),
+            slot_mapping=torch.from_numpy(batch.slot_mapping(rows)),
+            self_rows=self._paged_rows(batch.block_tables, context_lens, rows.slots),
+            cross_rows=cross_rows,
+        )
+
+    def _paged_rows(self, tables: np.typing.NDArray[np.int32], context_lens: Longs, slots: Longs) -> PagedRows:
+        num_blocks = self._batch.blocks_for(int(context_lens.max()))
+        return PagedRows(torch.from_numpy(tables[slots, :num_blocks]), torch.from_numpy(context_lens))
+
+    def _compute_logits(self, rows: ScheduledRows, hidden: Tensor) -> tuple[Longs, Tensor]:
+        """(slots that sample, their logits [num_sampling, vocab_size])."""
+        samples = self._batch.rows_that_sample(rows)
+        last_tokens = np.cumsum(rows.num_tokens)[samples] - 1
+        if len(last_tokens) < len(hidden):
+            hidden = hidden[torch.from_numpy(last_tokens)]
+        return rows.slots[samples], self._model.decoder.compute_logits(hidden)
+
+
+def _bounds(lens: Longs) -> Tensor:
+    """[len(lens) + 1] running sums that start with 0."""
+    return torch.from_numpy(np.concatenate(([0], np.cumsum(lens))))
+
+
+def _choose_limits(config: ExecutorConfig, model: LanguageModel) -> BatchLimits:
+    max_model_len = min(config.max_model_len or model.max_model_len, model.max_model_len)
+    if config.max_model_len is not None and config.max_model_len > max_model_len:
+        logger.warning("max_model_len adjusted from %d to the model's %d", config.max_model_len, max_model_len)
+    return BatchLimits(
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=max_model_len,
+        max_encoder_len=model.max_encoder_len,
+        num_blocks=choose_num_blocks(
+            config, model.kv_shape, max_model_len, model.max_encoder_len, available_bytes=available_memory_bytes()
+        ),
+        block_size=config.block_size,
+        vocab_size=model.vocab_size,
+    )
+
+
+def _describe(
+    config: ExecutorConfig, architecture: str, model: LanguageModel, limits: BatchLimits, special: SpecialTokens
+) -> ModelInfo:
+    decoder_start = special.decoder_start
+    if model.encoder is not None and decoder_start is None:
+        decoder_start = special.bos
+        if decoder_start is None:
+            raise ConfigurationError(f"{CONFIG_FILE}: neither decoder_start_token_id nor bos_token_id is set")
+    return ModelInfo(
+        name=config.served_model_name,
+        architecture=architecture,
+        is_encoder_decoder=model.encoder is not None,
+        max_model_len=limits.max_model_len,
+        max_encoder_len=limits.max_encoder_len,
+        vocab_size=limits.vocab_size,
+        dtype="float32",
+        block_size=limits.block_size,
+        num_blocks=limits.num_blocks,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        eos_token_ids=special.eos,
+        bos_token_id=special.bos,
+        pad_token_id=special.pad,
+        decoder_start_token_id=decoder_start,
+        forced_bos_token_id=special.forced_bos,
+        forced_eos_token_id=special.forced_eos,
+    )
+
+
+def _check_device(device: str) -> None:
+    if device not in ("auto", "cpu"):
+        raise ConfigurationError(f"device {device!r} is not supported: auto, cpu")
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype in _HALF_NAMES:
+        logger.warning("dtype adjusted from %s to float32: half-precision arithmetic is far slower on a CPU", dtype)
+    elif dtype not in _FLOAT32_NAMES:
+        raise ConfigurationError(f"dtype {dtype!r} is not supported: {', '.join(_FLOAT32_NAMES + _HALF_NAMES)}")

@@ -1,0 +1,80 @@
+"""The plain thread that owns the ModelRunner: it loads the model, then runs jobs strictly in order.
+
+The event loop never runs the model and never waits for it, so it can send heartbeats during a step of any length.
+Jobs go in through a queue without a bound (the server bounds what each stream may queue); results come back as
+callbacks in the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable
+
+import torch
+
+from trivium.config import ExecutorConfig, ModelInfo
+from trivium.errors import ConfigurationError
+from trivium.executor.model_runner import ModelRunner
+
+logger = logging.getLogger(__name__)
+
+Job = Callable[[ModelRunner], None]
+
+
+class ModelThread:
+    """`loaded` becomes the model's facts; `failed` the exception that ended the thread, if one did.
+
+    Both futures belong to the event loop that constructs this object; waiters shield them from their own cancellation.
+    """
+
+    def __init__(self, config: ExecutorConfig, loop: asyncio.AbstractEventLoop) -> None:
+        self.loaded: asyncio.Future[ModelInfo] = loop.create_future()
+        self.failed: asyncio.Future[BaseException] = loop.create_future()
+        self._config = config
+        self._loop = loop
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        # A daemon: loading cannot be interrupted, and must not keep a stopped process alive.
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Run `job` after all jobs before it. An exception that it lets escape ends the thread."""
+        self._jobs.put(job)
+
+    def call_in_loop(self, callback: Callable[..., None], *args: object) -> None:
+        """Called from the model thread: run `callback` in the event loop, unless that is gone."""
+        with contextlib.suppress(RuntimeError):  # the loop was closed while a step was running
+            self._loop.call_soon_threadsafe(callback, *args)
+
+    async def stop(self) -> None:
+        """Let the jobs that are queued finish, then end the thread."""
+        self._jobs.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        try:
+            _set_threads(self._config.num_threads)
+            runner = ModelRunner(self._config)
+            self.call_in_loop(self.loaded.set_result, runner.model_info)
+            while (job := self._jobs.get()) is not None:
+                job(runner)
+        except BaseException as error:
+            if not isinstance(error, ConfigurationError):
+                logger.exception("the model thread failed")
+            self.call_in_loop(self.failed.set_result, error)
+
+
+def _set_threads(num_threads: int) -> None:
+    """Threads of one operator; operators never run side by side. Zero takes every core this process may use."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+    num_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    torch.set_num_threads(num_threads or num_cores)
+    if torch.get_num_interop_threads() != 1:
+        torch.set_num_interop_threads(1)

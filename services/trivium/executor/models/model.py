@@ -1,0 +1,50 @@
+"""The seam between model graphs and the runner: packed tokens in, hidden states and logits out.
+
+Graphs hold weights and nothing else: no batch, no cache, no lengths. All of that comes as arguments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from trivium.executor.attention import AttentionMetadata
+from trivium.executor.kv_cache import KVCache, KVCacheShape
+
+
+class DecoderGraph(Protocol):
+    """The part of a model that runs for every token of every step."""
+
+    def forward(self, token_ids: Tensor, positions: Tensor, kv_cache: KVCache, metadata: AttentionMetadata) -> Tensor:
+        """token_ids, positions [num_tokens] int64 -> hidden states [num_tokens, hidden]; writes the tokens' KV."""
+        ...
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """hidden [num_rows, hidden] -> float32 logits [num_rows, vocab_size]."""
+        ...
+
+
+class EncoderGraph(Protocol):
+    """The part that runs once per encoder input."""
+
+    def encode(self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Packed inputs [num_tokens] -> cross-attention [num_tokens, num_layers, 2, num_kv_heads, head_dim].
+
+        Sequence i is [cu_seqlens[i], cu_seqlens[i + 1]). Keys and values of all decoder layers come from one
+        projection of the encoder's output, so that the decoder never sees the encoder's hidden states.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageModel:
+    """A loaded model and its limits in tokens. max_encoder_len is 0 and encoder None for decoder-only models."""
+
+    decoder: DecoderGraph
+    encoder: EncoderGraph | None
+    kv_shape: KVCacheShape
+    vocab_size: int
+    max_model_len: int
+    max_encoder_len: int

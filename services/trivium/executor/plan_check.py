@@ -1,0 +1,137 @@
+"""Checking a plan against the standing batch, as a whole, before anything is touched.
+
+A plan that fails shows that scheduler and executor disagree about the batch: the stream that sent it is ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from trivium.executor.input_batch import InputBatch
+from trivium.step import NewRequestData, SchedulerOutput
+
+
+class PlanError(ValueError):
+    """The plan does not fit the standing batch; the batch is as it was before."""
+
+
+def check_plan(batch: InputBatch, plan: SchedulerOutput) -> None:
+    """Raise PlanError, naming the slot and the number that is wrong, unless `plan` can be applied and run."""
+    _Check(batch).run(plan)
+
+
+class _Check:
+    """The batch as it would be: copies of the small arrays that decide whether a plan fits."""
+
+    def __init__(self, batch: InputBatch) -> None:
+        self._batch = batch
+        self._limits = batch.limits
+        self._occupied = batch.occupied.copy()
+        self._num_blocks = batch.num_blocks.copy()
+        self._num_tokens = batch.num_tokens.copy()
+        self._num_computed_tokens = batch.num_computed_tokens.copy()
+        self._output_left = batch.sampling.max_tokens - (batch.num_tokens - batch.num_prompt_tokens)
+        self._encoder_lens = batch.encoder_lens.copy()
+
+    def run(self, plan: SchedulerOutput) -> None:
+        self._free(plan.freed_slots)
+        for new in plan.new_requests:
+            self._add(new)
+        self._grow(plan.new_blocks.slots, plan.new_blocks.block_ids)
+        self._encode(plan.encoder_slots)
+        self._schedule(plan.scheduled_slots, plan.num_scheduled_tokens)
+
+    def _free(self, slots: Sequence[int]) -> None:
+        for slot in slots:
+            self._require_occupied(slot, "freed")
+            self._occupied[slot] = False
+
+    def _add(self, new: NewRequestData) -> None:
+        slot, limits = new.slot, self._limits
+        _require(0 <= slot < limits.max_num_seqs, f"slot {slot} is outside the {limits.max_num_seqs} slots")
+        _require(not self._occupied[slot], f"slot {slot} is initialised, but it is in use")
+        num_tokens = len(new.prompt_token_ids) + len(new.output_token_ids)
+        _require(
+            len(new.prompt_token_ids) >= 1 and num_tokens <= limits.max_model_len,
+            f"slot {slot} has {len(new.prompt_token_ids)} prompt and {num_tokens} tokens; limit {limits.max_model_len}",
+        )
+        _require(
+            0 <= new.num_computed_tokens < num_tokens,
+            f"slot {slot} has {new.num_computed_tokens} of {num_tokens} tokens computed",
+        )
+        _require(
+            len(new.output_token_ids) < new.max_tokens,
+            f"slot {slot} has {len(new.output_token_ids)} of at most {new.max_tokens} output tokens",
+        )
+        self._check_encoder_input(new)
+        for ids in (new.prompt_token_ids, new.output_token_ids, new.encoder_token_ids):
+            _require_ids(ids, limits.vocab_size, f"slot {slot}: token id")
+        self._check_blocks(slot, 0, new.block_ids, self._batch.block_tables.shape[1])
+        self._check_blocks(slot, 0, new.cross_block_ids, self._batch.cross_block_tables.shape[1])
+        self._occupied[slot] = True
+        self._num_blocks[slot] = len(new.block_ids)
+        self._num_tokens[slot] = num_tokens
+        self._num_computed_tokens[slot] = new.num_computed_tokens
+        self._output_left[slot] = new.max_tokens - len(new.output_token_ids)
+        self._encoder_lens[slot] = len(new.encoder_token_ids)
+
+    def _check_encoder_input(self, new: NewRequestData) -> None:
+        encoder_len, limit = len(new.encoder_token_ids), self._limits.max_encoder_len
+        fits = 1 <= encoder_len <= limit if limit else encoder_len == 0
+        _require(fits, f"slot {new.slot} has {encoder_len} encoder tokens; limit {limit}")
+        needed = self._batch.blocks_for(encoder_len)
+        _require(
+            len(new.cross_block_ids) >= needed,
+            f"slot {new.slot} has {len(new.cross_block_ids)} cross blocks, but its encoder input needs {needed}",
+        )
+
+    def _grow(self, slots: Sequence[int], block_ids: Sequence[Sequence[int]]) -> None:
+        for slot, ids in zip(slots, block_ids, strict=True):
+            self._require_occupied(slot, "granted blocks")
+            self._check_blocks(slot, int(self._num_blocks[slot]), ids, self._batch.block_tables.shape[1])
+            self._num_blocks[slot] += len(ids)
+
+    def _encode(self, slots: Sequence[int]) -> None:
+        for slot in slots:
+            self._require_occupied(slot, "encoded")
+            _require(self._encoder_lens[slot] > 0, f"slot {slot} is encoded, but has no encoder input")
+
+    def _schedule(self, scheduled_slots: Sequence[int], num_scheduled_tokens: Sequence[int]) -> None:
+        if not scheduled_slots:
+            return
+        for slot in scheduled_slots:
+            self._require_occupied(slot, "scheduled")
+        _require(len(set(scheduled_slots)) == len(scheduled_slots), "a slot is scheduled twice in one plan")
+        slots, counts = np.array(scheduled_slots, np.int64), np.array(num_scheduled_tokens, np.int64)
+        limit = self._limits.max_num_batched_tokens
+        _require(int(counts.sum()) <= limit, f"{counts.sum()} tokens are scheduled; limit {limit}")
+        ends = self._num_computed_tokens[slots] + counts
+        lengths, capacity = self._num_tokens[slots], self._num_blocks[slots] * self._limits.block_size
+        wrong = (counts < 1) | (ends > np.minimum(lengths, self._limits.max_model_len))
+        for index in np.flatnonzero(wrong)[:1]:
+            raise PlanError(f"slot {slots[index]} is to reach {ends[index]} of its {lengths[index]} tokens")
+        for index in np.flatnonzero(ends > capacity)[:1]:
+            raise PlanError(f"slot {slots[index]} is to reach {ends[index]} tokens, its blocks hold {capacity[index]}")
+        for index in np.flatnonzero((ends == lengths) & (self._output_left[slots] < 1))[:1]:
+            raise PlanError(f"slot {slots[index]} is to sample more than its max_tokens")
+
+    def _require_occupied(self, slot: int, what: str) -> None:
+        num_slots = self._limits.max_num_seqs
+        _require(0 <= slot < num_slots and bool(self._occupied[slot]), f"slot {slot} is {what}, but it is not in use")
+
+    def _check_blocks(self, slot: int, used: int, block_ids: Sequence[int], max_blocks: int) -> None:
+        _require_ids(block_ids, self._limits.num_blocks, f"slot {slot}: block id")
+        total = used + len(block_ids)
+        _require(total <= max_blocks, f"slot {slot} gets {total} blocks; limit {max_blocks}")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise PlanError(message)
+
+
+def _require_ids(ids: Sequence[int], limit: int, what: str) -> None:
+    if ids and not (min(ids) >= 0 and max(ids) < limit):
+        raise PlanError(f"{what} {next(i for i in ids if not 0 <= i < limit)} is outside [0, {limit})")

@@ -1,0 +1,197 @@
+"""Each op against the formula in its contract, written out in the plainest way, on odd shapes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from trivium_kernels.activation import Activation
+from trivium_kernels.dispatch import Kernels, select_kernels
+
+BLOCK_SIZE = 3
+NUM_BLOCKS = 40
+
+
+@pytest.fixture(params=["cpu"])
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    return select_kernels(torch.device(request.param))
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def plain_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    *,
+    causal: bool,
+    window: int | None = None,
+    bias_table: Tensor | None = None,
+) -> Tensor:
+    """One sequence, one query and one head at a time; the last query stands at the last key."""
+    output = torch.empty_like(query)
+    group = query.shape[1] // key.shape[1]
+    for i in range(len(query)):
+        position = len(key) - len(query) + i
+        first = 0 if window is None else max(0, position - window + 1)
+        last = position + 1 if causal else len(key)
+        for head in range(query.shape[1]):
+            scores = []
+            for j in range(first, last):
+                score = scale * (query[i, head] @ key[j, head // group])
+                if bias_table is not None:
+                    limit = bias_table.shape[1] // 2
+                    score = score + bias_table[head, max(-limit, min(limit, j - position)) + limit]
+                scores.append(score)
+            weights = torch.stack(scores).softmax(0)
+            output[i, head] = sum(w * value[j, head // group] for w, j in zip(weights, range(first, last), strict=True))
+    return output
+
+
+def bounds(lens: list[int]) -> Tensor:
+    return torch.tensor([0, *lens]).cumsum(0)
+
+
+def make_cache(num_kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Key and value views of the middle layer of a pool of three."""
+    pool = randn(NUM_BLOCKS, 3, 2, BLOCK_SIZE, num_kv_heads, head_dim, seed=9)
+    return pool[:, 1, 0], pool[:, 1, 1]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(1, 1), (4, 4), (6, 2)])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_varlen_attention(kernels: Kernels, causal: bool, num_heads: int, num_kv_heads: int, has_bias: bool) -> None:
+    lens, head_dim = [5, 1, 8], 7
+    query, bias_table = randn(14, num_heads, head_dim), randn(num_heads, 9) if has_bias else None
+    key, value = randn(14, num_kv_heads, head_dim, seed=1), randn(14, num_kv_heads, head_dim, seed=2)
+    plan = kernels.plan_varlen_attention(bounds(lens), causal=causal, bias_table=bias_table)
+    output = kernels.varlen_attention(query, key, value, plan, scale=0.4)
+    expected = [
+        plain_attention(q, k, v, 0.4, causal=causal, bias_table=bias_table)
+        for q, k, v in zip(query.split(lens), key.split(lens), value.split(lens), strict=True)
+    ]
+    torch.testing.assert_close(output, torch.cat(expected))
+
+
+@pytest.mark.parametrize(
+    ("query_lens", "context_lens"),
+    [
+        ([1], [1]),
+        ([1, 1, 1], [4, 9, 2]),
+        ([6], [6]),
+        ([1, 1, 3, 5], [2, 7, 11, 5]),
+        ([2, 1, 1], [2, 6, 10]),
+    ],
+)
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(3, 3), (6, 2)])
+@pytest.mark.parametrize("kind", ["causal", "window", "bias", "bias and window", "cross"])
+def test_paged_attention(
+    kernels: Kernels, query_lens: list[int], context_lens: list[int], num_heads: int, num_kv_heads: int, kind: str
+) -> None:
+    head_dim = 5
+    key_cache, value_cache = make_cache(num_kv_heads, head_dim)
+    max_blocks = -(-max(context_lens) // BLOCK_SIZE) + 1
+    generator = torch.Generator().manual_seed(3)
+    tables = torch.randperm(NUM_BLOCKS, generator=generator)[: len(context_lens) * max_blocks].view(-1, max_blocks)
+    query = randn(sum(query_lens), num_heads, head_dim)
+    options = {
+        "causal": kind != "cross",
+        "window": 4 if "window" in kind else None,
+        "bias_table": randn(num_heads, 7) if "bias" in kind else None,
+    }
+    plan = kernels.plan_paged_attention(
+        tables.int(), torch.tensor(context_lens), bounds(query_lens), block_size=BLOCK_SIZE, **options
+    )
+    output = kernels.paged_attention(query, key_cache, value_cache, plan, scale=0.6)
+    expected = []
+    for row, part in enumerate(query.split(query_lens)):
+        keys, values = (cache[tables[row]].flatten(0, 1)[: context_lens[row]] for cache in (key_cache, value_cache))
+        expected.append(plain_attention(part, keys, values, 0.6, **options))
+    torch.testing.assert_close(output, torch.cat(expected))
+
+
+def test_cross_attention_may_have_fewer_keys_than_queries(kernels: Kernels) -> None:
+    key_cache, value_cache = make_cache(2, 4)
+    query = randn(7, 2, 4)
+    plan = kernels.plan_paged_attention(
+        torch.tensor([[5]]), torch.tensor([2]), bounds([7]), block_size=BLOCK_SIZE, causal=False
+    )
+    output = kernels.paged_attention(query, key_cache, value_cache, plan, scale=1.0)
+    expected = plain_attention(query, key_cache[5, :2], value_cache[5, :2], 1.0, causal=False)
+    torch.testing.assert_close(output, expected)
+
+
+def test_rows_of_very_different_length_are_not_padded_to_the_longest(kernels: Kernels) -> None:
+    """A long row among short ones is attended to apart, with the same result."""
+    context_lens = [10] * 250 + [2000]
+    key_cache, value_cache = (randn(700, 4, 1, 2, seed=seed) for seed in (1, 2))
+    tables = torch.randint(0, 700, (251, 500), generator=torch.Generator().manual_seed(0))
+    plan = kernels.plan_paged_attention(
+        tables, torch.tensor(context_lens), torch.arange(252), block_size=4, causal=True
+    )
+    assert sum(len(batch.blocks) for batch in plan.batches) == 250 * 3 + 500
+    query = randn(251, 1, 2)
+    output = kernels.paged_attention(query, key_cache, value_cache, plan, scale=1.0)
+    for row in (0, 249, 250):
+        keys, values = (cache[tables[row]].flatten(0, 1)[: context_lens[row]] for cache in (key_cache, value_cache))
+        expected = plain_attention(query[row : row + 1], keys, values, 1.0, causal=True)
+        torch.testing.assert_close(output[row : row + 1], expected)
+
+
+def test_reshape_and_cache_writes_the_slots_and_nothing_else(kernels: Kernels) -> None:
+    pool = torch.zeros(4, 3, 2, BLOCK_SIZE, 2, 5)
+    key, value = randn(6, 7, 5)[:, 2:4], randn(6, 2, 5, seed=1)  # the key is a slice of a wider projection
+    slots = torch.tensor([11, 0, 4, 3, 8, 7])
+    kernels.reshape_and_cache(key, value, pool[:, 1, 0], pool[:, 1, 1], slots)
+    expected = torch.zeros_like(pool)
+    for row, slot in enumerate(slots.tolist()):
+        expected[slot // BLOCK_SIZE, 1, 0, slot % BLOCK_SIZE] = key[row]
+        expected[slot // BLOCK_SIZE, 1, 1, slot % BLOCK_SIZE] = value[row]
+    assert torch.equal(pool, expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (5, 3, 9)])
+def test_norms(kernels: Kernels, shape: tuple[int, ...]) -> None:
+    x, weight, bias = randn(*shape), randn(shape[-1], seed=1), randn(shape[-1], seed=2)
+    square = (x * x).mean(-1, keepdim=True)
+    torch.testing.assert_close(kernels.rms_norm(x, weight, 1e-3), x / (square + 1e-3).sqrt() * weight)
+    centred = x - x.mean(-1, keepdim=True)
+    variance = (centred * centred).mean(-1, keepdim=True)
+    expected = centred / (variance + 1e-3).sqrt() * weight + bias
+    torch.testing.assert_close(kernels.layer_norm(x, weight, bias, 1e-3), expected)
+
+
+def test_rotary_embedding_rotates_pairs_of_the_two_halves(kernels: Kernels) -> None:
+    x, angles = randn(5, 3, 8), randn(5, 4)
+    cos = torch.cat((angles.cos(), angles.cos()), -1)[:, None]
+    sin = torch.cat((-angles.sin(), angles.sin()), -1)[:, None]
+    rotated = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones_like(angles), angles)[:, None]
+    torch.testing.assert_close(kernels.rotary_embedding(x, cos, sin), torch.cat((rotated.real, rotated.imag), -1))
+
+
+_FORMULAS = {
+    Activation.RELU: lambda x: max(x, 0.0),
+    Activation.SILU: lambda x: x / (1 + math.exp(-x)),
+    Activation.GELU: lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2))),
+    Activation.GELU_TANH: lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+}
+
+
+@pytest.mark.parametrize("kind", list(Activation))
+def test_activations(kernels: Kernels, kind: Activation) -> None:
+    gate, up = randn(3, 5), randn(3, 5, seed=1)
+    expected = torch.tensor([_FORMULAS[kind](value) for value in gate.flatten().tolist()]).view(3, 5)
+    torch.testing.assert_close(kernels.gated_activate(torch.cat((gate, up), -1), kind), expected * up)
+    torch.testing.assert_close(kernels.activate(gate.clone(), kind), expected)
+
+
+def test_a_device_without_kernels_is_named() -> None:
+    with pytest.raises(ValueError, match="no kernels for device 'meta'"):
+        select_kernels(torch.device("meta"))

@@ -1,0 +1,188 @@
+"""Tiny random checkpoints of every family, made with transformers, and a byte tokenizer beside them.
+
+The weights are larger than a fresh initialisation: with the default scale all logits are nearly equal, and greedy
+decoding would depend on rounding.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+from transformers.utils import logging as transformers_logging
+
+PAD, BOS, EOS, UNK = 0, 1, 2, 3
+NUM_SPECIAL = 4  # the byte b is token NUM_SPECIAL + rank of b in the byte alphabet
+VOCAB_SIZE = NUM_SPECIAL + 256
+MAX_POSITIONS = 128
+SLIDING_WINDOW = 7
+
+DECODER_ONLY = ("llama", "mistral", "qwen2", "qwen3")
+ENCODER_DECODER = ("bart", "t5", "t5_gated")
+FAMILIES = DECODER_ONLY + ENCODER_DECODER
+
+_IDS = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
+_DECODER = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 48,
+    "intermediate_size": 56,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": MAX_POSITIONS,
+    "initializer_range": 0.3,
+    **_IDS,
+}
+_BART = {
+    "vocab_size": VOCAB_SIZE,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 40,
+    "decoder_ffn_dim": 56,
+    "max_position_embeddings": MAX_POSITIONS,
+    "init_std": 0.3,
+    "scale_embedding": True,
+    "decoder_start_token_id": EOS,
+    "forced_eos_token_id": EOS,
+    **_IDS,
+}
+_T5 = {
+    "vocab_size": VOCAB_SIZE,
+    "d_model": 32,
+    "d_kv": 12,
+    "d_ff": 56,
+    "num_layers": 3,
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,
+    "initializer_factor": 1.0,
+    "decoder_start_token_id": PAD,
+    **_IDS,
+}
+
+
+def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """A random float32 model of `family` in evaluation mode; `overrides` go to its config."""
+    torch.manual_seed(seed)
+    model = _build(family, overrides).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            _unsettle(name, parameter)
+        if family == "bart":
+            model.final_logits_bias.copy_(0.3 * torch.randn_like(model.final_logits_bias))
+            model.generation_config.forced_bos_token_id = BOS
+    return model
+
+
+def save_tiny(family: str, path: Path, seed: int = 0, *, with_tokenizer: bool = False, **overrides: Any) -> Path:
+    """Write a tiny checkpoint of `family` to the directory `path`, and return it."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        tiny_model(family, seed, **overrides).save_pretrained(path)
+        if with_tokenizer:
+            tiny_tokenizer(adds_eos=family in ENCODER_DECODER).save_pretrained(path)
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    return path
+
+
+def load_oracle(path: Path) -> PreTrainedModel:
+    """The checkpoint as transformers loads it."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    is_encoder_decoder = AutoConfig.from_pretrained(path).is_encoder_decoder
+    kind = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity(logging.ERROR)
+    return kind.from_pretrained(path, dtype=torch.float32).eval()
+
+
+def tiny_tokenizer(*, adds_eos: bool) -> PreTrainedTokenizerFast:
+    """One token per byte, after the four special ones. Encoder inputs end with EOS, decoder-only prompts do not."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if adds_eos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", EOS)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def _build(family: str, overrides: dict[str, Any]) -> PreTrainedModel:
+    match family:
+        case "llama":
+            return LlamaForCausalLM(LlamaConfig(**{**_DECODER, **overrides}))
+        case "mistral":
+            return MistralForCausalLM(MistralConfig(**{**_DECODER, "sliding_window": SLIDING_WINDOW, **overrides}))
+        case "qwen2":
+            return Qwen2ForCausalLM(Qwen2Config(**{**_DECODER, "tie_word_embeddings": True, **overrides}))
+        case "qwen3":
+            return Qwen3ForCausalLM(Qwen3Config(**{**_DECODER, "head_dim": 16, **overrides}))
+        case "bart":
+            return BartForConditionalGeneration(BartConfig(**{**_BART, **overrides}))
+        case "t5":
+            return T5ForConditionalGeneration(T5Config(**{**_T5, **overrides}))
+        case "t5_gated":
+            return _untied_t5(T5Config(**{**_T5, "feed_forward_proj": "gated-gelu", **overrides}))
+        case _:
+            raise ValueError(f"unknown family {family!r}: {', '.join(FAMILIES)}")
+
+
+def _unsettle(name: str, parameter: torch.Tensor) -> None:
+    """Move a parameter away from where a fresh model has it, so that a mix-up shows and greedy output varies.
+
+    Norms and biases start as ones and zeros. A tied model repeats its last token unless attention and signed norms
+    outweigh the residual; one with cross-attention ignores its own output unless that is held back.
+    """
+    if parameter.dim() == 1:
+        parameter.add_((0.05 if name.endswith("bias") else 0.2) * torch.randn_like(parameter))
+    if "relative_attention_bias" in name:
+        parameter.copy_(torch.randn_like(parameter))
+    elif name.endswith((".o.weight", ".wo.weight")):
+        parameter.mul_(4.0)
+    elif name.startswith("model.decoder") and name.endswith("norm.weight"):
+        parameter.mul_(torch.randn_like(parameter).sign())
+    elif "encoder_attn.out_proj.weight" in name:
+        parameter.mul_(0.3)
+    elif "embed_positions" in name:
+        parameter.mul_(6.0)
+    elif name == "model.shared.weight":
+        parameter.copy_(1.5 * torch.nn.functional.normalize(parameter, dim=-1))
+
+
+def _untied_t5(config: T5Config) -> PreTrainedModel:
+    """As in T5 v1.1: the output has weights of its own and the decoder's output is not scaled."""
+    config.scale_decoder_outputs = False
+    model = T5ForConditionalGeneration(config)
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    return model
