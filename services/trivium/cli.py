@@ -21,7 +21,14 @@ import typer
 from trivium import __version__
 from trivium.config import ExecutorConfig, SchedulerConfig, ServedModel
 from trivium.errors import ConfigurationError
-from trivium.process import EXIT_CONFIGURATION, configure_logging, end_process, print_error, run_service
+from trivium.process import (
+    EXIT_CONFIGURATION,
+    configure_logging,
+    end_process,
+    print_error,
+    run_service,
+    wait_passively,
+)
 
 MAX_SOCKET_PATH_BYTES = 107
 
@@ -139,7 +146,8 @@ KvCacheMemory = Annotated[
         "kv-cache-memory", "Memory for keys and values, such as 512MiB or 2GiB.", metavar="SIZE", parser=parse_memory
     ),
 ]
-NumThreads = Annotated[int | None, _flag("num-threads", "Threads of one executor.", min=0)]
+NumThreads = Annotated[int, _flag("num-threads", "Threads of one executor; 0 decides by the model's size.", min=0)]
+NumLocalExecutors = Annotated[int, _flag("num-local-executors", "Executors that share this machine's cores.", min=1)]
 MaxWaitingRequests = Annotated[int, _flag("max-waiting-requests", "Queue length; more is refused.", min=1)]
 MaxPlansInFlight = Annotated[int, _flag("max-plans-in-flight", "Steps planned ahead of the executor.", min=1)]
 
@@ -177,13 +185,13 @@ def serve(
     max_num_seqs: MaxNumSeqs = 64,
     max_num_batched_tokens: MaxNumBatchedTokens = 2048,
     kv_cache_memory: KvCacheMemory = None,
-    num_threads: NumThreads = None,
+    num_threads: NumThreads = 0,
     api_key: ApiKey = None,
     log_level: LogLevel = "info",
 ) -> None:
     """Serve models on this machine: gateway, tokenizer and, per model, scheduler and executor.
 
-    Without a model it serves the bundled ones. --num-threads defaults to the cores divided by the number of models.
+    Without a model it serves the bundled ones. Their executors share the cores.
     """
     from trivium.demo import BUNDLED_MODELS
     from trivium.supervisor import ServeConfig
@@ -208,8 +216,9 @@ def serve(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             kv_cache_memory=kv_cache_memory,
+            num_threads=num_threads,
         ),
-        num_threads=num_threads,
+        revision=revision,
         started_at=context.obj,
     )
     raise typer.Exit(serve_all(config))
@@ -237,7 +246,7 @@ def gateway(
 
 
 @app.command()
-def tokenizer(models: Models, listen: Listen, log_level: LogLevel = "info") -> None:
+def tokenizer(models: Models, listen: Listen, revision: Revision = None, log_level: LogLevel = "info") -> None:
     """Render, tokenize and detokenize for the named models."""
     from trivium.tokenizer.torch_free import forbid_torch
 
@@ -247,7 +256,7 @@ def tokenizer(models: Models, listen: Listen, log_level: LogLevel = "info") -> N
     async def run(stop: asyncio.Event) -> None:
         from trivium.tokenizer.server import serve as serve_tokenizer
 
-        await serve_tokenizer(served, listen, stop)
+        await serve_tokenizer(served, listen, stop, revision=revision)
 
     end_process(run_service("tokenizer", run, preload=("trivium.tokenizer.server",), log_level=log_level))
 
@@ -285,10 +294,11 @@ def executor(
     max_num_seqs: MaxNumSeqs = 64,
     max_num_batched_tokens: MaxNumBatchedTokens = 2048,
     kv_cache_memory: KvCacheMemory = None,
-    num_threads: NumThreads = None,
+    num_threads: NumThreads = 0,
+    num_local_executors: NumLocalExecutors = 1,
     log_level: LogLevel = "info",
 ) -> None:
-    """Load one model and run its steps. Without --num-threads, torch decides."""
+    """Load one model and run its steps."""
     served = ServedModel.parse(model)
     config = ExecutorConfig(
         model=served.source,
@@ -300,7 +310,8 @@ def executor(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         kv_cache_memory_bytes=kv_cache_memory,
-        num_threads=num_threads or 0,
+        num_threads=num_threads,
+        num_local_executors=num_local_executors,
     )
 
     async def run(stop: asyncio.Event) -> None:
@@ -308,6 +319,7 @@ def executor(
 
         await serve_executor(config, listen, stop)
 
+    wait_passively()
     name, preload = f"executor {served.name}", ("trivium.executor.server",)
     end_process(run_service(name, run, preload=preload, log_level=log_level))
 

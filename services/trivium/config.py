@@ -47,7 +47,8 @@ class ExecutorConfig:
 
     model: a local directory, a bundled name or a hub id. dtype: "auto", "float" and "float32" all mean float32 on a
     CPU without bf16 hardware. kv_cache_memory_bytes: None takes the default share of free memory. max_model_len: None
-    takes the model's own. num_threads: 0 lets torch decide.
+    takes the model's own, or what the KV cache holds if that is less. num_threads: 0 decides by the size of the model
+    and the cores, of which `num_local_executors` executors on this machine take equal shares.
     """
 
     model: str
@@ -61,15 +62,18 @@ class ExecutorConfig:
     max_num_batched_tokens: int = 2048
     block_size: int = BLOCK_SIZE
     num_threads: int = 0
+    num_local_executors: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "num_local_executors"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("kv_cache_memory_bytes", "max_model_len"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {value}")
+        if self.num_threads < 0:
+            raise ConfigurationError(f"num_threads must not be negative, got {self.num_threads}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import queue
-import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from trivium.config import ExecutorConfig, ModelInfo, SchedulerConfig
 from trivium.errors import EngineUnavailableError, InternalError, TriviumError
 from trivium.executor.model_runner import ModelRunner
+from trivium.executor.model_thread import ModelThread
 from trivium.inputs import GenerationRequest
 from trivium.outputs import ChoiceDelta
 from trivium.scheduler.detokenizer_client import TextPush, TextResult, push_to_proto, result_from_proto
@@ -129,28 +129,27 @@ class _Inbox(asyncio.Queue[ChoiceDelta | TriviumError]):
 
 
 class InProcessExecutorClient:
-    """ExecutorClient around a ModelRunner in a thread of its own, which runs plans in order."""
+    """ExecutorClient around the ModelThread that an executor process runs too."""
 
     def __init__(self, config: ExecutorConfig) -> None:
         self._config = config
-        self._plans: queue.SimpleQueue[SchedulerOutput | None] = queue.SimpleQueue()
         self._results: asyncio.Queue[ModelRunnerOutput | TriviumError] = asyncio.Queue()
-        self._runner: ModelRunner | None = None
-        self._thread: threading.Thread | None = None
+        self._thread: ModelThread | None = None
 
     async def load(self) -> None:
         """Load the model. Raises ConfigurationError."""
-        self._runner = await asyncio.to_thread(ModelRunner, self._config)
-        loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._run, args=(self._runner, loop), name="trivium-model", daemon=True)
+        self._thread = ModelThread(self._config, asyncio.get_running_loop())
         self._thread.start()
+        outcomes: set[asyncio.Future[Any]] = {self._thread.loaded, self._thread.failed}
+        await asyncio.wait(outcomes, return_when=asyncio.FIRST_COMPLETED)
+        if self._thread.failed.done():
+            raise self._thread.failed.result()
 
     async def connect(self) -> ModelInfo:
-        assert self._runner is not None, "connect before load"
-        return self._runner.model_info
+        return self._running_thread().loaded.result()
 
     def submit(self, plan: SchedulerOutput) -> None:
-        self._plans.put(plan)
+        self._running_thread().submit(partial(self._execute, plan))
 
     async def next_result(self) -> ModelRunnerOutput:
         result = await self._results.get()
@@ -159,19 +158,21 @@ class InProcessExecutorClient:
         return result
 
     async def close(self) -> None:
-        if self._thread is not None:
-            self._plans.put(None)
-            await asyncio.to_thread(self._thread.join)
-            self._thread = None
+        if self._thread is not None and not self._thread.failed.done():
+            await self._thread.stop()
 
-    def _run(self, runner: ModelRunner, loop: asyncio.AbstractEventLoop) -> None:
-        while (plan := self._plans.get()) is not None:
-            try:
-                result: ModelRunnerOutput | TriviumError = runner.execute(plan)
-            except Exception:
-                logger.exception("step %d failed", plan.step)
-                result = InternalError("the model failed")
-            loop.call_soon_threadsafe(self._results.put_nowait, result)
+    def _execute(self, plan: SchedulerOutput, runner: ModelRunner) -> None:
+        """Runs in the model's thread."""
+        try:
+            result: ModelRunnerOutput | TriviumError = runner.execute(plan)
+        except Exception:
+            logger.exception("step %d failed", plan.step)
+            result = InternalError("the model failed")
+        self._running_thread().call_in_loop(self._results.put_nowait, result)
+
+    def _running_thread(self) -> ModelThread:
+        assert self._thread is not None, "use before load"
+        return self._thread
 
 
 class InProcessDetokenizerClient:

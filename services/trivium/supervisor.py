@@ -248,8 +248,8 @@ class Supervisor:
 class ServeConfig:
     """What `trivium serve` was asked for.
 
-    port 0 takes a free one. `engine_flags` go to every executor as they are. num_threads None shares the cores of this
-    machine out evenly among the executors. `started_at` is the monotonic time from which the start is counted.
+    port 0 takes a free one. `engine_flags` go to every executor as they are. `revision` is of every hub model's
+    tokenizer. `started_at` is the monotonic time from which the start is counted.
     """
 
     models: tuple[ServedModel, ...]
@@ -258,7 +258,7 @@ class ServeConfig:
     api_key: str | None = None
     log_level: str = "info"
     engine_flags: tuple[str, ...] = ()
-    num_threads: int | None = None
+    revision: str | None = None
     started_at: float = 0.0
 
 
@@ -302,11 +302,9 @@ def build_children(config: ServeConfig, runtime_dir: str) -> tuple[ChildSpec, ..
 
     The API key travels by environment, where a process list does not show it, and to the gateway alone.
     """
-    num_threads = config.num_threads
-    if num_threads is None:
-        num_threads = max(1, _num_cores() // len(config.models))
     log_level = ("--log-level", config.log_level)
     sources = [f"{model.name}={model.source}" for model in config.models]
+    revision = () if config.revision is None else ("--revision", config.revision)
     tokenizer = f"unix:{runtime_dir}/t"
     schedulers = [f"unix:{runtime_dir}/s{index}" for index in range(len(config.models))]
 
@@ -317,13 +315,13 @@ def build_children(config: ServeConfig, runtime_dir: str) -> tuple[ChildSpec, ..
     children = []
     for index, (model, source) in enumerate(zip(config.models, sources, strict=True)):
         executor = f"unix:{runtime_dir}/e{index}"
-        flags = ("--listen", executor, "--num-threads", str(num_threads), *config.engine_flags)
+        flags = ("--listen", executor, "--num-local-executors", str(len(config.models)), *config.engine_flags)
         children.append(child(f"executor {model.name}", StopStage.BACKEND, "executor", source, *flags))
         flags = ("--executor", executor, "--tokenizer", tokenizer, "--listen", schedulers[index])
         children.append(
             child(f"scheduler {model.name}", StopStage.SCHEDULER, "scheduler", "--model", model.name, *flags)
         )
-    children.append(child("tokenizer", StopStage.BACKEND, "tokenizer", *sources, "--listen", tokenizer))
+    children.append(child("tokenizer", StopStage.BACKEND, "tokenizer", *sources, "--listen", tokenizer, *revision))
     routes = [
         flag
         for model, address in zip(config.models, schedulers, strict=True)
@@ -391,13 +389,6 @@ def _make_runtime_dir() -> str:
 def _reachable(host: str) -> str:
     """The address under which this machine reaches what listens on `host`."""
     return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-
-
-def _num_cores() -> int:
-    """Cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _describe(exit_code: int) -> str:

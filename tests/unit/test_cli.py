@@ -94,7 +94,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 def test_serve_without_arguments_serves_the_bundled_models(configured: Callable[..., ServeConfig]) -> None:
     config = configured()
     assert config.models == tuple(ServedModel(name, name) for name in BUNDLED_MODELS)
-    assert (config.host, config.port, config.api_key, config.num_threads) == ("127.0.0.1", 8000, None, None)
+    assert (config.host, config.port, config.api_key, config.revision) == ("127.0.0.1", 8000, None, None)
 
 
 def test_serve_hands_its_engine_flags_to_the_executors(configured: Callable[..., ServeConfig]) -> None:
@@ -103,7 +103,7 @@ def test_serve_hands_its_engine_flags_to_the_executors(configured: Callable[...,
         "--kv-cache-memory", "2GiB", "--api-key", "k", "--revision", "main", "--device", "cpu", "--max-num-seqs", "5",
     )  # fmt: skip
     assert config.models == (ServedModel("t5", "hub/t5"), ServedModel("hub/bart", "hub/bart"))
-    assert (config.port, config.api_key, config.num_threads) == (0, "k", 3)
+    assert (config.port, config.api_key) == (0, "k")
     flags = dict(zip(config.engine_flags[::2], config.engine_flags[1::2], strict=True))
     assert flags == {
         "--dtype": "float32",
@@ -113,6 +113,7 @@ def test_serve_hands_its_engine_flags_to_the_executors(configured: Callable[...,
         "--max-num-seqs": "5",
         "--max-num-batched-tokens": "2048",
         "--kv-cache-memory": str(2 * 2**30),
+        "--num-threads": "3",
     }
 
 
@@ -157,6 +158,7 @@ def test_executor_without_flags_uses_the_defaults_of_its_settings(served: Callab
 def test_executor_hands_over_every_flag(served: Callable[..., Any]) -> None:
     flags = ("--dtype", "float", "--device", "cpu", "--revision", "r", "--max-model-len", "9", "--max-num-seqs", "8")
     flags += ("--max-num-batched-tokens", "7", "--kv-cache-memory", "512MiB", "--num-threads", "6")
+    flags += ("--num-local-executors", "5")
     (config, *_), _ = served("executor", "a", *LISTEN, *flags)
     assert config == ExecutorConfig(
         model="a",
@@ -169,6 +171,7 @@ def test_executor_hands_over_every_flag(served: Callable[..., Any]) -> None:
         max_num_batched_tokens=7,
         kv_cache_memory_bytes=512 * 2**20,
         num_threads=6,
+        num_local_executors=5,
     )
 
 

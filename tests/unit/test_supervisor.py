@@ -383,13 +383,12 @@ async def test_ready_means_that_the_readiness_route_answers_200(status: str, exp
     assert await gateway_is_ready("127.0.0.1", port) is False  # nobody listens any more
 
 
-def make_config(*models: str, api_key: str | None = None, num_threads: int | None = None) -> ServeConfig:
+def make_config(*models: str, api_key: str | None = None) -> ServeConfig:
     return ServeConfig(
         models=tuple(ServedModel.parse(model) for model in models),
         host="127.0.0.1",
         port=8000,
         api_key=api_key,
-        num_threads=num_threads,
         engine_flags=cli.engine_flags(dtype="auto", max_num_seqs=8, revision=None),
     )
 
@@ -418,12 +417,11 @@ def test_every_child_has_a_command_line_that_the_real_parser_accepts() -> None:
     assert gateway["tokenizer"] == tokenizer["listen"]
 
 
-def test_executors_share_the_cores_unless_told_otherwise() -> None:
-    cores = len(os.sched_getaffinity(0))
-    for models, flag, expected in ((("a",), None, cores), (("a", "b"), None, max(1, cores // 2)), (("a",), 0, 0)):
-        children = build_children(make_config(*models, num_threads=flag), "/tmp/x")
+def test_executors_know_how_many_share_the_cores() -> None:
+    for models in (("a",), ("a", "b")):
+        children = build_children(make_config(*models), "/tmp/x")
         executors = [parse(child.argv) for child in children if child.name.startswith("executor")]
-        assert [executor["num_threads"] for executor in executors] == [expected] * len(models)
+        assert [executor["num_local_executors"] for executor in executors] == [len(models)] * len(models)
 
 
 def test_the_api_key_reaches_the_gateway_alone_and_no_process_list() -> None:

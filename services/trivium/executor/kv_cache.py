@@ -65,20 +65,16 @@ def choose_num_blocks(
     """
     block_bytes = shape.block_bytes(config.block_size)
     blocks_per_request = _blocks_for(max_model_len, config) + _blocks_for(max_encoder_len, config)
-    if config.kv_cache_memory_bytes is not None:
-        num_blocks = config.kv_cache_memory_bytes // block_bytes
-        origin = "--kv-cache-memory-bytes"
-    else:
-        num_blocks = int(available_bytes * DEFAULT_MEMORY_SHARE) // block_bytes
-        origin = f"{DEFAULT_MEMORY_SHARE:.0%} of {available_bytes / 2**30:.1f} GiB free memory"
-        if num_blocks > blocks_per_request * config.max_num_seqs:
-            num_blocks = blocks_per_request * config.max_num_seqs
-            origin = f"all that {config.max_num_seqs} requests of full length can use"
+    memory_bytes, origin = _memory_bytes(config, available_bytes)
+    num_blocks = memory_bytes // block_bytes
+    if config.kv_cache_memory_bytes is None and num_blocks > blocks_per_request * config.max_num_seqs:
+        num_blocks = blocks_per_request * config.max_num_seqs
+        origin = f"all that {config.max_num_seqs} requests of full length can use"
     if num_blocks < blocks_per_request:
         raise ConfigurationError(
             f"the KV cache holds {num_blocks * config.block_size} tokens ({num_blocks * block_bytes} bytes, from "
             f"{origin}), but one request of full length needs {blocks_per_request * config.block_size} "
-            f"({blocks_per_request * block_bytes} bytes): raise --kv-cache-memory-bytes or lower --max-model-len"
+            f"({blocks_per_request * block_bytes} bytes): raise --kv-cache-memory or lower --max-model-len"
         )
     logger.info(
         "KV cache: %d tokens in %d blocks, %.1f MiB (%s)",
@@ -88,6 +84,36 @@ def choose_num_blocks(
         origin,
     )
     return num_blocks
+
+
+def affordable_model_len(
+    config: ExecutorConfig, shape: KVCacheShape, max_model_len: int, max_encoder_len: int, *, available_bytes: int
+) -> int:
+    """The longest context, up to `max_model_len`, of which the pool can hold one request, with a warning if it is less.
+
+    For a context length that nobody asked for: a model made for 128k tokens must start on a laptop too.
+    """
+    memory_bytes, origin = _memory_bytes(config, available_bytes)
+    num_blocks = memory_bytes // shape.block_bytes(config.block_size) - _blocks_for(max_encoder_len, config)
+    affordable = num_blocks * config.block_size
+    if affordable >= max_model_len or affordable < config.block_size:
+        return max_model_len
+    logger.warning(
+        "max_model_len adjusted from the model's %d to %d, which is what the KV cache holds (%s); "
+        "--kv-cache-memory gives it more",
+        max_model_len,
+        affordable,
+        origin,
+    )
+    return affordable
+
+
+def _memory_bytes(config: ExecutorConfig, available_bytes: int) -> tuple[int, str]:
+    """(bytes for the pool, where the number comes from)."""
+    if config.kv_cache_memory_bytes is not None:
+        return config.kv_cache_memory_bytes, "--kv-cache-memory"
+    origin = f"{DEFAULT_MEMORY_SHARE:.0%} of {available_bytes / 2**30:.1f} GiB free memory"
+    return int(available_bytes * DEFAULT_MEMORY_SHARE), origin
 
 
 def available_memory_bytes() -> int:

@@ -1,4 +1,4 @@
-"""From a model's name to its files and tensors: local directory, bundled model or hub; safetensors only.
+"""From the files of a model to its tensors; safetensors only.
 
 Every failure is a ConfigurationError of one line that names the file and what is wrong with it.
 """
@@ -23,46 +23,7 @@ from trivium.executor.linear import Linear
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _READABLE_DTYPES = ("F64", "F32", "F16", "BF16")
-_HUB_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-
-
-def resolve_model(source: str, revision: str | None) -> Path:
-    """The directory that holds the files of `source`: a directory, a bundled model's name or a hub id, in this order.
-
-    Raises ConfigurationError.
-    """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise ConfigurationError(f"model {source} is a file; expected a directory")
-    bundled = _bundled_model(source)
-    if bundled is not None:
-        return bundled
-    if source.startswith(("/", ".", "~")) or source.count("/") > 1:
-        raise ConfigurationError(f"model directory {source} does not exist")
-    return _download(source, revision)
-
-
-def _bundled_model(name: str) -> Path | None:
-    from trivium.demo import model_path
-
-    path = model_path(name)
-    if path is not None and not path.is_dir():
-        raise ConfigurationError(f"the bundled model {name} is missing from this installation")
-    return path
-
-
-def _download(source: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=list(_HUB_PATTERNS)))
-    except Exception as error:  # the client raises its own, requests' and the system's errors
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigurationError(
-            f"model {source} is neither a directory nor a bundled model, and the hub download failed: {reason}"
-        ) from error
+HUB_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 
 class Checkpoint:

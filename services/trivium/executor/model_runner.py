@@ -17,13 +17,15 @@ from trivium.config import ExecutorConfig, ModelInfo
 from trivium.errors import ConfigurationError
 from trivium.executor.attention import AttentionMetadata, PagedRows
 from trivium.executor.input_batch import BatchLimits, InputBatch, Longs, ScheduledRows
-from trivium.executor.kv_cache import KVCache, available_memory_bytes, choose_num_blocks
-from trivium.executor.loader import Checkpoint, resolve_model
+from trivium.executor.kv_cache import KVCache, affordable_model_len, available_memory_bytes, choose_num_blocks
+from trivium.executor.loader import HUB_PATTERNS, Checkpoint
 from trivium.executor.model_config import CONFIG_FILE, SpecialTokens, read_json, read_special_tokens
 from trivium.executor.models.model import LanguageModel
 from trivium.executor.models.registry import find_architecture
 from trivium.executor.plan_check import check_plan
 from trivium.executor.sampler import Sampler
+from trivium.executor.threads import choose_num_threads, count_cores, set_num_threads
+from trivium.model_source import find_model
 from trivium.step import ModelRunnerOutput, SchedulerOutput
 from trivium_kernels.dispatch import select_kernels
 
@@ -34,12 +36,15 @@ _HALF_NAMES = ("half", "float16", "bfloat16")
 
 
 class ModelRunner:
-    """Owns model, KV pool and InputBatch. Raises ConfigurationError if the model cannot be loaded as configured."""
+    """Owns model, KV pool and InputBatch. Construct it in the thread that will run it.
+
+    Raises ConfigurationError if the model cannot be loaded as configured.
+    """
 
     def __init__(self, config: ExecutorConfig) -> None:
         _check_device(config.device)
         _check_dtype(config.dtype)
-        directory = resolve_model(config.model, config.revision)
+        directory = find_model(config.model, config.revision, patterns=HUB_PATTERNS)
         model_json = read_json(directory / CONFIG_FILE)
         architecture = find_architecture(model_json)
         special = read_special_tokens(directory, model_json, architecture.default_tokens)
@@ -47,13 +52,15 @@ class ModelRunner:
         start = time.perf_counter()
         with Checkpoint(directory) as checkpoint, torch.inference_mode():
             self._model = architecture.build(model_json, checkpoint, self._kernels)
+        num_threads = choose_num_threads(config, checkpoint.loaded_bytes, count_cores())
+        set_num_threads(num_threads)
         logger.info(
             "model %s: %s, float32, %.1f MiB of weights in %.1f s, %d threads",
             config.served_model_name,
             architecture.name,
             checkpoint.loaded_bytes / 2**20,
             time.perf_counter() - start,
-            torch.get_num_threads(),
+            num_threads,
         )
         self._sampler = Sampler(special)
         self._limits = _choose_limits(config, self._model)
@@ -145,8 +152,13 @@ def _bounds(lens: Longs) -> Tensor:
 
 
 def _choose_limits(config: ExecutorConfig, model: LanguageModel) -> BatchLimits:
+    available_bytes = available_memory_bytes()
     max_model_len = min(config.max_model_len or model.max_model_len, model.max_model_len)
-    if config.max_model_len is not None and config.max_model_len > max_model_len:
+    if config.max_model_len is None:
+        max_model_len = affordable_model_len(
+            config, model.kv_shape, max_model_len, model.max_encoder_len, available_bytes=available_bytes
+        )
+    elif config.max_model_len > max_model_len:
         logger.warning("max_model_len adjusted from %d to the model's %d", config.max_model_len, max_model_len)
     return BatchLimits(
         max_num_seqs=config.max_num_seqs,
@@ -154,7 +166,7 @@ def _choose_limits(config: ExecutorConfig, model: LanguageModel) -> BatchLimits:
         max_model_len=max_model_len,
         max_encoder_len=model.max_encoder_len,
         num_blocks=choose_num_blocks(
-            config, model.kv_shape, max_model_len, model.max_encoder_len, available_bytes=available_memory_bytes()
+            config, model.kv_shape, max_model_len, model.max_encoder_len, available_bytes=available_bytes
         ),
         block_size=config.block_size,
         vocab_size=model.vocab_size,

@@ -10,12 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import queue
 import threading
 from collections.abc import Callable
-
-import torch
 
 from trivium.config import ExecutorConfig, ModelInfo
 from trivium.errors import ConfigurationError
@@ -60,7 +57,6 @@ class ModelThread:
 
     def _run(self) -> None:
         try:
-            _set_threads(self._config.num_threads)
             runner = ModelRunner(self._config)
             self.call_in_loop(self.loaded.set_result, runner.model_info)
             while (job := self._jobs.get()) is not None:
@@ -69,12 +65,3 @@ class ModelThread:
             if not isinstance(error, ConfigurationError):
                 logger.exception("the model thread failed")
             self.call_in_loop(self.failed.set_result, error)
-
-
-def _set_threads(num_threads: int) -> None:
-    """Threads of one operator; operators never run side by side. Zero takes every core this process may use."""
-    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
-    num_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    torch.set_num_threads(num_threads or num_cores)
-    if torch.get_num_interop_threads() != 1:
-        torch.set_num_interop_threads(1)

@@ -43,8 +43,10 @@ T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-async def serve(models: Sequence[ServedModel], listen: str, stop: asyncio.Event) -> None:
-    """Serve the tokenizers of `models` at `listen` until `stop` is set.
+async def serve(
+    models: Sequence[ServedModel], listen: str, stop: asyncio.Event, *, revision: str | None = None
+) -> None:
+    """Serve the tokenizers of `models`, from hub revision `revision`, at `listen` until `stop` is set.
 
     Raises ConfigurationError if a model cannot be loaded or the address cannot be bound.
     """
@@ -56,7 +58,7 @@ async def serve(models: Sequence[ServedModel], listen: str, stop: asyncio.Event)
     tokenizer_pb2_grpc.add_TokenizerServicer_to_server(servicer, server.grpc_server)
     try:
         await server.start()
-        await servicer.load(models)
+        await servicer.load(models, revision)
         await server.set_ready(True)
         await stop.wait()
     finally:
@@ -77,11 +79,13 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
         self._num_waiting = 0
         self._streams: set[asyncio.Task[Any]] = set()
 
-    async def load(self, models: Sequence[ServedModel]) -> None:
+    async def load(self, models: Sequence[ServedModel], revision: str | None) -> None:
         """Load the tokenizers, one after the other, off the loop. Raises ConfigurationError."""
         for model in models:
             start = time.perf_counter()
-            tokenizer = await asyncio.get_running_loop().run_in_executor(self._pool, Tokenizer.load, model.source)
+            tokenizer = await asyncio.get_running_loop().run_in_executor(
+                self._pool, Tokenizer.load, model.source, revision
+            )
             self._tokenizers[model.name] = tokenizer
             seconds = time.perf_counter() - start
             logger.info(

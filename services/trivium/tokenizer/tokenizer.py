@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from trivium.errors import ConfigurationError, InvalidRequestError
+from trivium.model_source import find_model
 from trivium.tokenizer import chat_template
 from trivium.tokenizer.chat_template import MAX_PROMPT_CHARS, Messages, Tools
 from trivium.tokenizer.detokenizer import Decode, IncrementalDetokenizer
-from trivium.tokenizer.source import has_vocabulary, resolve_source
+from trivium.tokenizer.files import TOKENIZER_FILES, has_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,7 +44,7 @@ class Tokenizer:
         Imports torch if it can be imported (`torch_free.forbid_torch` sees to that). Raises ConfigurationError, in
         one line, if there are no tokenizer files or transformers cannot read them.
         """
-        path = resolve_source(source, revision)
+        path = find_model(source, revision, patterns=TOKENIZER_FILES)
         from transformers import AutoTokenizer
 
         try:

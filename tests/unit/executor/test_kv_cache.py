@@ -9,7 +9,13 @@ import torch
 
 from trivium.config import ExecutorConfig
 from trivium.errors import ConfigurationError
-from trivium.executor.kv_cache import KVCache, KVCacheShape, available_memory_bytes, choose_num_blocks
+from trivium.executor.kv_cache import (
+    KVCache,
+    KVCacheShape,
+    affordable_model_len,
+    available_memory_bytes,
+    choose_num_blocks,
+)
 
 SHAPE = KVCacheShape(num_layers=3, num_kv_heads=2, head_dim=8)
 BLOCK_BYTES = 3 * 2 * 4 * 2 * 8 * 4
@@ -25,7 +31,7 @@ def test_a_given_size_is_used_to_the_last_whole_block(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.INFO):
         assert choose_num_blocks(make_config(BLOCK_BYTES * 100 + 1), SHAPE, 40, 0, available_bytes=0) == 100
     assert "KV cache: 400 tokens in 100 blocks" in caplog.text
-    assert "--kv-cache-memory-bytes" in caplog.text
+    assert "--kv-cache-memory" in caplog.text
 
 
 def test_the_default_is_a_share_of_free_memory() -> None:
@@ -37,7 +43,7 @@ def test_the_default_is_no_more_than_all_requests_can_use() -> None:
 
 
 def test_a_pool_that_cannot_hold_one_request_is_refused_with_both_numbers_and_the_flags() -> None:
-    with pytest.raises(ConfigurationError, match=r"holds 36 tokens .* needs 44 .* --kv-cache-memory-bytes or lower"):
+    with pytest.raises(ConfigurationError, match=r"holds 36 tokens .* needs 44 .* --kv-cache-memory or lower"):
         choose_num_blocks(make_config(BLOCK_BYTES * 9), SHAPE, 40, 2, available_bytes=0)
 
 
@@ -54,3 +60,10 @@ def test_layers_are_disjoint_views_of_one_block_major_pool() -> None:
 
 def test_free_memory_is_positive() -> None:
     assert available_memory_bytes() > 0
+
+
+def test_a_context_that_nobody_asked_for_shrinks_to_what_the_pool_holds(caplog: pytest.LogCaptureFixture) -> None:
+    config = make_config(10 * BLOCK_BYTES)
+    assert affordable_model_len(config, SHAPE, 1000, 8, available_bytes=0) == 4 * (10 - 2)
+    assert "from the model's 1000 to 32" in caplog.text
+    assert affordable_model_len(config, SHAPE, 30, 8, available_bytes=0) == 30

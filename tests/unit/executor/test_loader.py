@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from tiny import save_tiny, tiny_model
 from trivium.config import ExecutorConfig
 from trivium.errors import ConfigurationError
-from trivium.executor import loader
 from trivium.executor.model_runner import ModelRunner
 from unit.executor.mini_scheduler import MiniScheduler
 
@@ -104,28 +103,6 @@ def test_a_broken_checkpoint_is_one_clear_line(
 def test_a_directory_that_does_not_exist_is_named(source: str) -> None:
     with pytest.raises(ConfigurationError, match=f"model directory {source} does not exist"):
         make_runner(source)
-
-
-def test_a_hub_id_that_cannot_be_downloaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: object, **kwargs: object) -> None:
-        raise OSError("no network\nand more")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    with pytest.raises(ConfigurationError, match=r"model org/name is neither .* the hub download failed: no network$"):
-        make_runner("org/name")
-
-
-def test_a_hub_id_is_downloaded_without_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, object] = {}
-
-    def download(source: str, **kwargs: object) -> str:
-        asked.update(kwargs, source=source)
-        return str(tmp_path)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert loader.resolve_model("org/name", "main") == tmp_path
-    assert (asked["source"], asked["revision"]) == ("org/name", "main")
-    assert not any("bin" in pattern or pattern == "*" for pattern in asked["allow_patterns"])  # type: ignore[attr-defined]
 
 
 def test_a_sharded_checkpoint_loads_the_same(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import pytest
+
 from trivium.scheduler.block_pool import BlockPool
 
 

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
+
 from toy import (
     ToyDetokenizerClient,
     ToyExecutorClient,

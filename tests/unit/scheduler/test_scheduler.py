@@ -4,6 +4,7 @@ import random
 from collections import deque
 
 import pytest
+
 from toy import EOS, ToyExecutor, expected_output, make_info, make_request
 from trivium.errors import InvalidRequestError
 from trivium.outputs import FinishReason

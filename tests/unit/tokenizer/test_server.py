@@ -218,9 +218,9 @@ async def test_the_server_is_alive_but_not_ready_while_it_loads(
     may_load = threading.Event()
     load = Tokenizer.load
 
-    def slow_load(source: str) -> Tokenizer:
+    def slow_load(source: str, revision: str | None = None) -> Tokenizer:
         may_load.wait(10)
-        return load(source)
+        return load(source, revision)
 
     monkeypatch.setattr(Tokenizer, "load", slow_load)
     address, stop = f"unix:{tmp_path}/s", asyncio.Event()

@@ -13,7 +13,6 @@ import pytest
 
 from trivium.errors import ConfigurationError, InvalidRequestError
 from trivium.tokenizer.chat_template import MAX_PROMPT_CHARS
-from trivium.tokenizer.source import resolve_source
 from trivium.tokenizer.tokenizer import MAX_TEXTS, Tokenizer
 from unit.tokenizer.tiny_tokenizers import BOS, EOS, Kind, make_backend, make_tokenizer, save_family, save_model
 
@@ -127,21 +126,6 @@ def test_remote_code_is_never_run(tmp_path: Path) -> None:
     (tmp_path / "evil.py").write_text("raise SystemExit('remote code ran')")
     with pytest.raises(ConfigurationError, match="custom code"):
         Tokenizer.load(str(tmp_path))
-
-
-def test_a_missing_directory_is_refused() -> None:
-    for source in ("./no/such/model", "/no/such/model", "a/b/c"):
-        with pytest.raises(ConfigurationError, match="no model directory"):
-            resolve_source(source)
-
-
-def test_a_name_that_is_no_hub_id_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="neither a directory"):
-        resolve_source("not a model!")
-
-
-def test_a_bundled_name_stands_for_its_directory() -> None:
-    assert resolve_source("trivium-translate").name == "trivium_translate"
 
 
 @pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")

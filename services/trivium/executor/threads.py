@@ -1,0 +1,40 @@
+"""How many threads one operator uses. Operators never run side by side, so this is all the parallelism there is.
+
+The waiting policy of OpenMP is read when torch is imported: `passive_waiting` must run before that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import torch
+
+from trivium.config import ExecutorConfig
+
+# Operators of a model this small take microseconds: handing parts of them to another thread takes longer, and when that
+# thread is not running, because other processes use the core, the step waits for it (seen: 100 ms instead of 1 ms).
+SMALL_MODEL_BYTES = 64 * 2**20
+
+
+def choose_num_threads(config: ExecutorConfig, weight_bytes: int, num_cores: int) -> int:
+    """What the settings say, else one for a small model, else an equal share of the cores."""
+    if config.num_threads:
+        return config.num_threads
+    if weight_bytes < SMALL_MODEL_BYTES:
+        return 1
+    return max(1, num_cores // config.num_local_executors)
+
+
+def set_num_threads(num_threads: int) -> None:
+    """Takes effect for operators that the calling thread starts, and for no other thread."""
+    torch.set_num_threads(num_threads)
+    if torch.get_num_interop_threads() != 1:
+        with contextlib.suppress(RuntimeError):  # torch has run in parallel before: it is somebody else's process
+            torch.set_num_interop_threads(1)
+
+
+def count_cores() -> int:
+    """Cores that this process may use."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
