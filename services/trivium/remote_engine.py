@@ -221,7 +221,8 @@ class RemoteEngine:
         now = time.monotonic()
         if self._lost_since is None:
             self._lost_since = now
-            logger.warning("lost the session with model %s: %s", self._name, error.message)
+            level = logging.DEBUG if self._info is None else logging.WARNING  # before the first session: still starting
+            logger.log(level, "no session with model %s: %s", self._name, error.message)
             for live in self._unfinished():
                 live.num_attempts += 1
                 if live.num_attempts > MAX_ATTEMPTS:

@@ -9,6 +9,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor
@@ -42,9 +43,11 @@ class KVCache:
     def __init__(self, shape: KVCacheShape, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        # zeros() maps memory without touching it: what is never used costs nothing.
-        self._pool = torch.zeros(
-            (num_blocks, shape.num_layers, 2, block_size, shape.num_kv_heads, shape.head_dim), dtype=torch.float32
+        # numpy maps zeroed memory without touching it, so that what is never used costs nothing; torch would write to it.
+        self._pool = torch.from_numpy(
+            np.zeros(
+                (num_blocks, shape.num_layers, 2, block_size, shape.num_kv_heads, shape.head_dim), dtype=np.float32
+            )
         )
         self._layers = tuple(
             (self._pool[:, layer, 0], self._pool[:, layer, 1]) for layer in range(shape.num_layers)
