@@ -43,7 +43,7 @@ class KVCache:
     def __init__(self, shape: KVCacheShape, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        # numpy maps zeroed memory without touching it, so that what is never used costs nothing; torch would write to it.
+        # numpy maps zeroed memory without touching it: what is never used costs nothing. torch would write to it.
         self._pool = torch.from_numpy(
             np.zeros(
                 (num_blocks, shape.num_layers, 2, block_size, shape.num_kv_heads, shape.head_dim), dtype=np.float32
