@@ -13,7 +13,6 @@ PROMPTS = [[5 + (7 * i + j) % 200 for j in range(1 + (5 * i) % 23)] for i in ran
 
 def oracle(path: Path, prompt: list[int], max_tokens: int = 20, decoder: list[int] | None = None) -> list[int]:
     """What transformers' `generate` appends to the (decoder) prompt, greedily."""
-    torch.set_num_threads(1)  # tiny operators: a second thread only waits for its turn on a busy core
     model = load_oracle(path)
     inputs: dict[str, object] = {
         "input_ids": torch.tensor([prompt]),
