@@ -50,11 +50,12 @@ def make_request(
     encoder: tuple[int, ...] | None = None,
     max_tokens: int = 8,
     output: tuple[int, ...] = (),
+    cache_salt: str = "",
     **sampling: object,
 ) -> Request:
     params = SamplingParams(max_tokens=max_tokens, seed=key, **sampling)  # type: ignore[arg-type]
     encoded = EncodedPrompt(token_ids=prompt, encoder_token_ids=encoder)
-    return Request(key, encoded, params, max_tokens=max_tokens, output_token_ids=output)
+    return Request(key, encoded, params, max_tokens=max_tokens, output_token_ids=output, cache_salt=cache_salt)
 
 
 def next_token(encoder: tuple[int, ...], sequence: list[int], seed: int) -> int:
@@ -80,7 +81,6 @@ class _Row:
     tokens: list[int]
     num_computed: int
     blocks: list[int]
-    cross_is_written: bool = False
 
 
 @dataclass
@@ -91,6 +91,7 @@ class ToyExecutor:
     rows: dict[int, _Row] = field(default_factory=dict)
     last_step: int = 0
     num_encoder_runs: int = 0
+    num_computed_tokens: int = 0
 
     def __post_init__(self) -> None:
         self.blocks: list[list[int]] = [[-1] * self.info.block_size for _ in range(self.info.num_blocks)]
@@ -119,18 +120,17 @@ class ToyExecutor:
     def _encode(self, row: _Row) -> None:
         self.num_encoder_runs += 1
         self._write(list(row.new.cross_block_ids), 0, list(row.new.encoder_token_ids))
-        row.cross_is_written = True
 
     def _compute(self, row: _Row, count: int) -> int | None:
         assert count >= 1
         end = row.num_computed + count
         assert end <= len(row.tokens), "computes tokens that nobody knows"
         self._write(row.blocks, row.num_computed, row.tokens[row.num_computed : end])
+        self.num_computed_tokens += count
         row.num_computed = end
         if end < len(row.tokens):
             return None
         encoder = row.new.encoder_token_ids
-        assert row.cross_is_written == bool(encoder), "decoder before encoder"
         sequence = self._read(row.blocks, end)
         written_encoder = tuple(self._read(list(row.new.cross_block_ids), len(encoder)))
         token = next_token(written_encoder, sequence, row.new.sampling.seed or 0)

@@ -44,6 +44,7 @@ class ChatEndpoint(GenerationEndpoint[ChatCompletionRequest]):
     request_type = ChatCompletionRequest
     unsupported = UNSUPPORTED_CHAT
     id_prefix = "chatcmpl"
+    operation = "chat"
 
     async def jobs(self, request: ChatCompletionRequest, engine: EngineClient, info: ModelInfo) -> list[Job]:
         messages = check_messages(request.messages)

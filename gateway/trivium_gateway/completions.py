@@ -33,6 +33,7 @@ class CompletionsEndpoint(GenerationEndpoint[CompletionRequest]):
     request_type = CompletionRequest
     unsupported = UNSUPPORTED_COMPLETION
     id_prefix = "cmpl"
+    operation = "text_completion"
 
     async def jobs(self, request: CompletionRequest, engine: EngineClient, info: ModelInfo) -> list[Job]:
         sampling = sampling_params(request, max_tokens=request.max_tokens, info=info)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
+from opentelemetry.trace import Span
 from starlette.types import Receive, Scope, Send
 
 from trivium.config import ModelInfo
@@ -23,6 +24,7 @@ from trivium.errors import InvalidRequestError
 from trivium.inputs import EncodedPrompt, GenerationRequest
 from trivium.outputs import CompletionOutput
 from trivium.params import SamplingParams
+from trivium.telemetry import current_traceparent
 from trivium_gateway.asgi import check_media_type, read_body, send_json, watch_disconnect
 from trivium_gateway.drain import Drain
 from trivium_gateway.generation import ChoiceCollector, Generation, run_generation
@@ -31,6 +33,7 @@ from trivium_gateway.openai_protocol import GenerationFields
 from trivium_gateway.routing import ModelRoutes
 from trivium_gateway.sampling import check_fields
 from trivium_gateway.streaming import ChunkEncoder, stream_generation
+from trivium_gateway.tracing import call_span, describe_call
 from trivium_gateway.usage import Usage
 
 logger = logging.getLogger(__name__)
@@ -52,6 +55,7 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
     request_type: ClassVar[type[GenerationFields]]
     unsupported: ClassVar[dict[str, tuple[object, ...]]]  # field -> values that mean "not used"
     id_prefix: ClassVar[str]
+    operation: ClassVar[str]  # as the GenAI conventions of OpenTelemetry call it
 
     def __init__(self, routes: ModelRoutes, drain: Drain) -> None:
         self._routes = routes
@@ -70,10 +74,15 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
         """The form of the events of a stream."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with call_span(self.operation, scope) as span:
+            await self._answer(span, scope, receive, send)
+
+    async def _answer(self, span: Span, scope: Scope, receive: Receive, send: Send) -> None:
         check_media_type(scope)
         fields = decode_fields(await read_body(scope, receive))
         request = self._checked(fields)
         generation = await self._generation(request)
+        describe_call(span, self.operation, generation, scope["trivium.request_id"])
         logger.info(
             "%s: is %s, model %s, %d prompts, n=%d, stream=%s",
             scope["trivium.request_id"],
@@ -103,12 +112,14 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
         engine = self._routes.find(request.model)
         generation_id = f"{self.id_prefix}-{uuid.uuid4().hex}"
         jobs = await self.jobs(request, engine, engine.model_info)
+        traceparent = current_traceparent()
         requests = tuple(
             GenerationRequest(
                 request_id=generation_id if len(jobs) == 1 else f"{generation_id}-{position}",
                 prompt=job.prompt,
                 sampling=job.sampling,
                 stream=bool(request.stream),
+                traceparent=traceparent,
             )
             for position, job in enumerate(jobs)
         )

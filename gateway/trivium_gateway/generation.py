@@ -16,6 +16,7 @@ from trivium.errors import EngineUnavailableError, InternalError
 from trivium.inputs import GenerationRequest
 from trivium.outputs import ChoiceDelta, CompletionOutput, FinishReason
 from trivium_gateway.concurrency import run_all
+from trivium_gateway.tracing import recorded_deltas
 from trivium_gateway.usage import Usage, count_usage
 
 
@@ -82,11 +83,12 @@ async def run_generation(generation: Generation, sink: DeltaSink, *watchers: Cor
     A watcher that raises (client gone, server cut) ends them early. Raises the first error of any of them.
     """
     n = generation.n
-    pumps = [
-        _pump(generation.engine, request, sink, first_choice=n * position)
-        for position, request in enumerate(generation.requests)
-    ]
-    await run_all(pumps, beside=watchers)
+    with recorded_deltas(generation, sink) as recorded:
+        pumps = [
+            _pump(generation.engine, request, recorded, first_choice=n * position)
+            for position, request in enumerate(generation.requests)
+        ]
+        await run_all(pumps, beside=watchers)
 
 
 async def _pump(engine: EngineClient, request: GenerationRequest, sink: DeltaSink, *, first_choice: int) -> None:

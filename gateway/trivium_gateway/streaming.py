@@ -22,6 +22,7 @@ from trivium_gateway.concurrency import run_all
 from trivium_gateway.drain import Drain
 from trivium_gateway.errors import ClientDisconnectedError, client_error, error_body
 from trivium_gateway.generation import Generation, run_generation
+from trivium_gateway.tracing import record_failure
 from trivium_gateway.usage import Usage
 
 logger = logging.getLogger(__name__)
@@ -139,6 +140,7 @@ async def _write(buffer: EventBuffer, send: Send, generation_id: str) -> None:
         raise
     except Exception as error:
         shown = client_error(error)
+        record_failure(error)
         logger.warning("%s: ended early: %s", generation_id, shown.code, exc_info=None if shown is error else error)
         batch = b"data: " + error_body(shown) + b"\n\n"
     await send({"type": "http.response.body", "body": batch})

@@ -242,7 +242,8 @@ def gateway(
 
         await serve_gateway(models=routes, tokenizer=tokenizer, host=host, port=port, api_key=api_key, stop=stop)
 
-    end_process(run_service("gateway", run, preload=("trivium_gateway.app",), log_level=log_level))
+    preload = ("trivium_gateway.app",)
+    end_process(run_service("gateway", run, preload=preload, log_level=log_level, is_traced=True))
 
 
 @app.command()
@@ -280,7 +281,7 @@ def scheduler(
         await serve_scheduler(model, executor, tokenizer, listen, config, stop)
 
     name, preload = f"scheduler {model}", ("trivium.scheduler.server",)
-    end_process(run_service(name, run, preload=preload, log_level=log_level))
+    end_process(run_service(name, run, preload=preload, log_level=log_level, is_traced=True))
 
 
 @app.command()

@@ -1,8 +1,8 @@
 """What every service process does around its `serve` coroutine: logging, signals, exit codes, no life as an orphan.
 
 Knows no service and never imports torch or grpc itself. Order of side effects in `run_service`: logging, signal
-handlers, the watch over the supervisor, the heavy imports, the event loop. A process that dies before the event loop
-runs has created nothing, so until then a signal simply ends it.
+handlers, the watch over the supervisor, the heavy imports, tracing, the event loop. A process that dies before the
+event loop runs has created nothing, so until then a signal simply ends it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import signal
 import stat
 import sys
 import threading
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from types import FrameType
 from typing import NoReturn
 
@@ -48,11 +48,14 @@ def configure_logging(name: str, level: str = "info") -> None:
         logging.getLogger(package).setLevel(number)
 
 
-def run_service(name: str, serve: Serve, *, preload: Sequence[str] = (), log_level: str = "info") -> int:
+def run_service(
+    name: str, serve: Serve, *, preload: Sequence[str] = (), log_level: str = "info", is_traced: bool = False
+) -> int:
     """Run `serve(stop)` to its end and return the exit code of the process.
 
     `stop` is set by SIGTERM or SIGINT; a second SIGINT ends the process at once. `preload` names the modules that
-    `serve` needs: they are imported before the event loop exists, where nothing waits for them.
+    `serve` needs: they are imported before the event loop exists, where nothing waits for them. `is_traced` says that
+    the service makes spans; the first word of `name` is then its name.
     Exit codes: 0 after a normal end, 2 after a ConfigurationError (one line on stderr), 1 after any other exception
     (traceback in the log).
     """
@@ -63,10 +66,11 @@ def run_service(name: str, serve: Serve, *, preload: Sequence[str] = (), log_lev
         watch_parent()
         for module in preload:
             importlib.import_module(module)
-        gc.collect()
-        gc.freeze()  # what the imports left is never garbage: full collections need not look at it again
-        with asyncio.Runner(loop_factory=_new_event_loop) as runner:
-            runner.run(_serve_until_signal(serve))
+        with _tracing(name.split()[0]) if is_traced else contextlib.nullcontext():
+            gc.collect()
+            gc.freeze()  # what the imports left is never garbage: full collections need not look at it again
+            with asyncio.Runner(loop_factory=_new_event_loop) as runner:
+                runner.run(_serve_until_signal(serve))
     except Exception as error:
         configuration_error = find_configuration_error(error)
         if configuration_error is None:
@@ -153,6 +157,17 @@ def _exit_at_eof(parent_fd: int, runtime_dir: str | None) -> None:
     if runtime_dir is not None:
         remove_sockets(runtime_dir)
     os._exit(EXIT_FAILURE)
+
+
+@contextlib.contextmanager
+def _tracing(service: str) -> Iterator[None]:
+    from trivium.telemetry import setup_tracing, shutdown_tracing
+
+    setup_tracing(service)
+    try:
+        yield
+    finally:
+        shutdown_tracing()
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> None:

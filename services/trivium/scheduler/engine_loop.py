@@ -38,11 +38,13 @@ class EngineLoop:
         config: SchedulerConfig,
         *,
         on_ready: Callable[[bool], None] = lambda ready: None,
+        on_start: Callable[[Request], None] = lambda request: None,
     ) -> None:
         self._executor = executor
         self._detokenizer = detokenizer
         self._config = config
         self._on_ready = on_ready
+        self._on_start = on_start
         self._scheduler: Scheduler | None = None
         self._outputs = OutputProcessor(detokenizer, self._finish_by_stop_string)
         self._keys = itertools.count(1)
@@ -84,9 +86,10 @@ class EngineLoop:
         ]
         for choice in choices:
             scheduler.check_admission(choice)
+        if choices:
+            scheduler.add_choices(choices)
         for choice in choices:
             emitted_chars = resumed[choice.choice_index].emitted_chars if choice.choice_index in resumed else 0
-            scheduler.add_request(choice)
             self._outputs.open(OutputStream(choice, sink, handle, stream=request.stream), emitted_chars=emitted_chars)
         self._act_soon()
         return tuple(choice.key for choice in choices)
@@ -139,7 +142,7 @@ class EngineLoop:
     def _adopt(self, info: ModelInfo) -> None:
         """Take over a fresh executor: its batch is empty and its blocks are free."""
         if self._scheduler is None:
-            self._scheduler = Scheduler(info)
+            self._scheduler = Scheduler(info, on_start=self._on_start)
         elif replace(info, name=self._scheduler.info.name) != self._scheduler.info:
             raise InternalError("the executor came back with another model or another KV cache")
         self._is_connected = True

@@ -7,6 +7,7 @@ from enum import StrEnum
 from trivium.inputs import EncodedPrompt
 from trivium.outputs import FinishReason
 from trivium.params import SamplingParams
+from trivium.scheduler.block_hash import BlockHashes, root_hash
 
 
 class RequestStatus(StrEnum):
@@ -35,6 +36,9 @@ class Request:
         max_tokens: int,
         choice_index: int = 0,
         output_token_ids: tuple[int, ...] = (),
+        cache_salt: str = "",
+        priority: int = 0,
+        tenant: str = "",
     ) -> None:
         self.key = key
         self.prompt_token_ids = prompt.token_ids
@@ -43,6 +47,8 @@ class Request:
         self.max_tokens = max_tokens
         self.choice_index = choice_index
         self.output_token_ids: list[int] = list(output_token_ids)
+        self.priority = priority
+        self.tenant = tenant
         self.num_computed_tokens = 0
         self.num_tokens_in_flight = 0
         self.incarnation = 0
@@ -51,6 +57,10 @@ class Request:
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
         self.num_preemptions = 0
+        self.num_cached_tokens = 0  # prompt tokens that were found in the cache when the request first ran
+        self.block_hashes = BlockHashes(root_hash(cache_salt, self.encoder_token_ids))
+        self.num_named_blocks = 0  # blocks of its table that can be found by others
+        self.siblings: list[Request] = []  # other choices, which wait until this one has computed their common prompt
 
     @property
     def num_tokens(self) -> int:

@@ -4,20 +4,21 @@ There is no prefill and no decode phase: a request's `num_computed_tokens` catch
 be issued before the results of earlier ones have come (`max_plans_in_flight`): a token in flight belongs to its
 sequence, its value stays with the executor.
 
-Order of effects in `schedule`: running requests get tokens and blocks in order of arrival; one that cannot get a block
-preempts the youngest running request; if nobody was preempted, waiting requests are admitted while tokens, slots and
-blocks last.
+Order of effects in `schedule`: running requests get tokens and blocks in the order in which they started; one that
+cannot get a block preempts the running request that is last in the queue's order; if nobody was preempted, waiting
+requests are admitted while tokens, slots and blocks last.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from trivium.config import ModelInfo
 from trivium.errors import InvalidRequestError
 from trivium.outputs import FinishReason
-from trivium.scheduler.kv_cache_manager import KVCacheManager
+from trivium.scheduler.kv_cache_manager import Allocation, KVCacheManager
 from trivium.scheduler.request import Request, RequestStatus
 from trivium.scheduler.request_queue import RequestQueue
 from trivium.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
@@ -58,20 +59,35 @@ class _PlanDraft:
 
 @dataclass(frozen=True, slots=True)
 class _PlanInFlight:
-    """What a plan that has no result yet will sample: slot -> (request, its incarnation when the plan was made)."""
+    """What a plan that has no result yet will do.
+
+    sampling: slot -> (request, its incarnation when the plan was made). filled: (request, incarnation, tokens computed)
+    of the rows that complete a block, which others may share once the plan is acknowledged.
+    """
 
     step: int
     sampling: dict[int, tuple[Request, int]]
+    filled: list[tuple[Request, int, int]]
 
 
 class Scheduler:
-    """Owner of all requests, the queue and the KV cache manager. Used from one thread only."""
+    """Owner of all requests, the queue and the KV cache manager. Used from one thread only.
 
-    def __init__(self, info: ModelInfo) -> None:
+    `on_start` is told of a request that gets a slot, each time it does.
+    """
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        *,
+        enable_prefix_caching: bool = True,
+        on_start: Callable[[Request], None] = lambda request: None,
+    ) -> None:
         self.info = info
+        self._on_start = on_start
         self.num_preemptions = 0
         self._eos_token_ids = frozenset(info.eos_token_ids)
-        self._kv_cache = KVCacheManager(info.num_blocks, info.block_size)
+        self.kv_cache = KVCacheManager(info.num_blocks, info.block_size, enable_prefix_caching=enable_prefix_caching)
         self._waiting = RequestQueue()
         self._running: dict[int, Request] = {}  # key -> Request, in order of arrival
         self._free_slots: deque[int] = deque(range(info.max_num_seqs))
@@ -84,6 +100,10 @@ class Scheduler:
         return len(self._waiting)
 
     @property
+    def num_waiting_tokens(self) -> int:
+        return self._waiting.num_tokens
+
+    @property
     def num_running(self) -> int:
         return len(self._running)
 
@@ -93,14 +113,14 @@ class Scheduler:
 
     @property
     def num_held_blocks(self) -> int:
-        return self._kv_cache.num_blocks - self._kv_cache.num_free_blocks
+        return self.kv_cache.num_blocks - self.kv_cache.num_free_blocks
 
     def check_admission(self, request: Request) -> None:
         """Raise InvalidRequestError, with both numbers, if `request` could not run even alone."""
-        if not self._kv_cache.can_ever_fit(request):
+        if not self.kv_cache.can_ever_fit(request):
             raise InvalidRequestError(
-                f"the request may need {self._kv_cache.max_blocks_of(request)} KV blocks of "
-                f"{self._kv_cache.block_size} tokens, the server has {self._kv_cache.num_blocks}",
+                f"the request may need {self.kv_cache.max_blocks_of(request)} KV blocks of "
+                f"{self.kv_cache.block_size} tokens, the server has {self.kv_cache.num_blocks}",
                 param="max_tokens",
                 code="exceeds_kv_capacity",
             )
@@ -113,22 +133,35 @@ class Scheduler:
             return
         self._waiting.push(request)
 
+    def add_choices(self, choices: Sequence[Request]) -> None:
+        """Queue the choices of one prompt: the first computes it, the others wait for that and find it in the cache."""
+        leader, *siblings = choices
+        self.add_request(leader)
+        if leader.is_finished:
+            for sibling in siblings:
+                self.add_request(sibling)
+        else:
+            leader.siblings = siblings
+
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End `request` now (abort, or a stop string that only its text shows); the next plan may use its blocks."""
         if request.is_finished:
             return
         if request in self._waiting:
             self._waiting.remove(request)
-        else:
+        elif request.slot >= 0:
             self._release(request)
         request.status, request.finish_reason = RequestStatus.FINISHED, reason
+        self._queue_siblings(request)
+        self._waiting.forget(request)
 
     def requeue_all(self) -> None:
         """The executor lost its state: running requests wait again, ahead of the others, with their output so far."""
         self._in_flight.clear()
-        for request in reversed(list(self._running.values())):
+        for request in list(self._running.values()):
             self._requeue(request)
         self._freed_slots.clear()
+        self.kv_cache.forget_contents()
 
     def schedule(self) -> SchedulerOutput | None:
         """The next plan, or None if there is nothing to compute until a result or a request comes."""
@@ -144,6 +177,9 @@ class Scheduler:
         """Apply the result of the oldest plan in flight. Rows of requests that are gone are dropped."""
         plan = self._in_flight.popleft()
         assert plan.step == output.step, f"result of step {output.step}, expected {plan.step}"
+        for request, incarnation, num_tokens in plan.filled:
+            if request.incarnation == incarnation and not request.is_finished:
+                self.kv_cache.cache_full_blocks(request, num_tokens)
         updates = []
         for slot, token_id in zip(output.slots, output.token_ids, strict=True):
             request, incarnation = plan.sampling[slot]
@@ -151,6 +187,8 @@ class Scheduler:
                 continue
             request.num_tokens_in_flight -= 1
             request.output_token_ids.append(token_id)
+            if request.siblings:
+                self._queue_siblings(request)
             reason = request.check_stop(self._eos_token_ids)
             if reason is not None:
                 self.finish(request, reason)
@@ -159,7 +197,8 @@ class Scheduler:
 
     def check_invariants(self) -> None:
         """Recompute everything that can be derived."""
-        self._kv_cache.check_invariants()
+        self.kv_cache.check_invariants()
+        self._waiting.check_invariants()
         slots = [request.slot for request in self._running.values()]
         assert sorted([*slots, *self._free_slots]) == list(range(self.info.max_num_seqs)), "slots lost or shared"
         assert set(self._freed_slots) <= set(range(self.info.max_num_seqs)), "freed slot out of range"
@@ -193,9 +232,9 @@ class Scheduler:
                 draft.grown[request.slot] = blocks
 
     def _allocate_or_preempt(self, request: Request, num_tokens: int, draft: _PlanDraft) -> tuple[int, ...] | None:
-        """Blocks for `request`, taken from the youngest requests if need be; None if it was preempted itself."""
-        while (blocks := self._kv_cache.allocate_slots(request, num_tokens)) is None:
-            victim = next(reversed(self._running.values()))
+        """Blocks for `request`, taken from the last in the queue's order if need be; None if that is itself."""
+        while (blocks := self.kv_cache.allocate_slots(request, num_tokens)) is None:
+            victim = max(self._running.values(), key=self._waiting.place)
             draft.drop_row(victim)
             draft.has_preempted = True
             self._preempt(victim)
@@ -209,46 +248,54 @@ class Scheduler:
             num_encoder = len(request.encoder_token_ids)
             if num_encoder > draft.encoder_budget and draft.encoder_slots:
                 break  # one encoder input may exceed the budget, but only alone
-            num_tokens = min(request.num_tokens, draft.budget)
-            blocks = self._kv_cache.allocate_first(request, num_tokens)
-            if blocks is None:
+            allocation = self.kv_cache.allocate_first(request, draft.budget)
+            if allocation is None:
                 break
-            self._waiting.remove(request)
-            self._start(request, draft, blocks)
-            draft.add_row(request, num_tokens)
-            draft.encoder_budget -= num_encoder
+            self._waiting.take(request)
+            self._start(request, draft, allocation)
+            draft.add_row(request, allocation.num_new_tokens)
+            if allocation.needs_encoder:
+                draft.encoder_slots.append(request.slot)
+                draft.encoder_budget -= num_encoder
 
-    def _start(self, request: Request, draft: _PlanDraft, blocks: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    def _start(self, request: Request, draft: _PlanDraft, allocation: Allocation) -> None:
+        if request.num_preemptions == 0:
+            request.num_cached_tokens = min(allocation.num_cached_tokens, len(request.prompt_token_ids))
+        request.num_computed_tokens = allocation.num_cached_tokens
+        request.num_named_blocks = allocation.num_cached_tokens // self.kv_cache.block_size
         request.slot = self._free_slots.popleft()
         request.status = RequestStatus.RUNNING
         self._running[request.key] = request
+        self._on_start(request)
         draft.new_requests.append(
             NewRequestData(
                 slot=request.slot,
                 prompt_token_ids=request.prompt_token_ids,
                 output_token_ids=tuple(request.output_token_ids),
-                num_computed_tokens=0,
-                block_ids=blocks[0],
+                num_computed_tokens=allocation.num_cached_tokens,
+                block_ids=allocation.block_ids,
                 sampling=request.sampling,
                 choice_index=request.choice_index,
                 max_tokens=request.max_tokens,
                 encoder_token_ids=request.encoder_token_ids,
-                cross_block_ids=blocks[1],
+                cross_block_ids=allocation.cross_block_ids,
             )
         )
-        if request.encoder_token_ids:
-            draft.encoder_slots.append(request.slot)
 
     def _issue(self, draft: _PlanDraft) -> SchedulerOutput:
         self._step += 1
         sampling: dict[int, tuple[Request, int]] = {}
+        filled: list[tuple[Request, int, int]] = []
+        block_size = self.kv_cache.block_size
         for slot, num_tokens in draft.rows.items():
             request = draft.requests[slot]
             request.num_computed_tokens += num_tokens
+            if request.num_computed_tokens % block_size < num_tokens:
+                filled.append((request, request.incarnation, request.num_computed_tokens))
             if request.num_computed_tokens == request.num_tokens:
                 request.num_tokens_in_flight += 1
                 sampling[slot] = (request, request.incarnation)
-        self._in_flight.append(_PlanInFlight(self._step, sampling))
+        self._in_flight.append(_PlanInFlight(self._step, sampling, filled))
         freed, self._freed_slots = tuple(self._freed_slots), []
         return SchedulerOutput(
             step=self._step,
@@ -260,6 +307,13 @@ class Scheduler:
             freed_slots=freed,
         )
 
+    def _queue_siblings(self, request: Request) -> None:
+        """Their common prompt is computed, or never will be: the other choices go next."""
+        siblings, request.siblings = request.siblings, []
+        for sibling in siblings:
+            if not sibling.is_finished:
+                self._waiting.push(sibling, place_of=request)
+
     def _preempt(self, request: Request) -> None:
         self.num_preemptions += 1
         request.num_preemptions += 1
@@ -270,12 +324,12 @@ class Scheduler:
         request.status = RequestStatus.PREEMPTED
         request.num_computed_tokens = 0
         request.num_tokens_in_flight = 0
-        self._waiting.push_front(request)
+        self._waiting.push(request)
 
     def _release(self, request: Request) -> None:
         """Take slot and blocks from a running request. Tokens in flight for it are void from now on."""
         del self._running[request.key]
-        self._kv_cache.free(request)
+        self.kv_cache.free(request)
         self._freed_slots.append(request.slot)
         self._free_slots.append(request.slot)
         request.slot = -1

@@ -22,6 +22,7 @@ from trivium.prompts import encode_prompt
 from trivium.scheduler.detokenizer_client import GrpcDetokenizerClient
 from trivium.scheduler.engine_loop import EngineLoop
 from trivium.scheduler.executor_client import GrpcExecutorClient
+from trivium.scheduler.request_trace import TracedEngineLoop
 from trivium.scheduler.session import Outbox, Session
 from trivium.tokenizer_client import TokenizerClient
 from trivium.v1 import scheduler_pb2, scheduler_pb2_grpc, tokenizer_pb2_grpc, types_pb2
@@ -139,10 +140,11 @@ async def serve(
     server = rpc.Server(listen, (SERVICE,))
     channel = rpc.open_channel(tokenizer)
     ready = _ReadyRelay(server)
-    loop = EngineLoop(
+    loop = TracedEngineLoop(
         GrpcExecutorClient(executor, epoch),
         GrpcDetokenizerClient(tokenizer_pb2_grpc.TokenizerStub(channel), model),
         config,
+        model=model,
         on_ready=ready.tell,
     )
     servicer = SchedulerServicer(model, loop, TokenizerClient(model, channel), epoch)

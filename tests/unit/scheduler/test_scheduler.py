@@ -36,6 +36,12 @@ class World:
         self.scheduler.check_invariants()
         return True
 
+    def lose_executor(self) -> None:
+        self.scheduler.requeue_all()
+        self.scheduler.check_invariants()
+        self.executor = ToyExecutor(self.info, last_step=self.executor.last_step)
+        self.results.clear()
+
     def run(self, limit: int = 10_000) -> None:
         for _ in range(limit):
             if not self.step():
@@ -165,10 +171,7 @@ def test_a_lost_executor_changes_no_token() -> None:
         world.scheduler.add_request(request)
     for _ in range(4):
         world.step()
-    world.scheduler.requeue_all()
-    world.scheduler.check_invariants()
-    world.executor = ToyExecutor(world.info, last_step=world.executor.last_step)
-    world.results.clear()
+    world.lose_executor()
     world.run()
     assert [request.output_token_ids for request in requests] == [expected_output(request) for request in requests]
 
@@ -184,9 +187,123 @@ def test_stop_token_ids_end_a_choice_and_min_tokens_delays_eos() -> None:
     assert stopped.output_token_ids[-1] == third
 
 
-@pytest.mark.parametrize("seed", range(25))
+def test_a_common_prefix_is_computed_once() -> None:
+    world = World(max_num_batched_tokens=64)
+    prefix = tuple(range(2, 26))  # 6 blocks of 4
+    first = make_request(1, (*prefix, 30), max_tokens=3)
+    world.scheduler.add_request(first)
+    world.run()
+    before = world.executor.num_computed_tokens
+    second = make_request(2, (*prefix, 31, 32), max_tokens=3, ignore_eos=True)
+    world.scheduler.add_request(second)
+    world.run()
+    assert second.num_cached_tokens == 24
+    assert world.executor.num_computed_tokens - before == 2 + 2
+    assert second.output_token_ids == expected_output(second)
+
+
+def test_a_prompt_that_is_cached_whole_still_computes_its_last_token() -> None:
+    world = World(max_num_batched_tokens=64)
+    for key in (1, 2):
+        request = make_request(key, tuple(range(2, 10)), max_tokens=3)
+        world.scheduler.add_request(request)
+        world.run()
+        assert request.output_token_ids == expected_output(request)
+    assert request.num_cached_tokens == 4
+
+
+def test_tenants_with_different_salts_share_nothing() -> None:
+    world = World(max_num_batched_tokens=64)
+    prompt = tuple(range(2, 26))
+    for key, salt in ((1, "a"), (2, "b"), (3, "a")):
+        request = make_request(key, prompt, max_tokens=2, cache_salt=salt)
+        world.scheduler.add_request(request)
+        world.run()
+        assert request.num_cached_tokens == (20 if key == 3 else 0)
+
+
+def test_blocks_are_found_only_after_their_step_is_acknowledged() -> None:
+    world = World(max_num_batched_tokens=64)
+    prompt = tuple(range(2, 26))
+    first, second = make_request(1, prompt), make_request(2, prompt)
+    world.scheduler.add_request(first)
+    plan = world.scheduler.schedule()
+    assert plan is not None
+    world.results.append(world.executor.execute(plan))
+    world.scheduler.add_request(second)
+    world.run()
+    assert second.num_cached_tokens == 0
+    assert second.output_token_ids == expected_output(second)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_the_same_encoder_input_is_encoded_once(together: bool) -> None:
+    world = World(is_encoder_decoder=True, max_encoder_len=64, num_blocks=64)
+    source = tuple(range(2, 20))
+    requests = [make_request(key, (0, key), encoder=source) for key in range(1, 6)]
+    for request in requests:
+        world.scheduler.add_request(request)
+        if not together:
+            world.run()
+    world.run()
+    assert world.executor.num_encoder_runs == 1
+    assert [request.output_token_ids for request in requests] == [expected_output(request) for request in requests]
+
+
+def test_the_choices_of_a_request_compute_their_prompt_once() -> None:
+    world = World(max_num_batched_tokens=64)
+    choices = [make_request(key, tuple(range(2, 26)), max_tokens=4, ignore_eos=True) for key in (1, 2, 3)]
+    world.scheduler.add_choices(choices)
+    world.run()
+    assert [choice.num_cached_tokens for choice in choices] == [0, 20, 20]
+    assert [choice.output_token_ids for choice in choices] == [expected_output(choice) for choice in choices]
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_choices_go_on_when_the_first_is_aborted(when: str) -> None:
+    world = World(max_num_batched_tokens=8)
+    choices = [make_request(key, tuple(range(2, 26)), max_tokens=4) for key in (1, 2, 3)]
+    world.scheduler.add_choices(choices)
+    if when == "during":
+        world.step()
+    world.scheduler.finish(choices[0], FinishReason.ABORT)
+    world.scheduler.finish(choices[2], FinishReason.ABORT)
+    world.run()
+    assert choices[1].output_token_ids == expected_output(choices[1])
+    assert choices[2].output_token_ids == []
+
+
+def test_without_prefix_caching_nothing_is_shared() -> None:
+    world = World(max_num_batched_tokens=64)
+    world.scheduler = Scheduler(world.info, enable_prefix_caching=False)
+    for key in (1, 2):
+        request = make_request(key, tuple(range(2, 26)))
+        world.scheduler.add_request(request)
+        world.run()
+        assert request.num_cached_tokens == 0 and request.output_token_ids == expected_output(request)
+    assert world.scheduler.kv_cache.num_cached_blocks == 0
+
+
+def test_the_least_recently_used_contents_are_lost_first() -> None:
+    world = World(num_blocks=12, max_num_batched_tokens=64)  # three prompts of 4 blocks fill it
+    prompts = [tuple(range(start, start + 16)) for start in (2, 18, 34)]
+
+    def cached(prompt: tuple[int, ...]) -> int:
+        request = make_request(9, prompt, max_tokens=1)
+        world.scheduler.add_request(request)
+        world.run()
+        return request.num_cached_tokens
+
+    assert [cached(prompt) for prompt in prompts[:2]] == [0, 0]
+    assert cached(prompts[0]) == 12  # used again, so the second is the oldest now
+    assert cached(prompts[2]) == 0
+    assert cached(prompts[0]) == 12
+
+
+@pytest.mark.parametrize("seed", range(40))
 def test_random_timelines_leave_every_request_with_its_own_tokens(seed: int) -> None:
     rng = random.Random(seed)
+    prefixes = [tuple(rng.randrange(2, 50) for _ in range(12)) for _ in range(3)]
     world = World(
         depth=rng.randint(1, 3),
         num_blocks=rng.randint(12, 30),
@@ -197,8 +314,10 @@ def test_random_timelines_leave_every_request_with_its_own_tokens(seed: int) -> 
     )
     requests: list[Request] = []
     for key in range(1, 40):
-        encoder = tuple(rng.randrange(2, 50) for _ in range(rng.randint(1, 12))) if seed % 2 else None
-        prompt = tuple(rng.randrange(2, 50) for _ in range(rng.randint(1, 14)))
+        encoder = tuple(rng.choice(prefixes)[: rng.choice((3, 7, 12))]) if seed % 2 else None
+        prompt = rng.choice(prefixes)[: rng.randint(0, 12)] + tuple(
+            rng.randrange(2, 50) for _ in range(rng.randint(1, 4))
+        )
         request = make_request(key, prompt, encoder=encoder, max_tokens=rng.randint(1, 18))
         world.scheduler.check_admission(request)
         world.scheduler.add_request(request)
@@ -208,6 +327,8 @@ def test_random_timelines_leave_every_request_with_its_own_tokens(seed: int) -> 
         if rng.random() < 0.2:
             world.scheduler.finish(rng.choice(requests), FinishReason.ABORT)
             world.scheduler.check_invariants()
+        if rng.random() < 0.03:
+            world.lose_executor()
     world.run()
     for request in requests:
         assert request.status is RequestStatus.FINISHED
