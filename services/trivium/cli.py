@@ -109,7 +109,7 @@ def check_local_source(model: ServedModel) -> None:
         raise ConfigurationError(f"model {model.name!r}: there is no directory {model.source}")
 
 
-def engine_flags(**settings: object) -> tuple[str, ...]:
+def command_flags(**settings: object) -> tuple[str, ...]:
     """Command-line flags for the settings that are not None: `max_num_seqs=8` as `--max-num-seqs 8`."""
     return tuple(
         part
@@ -149,6 +149,19 @@ KvCacheMemory = Annotated[
 NumThreads = Annotated[int, _flag("num-threads", "Threads of one executor; 0 decides by the model's size.", min=0)]
 NumLocalExecutors = Annotated[int, _flag("num-local-executors", "Executors that share this machine's cores.", min=1)]
 MaxWaitingRequests = Annotated[int, _flag("max-waiting-requests", "Queue length; more is refused.", min=1)]
+MaxWaitingTokens = Annotated[int, _flag("max-waiting-tokens", "Prompt tokens in the queue; more is refused.", min=1)]
+QueueTimeout = Annotated[float, _flag("queue-timeout", "Seconds that a request may wait to start; 0 for ever.", min=0)]
+SchedulingPolicy = Annotated[
+    Literal["fcfs", "priority"], _flag("scheduling-policy", "Whether the priority of a request counts.")
+]
+EnablePrefixCaching = Annotated[
+    bool,
+    typer.Option(
+        "--enable-prefix-caching/--no-enable-prefix-caching",
+        envvar="TRIVIUM_ENABLE_PREFIX_CACHING",
+        help="Reuse what prompts have in common.",
+    ),
+]
 MaxPlansInFlight = Annotated[int, _flag("max-plans-in-flight", "Steps planned ahead of the executor.", min=1)]
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
@@ -186,6 +199,11 @@ def serve(
     max_num_batched_tokens: MaxNumBatchedTokens = 2048,
     kv_cache_memory: KvCacheMemory = None,
     num_threads: NumThreads = 0,
+    max_waiting_requests: MaxWaitingRequests = 4096,
+    max_waiting_tokens: MaxWaitingTokens = 4 * 2**20,
+    queue_timeout: QueueTimeout = 600.0,
+    scheduling_policy: SchedulingPolicy = "fcfs",
+    enable_prefix_caching: EnablePrefixCaching = True,
     api_key: ApiKey = None,
     log_level: LogLevel = "info",
 ) -> None:
@@ -208,7 +226,7 @@ def serve(
         port=port,
         api_key=api_key,
         log_level=log_level,
-        engine_flags=engine_flags(
+        engine_flags=command_flags(
             dtype=dtype,
             device=device,
             revision=revision,
@@ -217,6 +235,15 @@ def serve(
             max_num_batched_tokens=max_num_batched_tokens,
             kv_cache_memory=kv_cache_memory,
             num_threads=num_threads,
+        ),
+        scheduler_flags=(
+            *command_flags(
+                max_waiting_requests=max_waiting_requests,
+                max_waiting_tokens=max_waiting_tokens,
+                queue_timeout=queue_timeout,
+                scheduling_policy=scheduling_policy,
+            ),
+            "--enable-prefix-caching" if enable_prefix_caching else "--no-enable-prefix-caching",
         ),
         revision=revision,
         started_at=context.obj,
@@ -269,11 +296,22 @@ def scheduler(
     tokenizer: TokenizerAddress,
     listen: Listen,
     max_waiting_requests: MaxWaitingRequests = 4096,
+    max_waiting_tokens: MaxWaitingTokens = 4 * 2**20,
+    queue_timeout: QueueTimeout = 600.0,
+    scheduling_policy: SchedulingPolicy = "fcfs",
+    enable_prefix_caching: EnablePrefixCaching = True,
     max_plans_in_flight: MaxPlansInFlight = 2,
     log_level: LogLevel = "info",
 ) -> None:
     """Own the requests of one model: queue, batches, blocks, stop verdicts."""
-    config = SchedulerConfig(max_waiting_requests=max_waiting_requests, max_plans_in_flight=max_plans_in_flight)
+    config = SchedulerConfig(
+        max_waiting_requests=max_waiting_requests,
+        max_waiting_tokens=max_waiting_tokens,
+        queue_timeout_s=queue_timeout,
+        scheduling_policy=scheduling_policy,
+        enable_prefix_caching=enable_prefix_caching,
+        max_plans_in_flight=max_plans_in_flight,
+    )
 
     async def run(stop: asyncio.Event) -> None:
         from trivium.scheduler.server import serve as serve_scheduler

@@ -78,10 +78,28 @@ class ExecutorConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
-    """Limits of one scheduler. max_waiting_requests bounds the queue; a request over it is refused, not dropped."""
+    """Limits of one scheduler. A request over a limit is refused, not dropped.
+
+    max_waiting_requests, max_waiting_tokens (of prompts): bounds of the queue. queue_timeout_s: how long a request may
+    wait for its first step, 0 for ever. scheduling_policy: "fcfs" (tenants take turns) or "priority" (and a request's
+    `priority` comes first). max_plans_in_flight: 2 hide the executor's round trip.
+    """
 
     max_waiting_requests: int = 4096
+    max_waiting_tokens: int = 4 * 2**20
+    queue_timeout_s: float = 600.0
+    scheduling_policy: str = "fcfs"
+    enable_prefix_caching: bool = True
     max_plans_in_flight: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("max_waiting_requests", "max_waiting_tokens", "max_plans_in_flight"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.queue_timeout_s < 0:
+            raise ConfigurationError(f"queue_timeout_s must not be negative, got {self.queue_timeout_s}")
+        if self.scheduling_policy not in ("fcfs", "priority"):
+            raise ConfigurationError(f"scheduling_policy must be fcfs or priority, got {self.scheduling_policy!r}")
 
 
 @dataclass(frozen=True, slots=True)

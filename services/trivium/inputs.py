@@ -79,6 +79,8 @@ class GenerationRequest:
     `stream` asks for updates while the request runs; without it one update per choice arrives, when it is finished.
     `sampling.seed` must be set (the front door draws one where the caller gave none): a request that is resumed after
     a crash then continues with the same random numbers.
+    Waiting requests are ordered by `priority` (lower first), then fairly among tenants. Cached prefixes are shared only
+    between requests of the same `cache_salt`.
     """
 
     request_id: str
@@ -87,6 +89,9 @@ class GenerationRequest:
     stream: bool = False
     resume: tuple[ResumedChoice, ...] = ()
     traceparent: str = ""
+    priority: int = 0
+    tenant: str = ""
+    cache_salt: str = ""
 
 
 _EXPLICIT_KEYS = frozenset({"encoder_prompt", "decoder_prompt"})

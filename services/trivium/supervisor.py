@@ -248,8 +248,8 @@ class Supervisor:
 class ServeConfig:
     """What `trivium serve` was asked for.
 
-    port 0 takes a free one. `engine_flags` go to every executor as they are. `revision` is of every hub model's
-    tokenizer. `started_at` is the monotonic time from which the start is counted.
+    port 0 takes a free one. `engine_flags` go to every executor as they are, `scheduler_flags` to every scheduler.
+    `revision` is of every hub model's tokenizer. `started_at` is the monotonic time from which the start is counted.
     """
 
     models: tuple[ServedModel, ...]
@@ -258,6 +258,7 @@ class ServeConfig:
     api_key: str | None = None
     log_level: str = "info"
     engine_flags: tuple[str, ...] = ()
+    scheduler_flags: tuple[str, ...] = ()
     revision: str | None = None
     started_at: float = 0.0
 
@@ -317,7 +318,8 @@ def build_children(config: ServeConfig, runtime_dir: str) -> tuple[ChildSpec, ..
         executor = f"unix:{runtime_dir}/e{index}"
         flags = ("--listen", executor, "--num-local-executors", str(len(config.models)), *config.engine_flags)
         children.append(child(f"executor {model.name}", StopStage.BACKEND, "executor", source, *flags))
-        flags = ("--executor", executor, "--tokenizer", tokenizer, "--listen", schedulers[index])
+        where = ("--executor", executor, "--tokenizer", tokenizer, "--listen", schedulers[index])
+        flags = (*where, *config.scheduler_flags)
         children.append(
             child(f"scheduler {model.name}", StopStage.SCHEDULER, "scheduler", "--model", model.name, *flags)
         )

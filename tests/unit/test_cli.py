@@ -149,6 +149,15 @@ def test_scheduler_hands_over_its_peers_and_limits(served: Callable[..., Any]) -
     assert config == SchedulerConfig(max_waiting_requests=4096, max_plans_in_flight=3)
 
 
+def test_serve_hands_its_queue_flags_to_the_schedulers(configured: Callable[..., ServeConfig]) -> None:
+    flags = ("--queue-timeout", "3", "--scheduling-policy", "priority", "--no-enable-prefix-caching")
+    config = configured(*flags, "--max-waiting-requests", "7", "--max-waiting-tokens", "9")
+    assert config.scheduler_flags == (
+        *("--max-waiting-requests", "7", "--max-waiting-tokens", "9", "--queue-timeout", "3.0"),
+        *("--scheduling-policy", "priority", "--no-enable-prefix-caching"),
+    )
+
+
 def test_executor_without_flags_uses_the_defaults_of_its_settings(served: Callable[..., Any]) -> None:
     (config, listen, _), _ = served("executor", "a=/models/a", *LISTEN)
     assert config == ExecutorConfig(model="/models/a", served_model_name="a")

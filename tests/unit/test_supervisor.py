@@ -389,7 +389,7 @@ def make_config(*models: str, api_key: str | None = None) -> ServeConfig:
         host="127.0.0.1",
         port=8000,
         api_key=api_key,
-        engine_flags=cli.engine_flags(dtype="auto", max_num_seqs=8, revision=None),
+        engine_flags=cli.command_flags(dtype="auto", max_num_seqs=8, revision=None),
     )
 
 

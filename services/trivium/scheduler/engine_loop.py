@@ -22,7 +22,7 @@ from trivium.prompts import resolve_max_tokens
 from trivium.scheduler.detokenizer_client import DetokenizerClient
 from trivium.scheduler.executor_client import ExecutorClient
 from trivium.scheduler.output_processor import DeltaSink, OutputProcessor, OutputStream
-from trivium.scheduler.request import Request
+from trivium.scheduler.request import Request, RequestStatus
 from trivium.scheduler.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -91,6 +91,8 @@ class EngineLoop:
         for choice in choices:
             emitted_chars = resumed[choice.choice_index].emitted_chars if choice.choice_index in resumed else 0
             self._outputs.open(OutputStream(choice, sink, handle, stream=request.stream), emitted_chars=emitted_chars)
+            if self._config.queue_timeout_s:
+                asyncio.get_running_loop().call_later(self._config.queue_timeout_s, self._expire, choice.key)
         self._act_soon()
         return tuple(choice.key for choice in choices)
 
@@ -142,7 +144,9 @@ class EngineLoop:
     def _adopt(self, info: ModelInfo) -> None:
         """Take over a fresh executor: its batch is empty and its blocks are free."""
         if self._scheduler is None:
-            self._scheduler = Scheduler(info, on_start=self._on_start)
+            self._scheduler = Scheduler(
+                info, enable_prefix_caching=self._config.enable_prefix_caching, on_start=self._on_start
+            )
         elif replace(info, name=self._scheduler.info.name) != self._scheduler.info:
             raise InternalError("the executor came back with another model or another KV cache")
         self._is_connected = True
@@ -170,13 +174,37 @@ class EngineLoop:
         self._outputs.flush()
 
     def _admit(self, request: GenerationRequest) -> Scheduler:
-        if self._scheduler is None:
+        scheduler, config = self._scheduler, self._config
+        if scheduler is None:
             raise EngineUnavailableError("the model is still loading", code="model_loading")
-        if self._scheduler.num_waiting + request.sampling.n > self._config.max_waiting_requests:
+        if scheduler.num_waiting + request.sampling.n > config.max_waiting_requests:
             raise OverloadedError(
-                f"{self._scheduler.num_waiting} requests wait already, the limit is {self._config.max_waiting_requests}"
+                f"{scheduler.num_waiting} requests wait already, the limit is {config.max_waiting_requests}"
             )
-        return self._scheduler
+        if scheduler.num_waiting_tokens + len(request.prompt.token_ids) > config.max_waiting_tokens:
+            raise OverloadedError(
+                f"{scheduler.num_waiting_tokens} prompt tokens wait already, the limit is {config.max_waiting_tokens}"
+            )
+        if request.priority != 0 and config.scheduling_policy != "priority":
+            raise InvalidRequestError(
+                f"priority is {request.priority}, but the scheduling policy is {config.scheduling_policy}",
+                param="priority",
+            )
+        return scheduler
+
+    def _expire(self, key: int) -> None:
+        """The queue timeout of a request: end it if it has never run."""
+        request = self._outputs.request_of(key)
+        if request is None or request.status is not RequestStatus.WAITING:
+            return
+        self.scheduler.finish(request, FinishReason.ABORT)
+        self._outputs.fail(
+            request,
+            EngineUnavailableError(
+                f"the request waited {self._config.queue_timeout_s:g} s without a place in the batch",
+                code="queue_timeout",
+            ),
+        )
 
     def _make_choice(self, request: GenerationRequest, resumed: ResumedChoice, max_tokens: int) -> Request:
         assert request.sampling.seed is not None, "the front door draws a seed"
@@ -187,6 +215,9 @@ class EngineLoop:
             max_tokens=max_tokens,
             choice_index=resumed.index,
             output_token_ids=resumed.output_token_ids,
+            cache_salt=request.cache_salt,
+            priority=request.priority,
+            tenant=request.tenant,
         )
 
     def _finish_by_stop_string(self, request: Request) -> None:

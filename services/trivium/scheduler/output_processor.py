@@ -158,10 +158,15 @@ class OutputProcessor:
         if opens:
             self._push(opens, rows, ())
 
+    def fail(self, request: Request, error: TriviumError) -> None:
+        """Deliver `error` as the end of `request`, and nothing more."""
+        stream = self._streams[request.key]
+        self.close(request)
+        stream.sink.fail(stream.handle, error)
+
     def fail_all(self, error: TriviumError) -> None:
         for stream in list(self._streams.values()):
-            self.close(stream.request)
-            stream.sink.fail(stream.handle, error)
+            self.fail(stream.request, error)
 
     def _push(
         self,

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 SERVICE = "trivium.v1.Scheduler"
 HEARTBEAT_S = 1.0
-MAX_REQUEST_ID_CHARS = 256
+MAX_LABEL_CHARS = 256  # request id, tenant, salt
 
 
 class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
@@ -90,8 +90,9 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         """Validate `message`, tokenize its texts, draw a seed if it has none. Raises TriviumError."""
         if message.model and message.model != self._model:
             raise ModelNotFoundError(f"the model {message.model!r:.80} is not served here", param="model")
-        if len(message.request_id) > MAX_REQUEST_ID_CHARS:
-            raise InvalidRequestError("request_id is too long", param="request_id", code="too_long")
+        for name in ("request_id", "tenant", "cache_salt"):
+            if len(getattr(message, name)) > MAX_LABEL_CHARS:
+                raise InvalidRequestError(f"{name} is too long", param=name, code="too_long")
         sampling = wire.sampling_params_from_proto(message.sampling)
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(63))
@@ -103,6 +104,9 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
             stream=message.stream,
             resume=wire.resume_from_proto(message),
             traceparent=message.traceparent,
+            priority=message.priority,
+            tenant=message.tenant,
+            cache_salt=message.cache_salt,
         )
 
     async def _generate(self, request: GenerationRequest) -> AsyncIterator[scheduler_pb2.GenerateResponse]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -15,7 +16,14 @@ from toy import (
     toy_text,
 )
 from trivium.config import SchedulerConfig
-from trivium.errors import ContextLengthError, InternalError, InvalidRequestError, OverloadedError, TriviumError
+from trivium.errors import (
+    ContextLengthError,
+    EngineUnavailableError,
+    InternalError,
+    InvalidRequestError,
+    OverloadedError,
+    TriviumError,
+)
 from trivium.inputs import EncodedPrompt, GenerationRequest, ResumedChoice
 from trivium.outputs import ChoiceDelta, CompletionOutput, FinishReason
 from trivium.params import SamplingParams
@@ -46,24 +54,33 @@ class Client:
 
 
 class World:
-    def __init__(self, **info: object) -> None:
+    def __init__(self, *, config: SchedulerConfig | None = None, **info: object) -> None:
         self.executor = ToyExecutorClient(make_info(**info))
         self.detokenizer = ToyDetokenizerClient()
-        self.loop = EngineLoop(self.executor, self.detokenizer, SchedulerConfig(max_waiting_requests=50))
+        config = config or SchedulerConfig(max_waiting_requests=50)
+        self.loop = EngineLoop(self.executor, self.detokenizer, config)
 
     def submit(
-        self, seed: int, *, stream: bool = True, resume: tuple[ResumedChoice, ...] = (), **sampling: object
+        self,
+        seed: int,
+        *,
+        stream: bool = True,
+        resume: tuple[ResumedChoice, ...] = (),
+        priority: int = 0,
+        **sampling: object,
     ) -> Client:
         params = SamplingParams(seed=seed, **{"max_tokens": 12, **sampling})  # type: ignore[arg-type]
         client = Client(params.n)
-        request = GenerationRequest(f"r{seed}", EncodedPrompt(PROMPT), params, stream=stream, resume=resume)
+        request = GenerationRequest(
+            f"r{seed}", EncodedPrompt(PROMPT), params, stream=stream, resume=resume, priority=priority
+        )
         client.keys = self.loop.submit(request, client, seed)  # type: ignore[attr-defined]
         return client
 
 
 @contextlib.asynccontextmanager
-async def running(**info: object) -> AsyncIterator[World]:
-    world = World(**info)
+async def running(config: SchedulerConfig | None = None, **info: object) -> AsyncIterator[World]:
+    world = World(config=config, **info)
     task = asyncio.create_task(world.loop.run())
     while not world.loop.is_ready:
         await asyncio.sleep(0)
@@ -261,3 +278,52 @@ async def test_a_bug_in_the_loop_reaches_every_client() -> None:
     assert isinstance(client.error, InternalError)
     with pytest.raises(ExceptionGroup):
         await task
+
+
+@pytest.mark.asyncio
+async def test_a_request_that_waits_too_long_is_told_so() -> None:
+    async with running(SchedulerConfig(queue_timeout_s=0.05), max_num_seqs=1) as world:
+        first = world.submit(1, max_tokens=100, ignore_eos=True)
+        world.executor.on_plan = lambda plan: time.sleep(0.002)  # a slow model: the first one takes 0.2 s
+        second = world.submit(2)
+        await asyncio.gather(first.done.wait(), second.done.wait())
+        assert first.error is None and len(first.outputs[0].token_ids) == 100
+        assert isinstance(second.error, EngineUnavailableError) and second.error.code == "queue_timeout"
+        assert world.loop.scheduler.num_waiting == 0
+
+
+@pytest.mark.asyncio
+async def test_the_queue_is_bounded_by_tokens_too() -> None:
+    async with running(SchedulerConfig(max_waiting_tokens=2 * len(PROMPT))) as world:
+        world.submit(1)
+        world.submit(2)
+        with pytest.raises(OverloadedError, match="6 prompt tokens wait already, the limit is 6"):
+            world.submit(3)
+
+
+@pytest.mark.asyncio
+async def test_priorities_need_the_policy_that_heeds_them() -> None:
+    async with running() as world:
+        with pytest.raises(InvalidRequestError, match="policy is fcfs"):
+            world.submit(1, priority=1)
+    async with running(SchedulerConfig(scheduling_policy="priority"), max_num_seqs=1) as world:
+        finished: list[int] = []
+        clients = {priority: world.submit(priority, priority=priority) for priority in (5, 3, 1, 4, 2)}
+
+        async def note(priority: int) -> None:
+            await clients[priority].done.wait()
+            finished.append(priority)
+
+        await asyncio.gather(*(note(priority) for priority in clients))
+        assert finished == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.asyncio
+async def test_the_choices_of_a_request_compute_their_prompt_once() -> None:
+    async with running(max_num_batched_tokens=64) as world:
+        client = Client(4)
+        prompt = EncodedPrompt(tuple(range(2, 42)))
+        params = SamplingParams(n=4, seed=3, max_tokens=2, ignore_eos=True)
+        world.loop.submit(GenerationRequest("r", prompt, params, stream=True), client, 0)
+        await client.done.wait()
+        assert world.executor.executor.num_computed_tokens == 40 + 3 * 4 + 4

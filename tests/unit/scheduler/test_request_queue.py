@@ -1,5 +1,4 @@
 from toy import make_request
-
 from trivium.scheduler.request import Request
 from trivium.scheduler.request_queue import RequestQueue
 
