@@ -27,7 +27,7 @@ from trivium_gateway.errors import MethodNotAllowedError, NotFoundError
 from trivium_gateway.front_door import FrontDoor
 from trivium_gateway.models import HealthEndpoints, ModelEndpoints
 from trivium_gateway.routing import ModelRoutes
-from trivium_gateway.server import bind, run_server
+from trivium_gateway.server import DRAIN_TIMEOUT_S, bind, run_server
 
 
 def create_app(
@@ -67,7 +67,14 @@ async def _raise_as_ours(request: Request, error: Exception) -> Response:
 
 
 async def serve(
-    *, models: Mapping[str, str], tokenizer: str, host: str, port: int, api_key: str | None, stop: asyncio.Event
+    *,
+    models: Mapping[str, str],
+    tokenizer: str,
+    host: str,
+    port: int,
+    api_key: str | None,
+    stop: asyncio.Event,
+    drain_timeout_s: float = DRAIN_TIMEOUT_S,
 ) -> None:
     """Serve `models` (served name -> scheduler address) on `host`:`port` until `stop` is set, then drain.
 
@@ -80,7 +87,7 @@ async def serve(
         async with _engines(models, tokenizer) as engines:
             drain = Drain()
             app = create_app(ModelRoutes(engines), api_key=api_key, drain=drain)
-            await run_server(app, listener, drain=drain, stop=stop)
+            await run_server(app, listener, drain=drain, stop=stop, drain_timeout_s=drain_timeout_s)
 
 
 @asynccontextmanager

@@ -148,6 +148,9 @@ KvCacheMemory = Annotated[
 ]
 NumThreads = Annotated[int, _flag("num-threads", "Threads of one executor; 0 decides by the model's size.", min=0)]
 NumLocalExecutors = Annotated[int, _flag("num-local-executors", "Executors that share this machine's cores.", min=1)]
+DrainTimeout = Annotated[
+    float, _flag("drain-timeout", "Seconds that running requests get to finish when the gateway is stopped.", min=0)
+]
 MaxWaitingRequests = Annotated[int, _flag("max-waiting-requests", "Queue length; more is refused.", min=1)]
 MaxWaitingTokens = Annotated[int, _flag("max-waiting-tokens", "Prompt tokens in the queue; more is refused.", min=1)]
 QueueTimeout = Annotated[float, _flag("queue-timeout", "Seconds that a request may wait to start; 0 for ever.", min=0)]
@@ -258,6 +261,7 @@ def gateway(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     api_key: ApiKey = None,
+    drain_timeout: DrainTimeout = 5.0,
     log_level: LogLevel = "info",
 ) -> None:
     """Serve the OpenAI protocol over HTTP for models whose schedulers run elsewhere."""
@@ -267,7 +271,15 @@ def gateway(
     async def run(stop: asyncio.Event) -> None:
         from trivium_gateway.app import serve as serve_gateway
 
-        await serve_gateway(models=routes, tokenizer=tokenizer, host=host, port=port, api_key=api_key, stop=stop)
+        await serve_gateway(
+            models=routes,
+            tokenizer=tokenizer,
+            host=host,
+            port=port,
+            api_key=api_key,
+            stop=stop,
+            drain_timeout_s=drain_timeout,
+        )
 
     preload = ("trivium_gateway.app",)
     end_process(run_service("gateway", run, preload=preload, log_level=log_level, is_traced=True))

@@ -35,6 +35,7 @@ from trivium.process import EXIT_CONFIGURATION, EXIT_FAILURE, EXIT_OK, PARENT_FD
 logger = logging.getLogger(__name__)
 
 API_KEY = "TRIVIUM_API_KEY"
+GATEWAY_DRAIN_S = 0.8  # what Ctrl-C leaves to running requests; less than the gateway's stage of `Timings`
 MAX_RUNTIME_DIR_BYTES = 96  # a Unix socket path has at most 107 bytes, ours are `/s` and a number below it
 
 
@@ -329,8 +330,12 @@ def build_children(config: ServeConfig, runtime_dir: str) -> tuple[ChildSpec, ..
         for model, address in zip(config.models, schedulers, strict=True)
         for flag in ("--model", f"{model.name}={address}")
     ]
-    where = ("--tokenizer", tokenizer, "--host", config.host, "--port", str(config.port))
-    children.append(child("gateway", StopStage.GATEWAY, "gateway", *routes, *where, api_key=config.api_key))
+    flags = ("--host", config.host, "--port", str(config.port), "--drain-timeout", str(GATEWAY_DRAIN_S))
+    children.append(
+        child(
+            "gateway", StopStage.GATEWAY, "gateway", *routes, "--tokenizer", tokenizer, *flags, api_key=config.api_key
+        )
+    )
     return tuple(children)
 
 

@@ -124,7 +124,7 @@ def test_serve_counts_the_start_from_the_first_moment(configured: Callable[..., 
 
 def test_gateway_hands_over_its_routes(served: Callable[..., Any]) -> None:
     routes = ("--model", "a=unix:/run/s0", "--model", "org/b=scheduler-1:50052")
-    args, kwargs = served("gateway", *routes, "--tokenizer", "[::1]:50051", "--port", "81")
+    args, kwargs = served("gateway", *routes, "--tokenizer", "[::1]:50051", "--port", "81", "--drain-timeout", "7")
     assert args == () and isinstance(kwargs.pop("stop"), asyncio.Event)
     assert kwargs == {
         "models": {"a": "unix:/run/s0", "org/b": "scheduler-1:50052"},
@@ -132,6 +132,7 @@ def test_gateway_hands_over_its_routes(served: Callable[..., Any]) -> None:
         "host": "127.0.0.1",
         "port": 81,
         "api_key": None,
+        "drain_timeout_s": 7.0,
     }
 
 
