@@ -8,13 +8,17 @@ PYTEST_FLAGS ?=
 # Processes start from the installed package, never from a folder name in the working directory.
 export PYTHONSAFEPATH := 1
 
-.PHONY: serve test check format proto bench clean
+.PHONY: serve test soak check format proto bench clean
 
 serve: $(VENV)/.serve
 	$(BIN)/trivium serve $(MODELS) $(SERVE_FLAGS)
 
 test: $(VENV)/.dev
 	$(BIN)/pytest -q -n 2 --dist loadgroup $(PYTEST_FLAGS)
+
+# A million steps of random scheduler histories instead of ten thousand.
+soak: $(VENV)/.dev
+	TRIVIUM_SOAK_STEPS=1000000 $(BIN)/pytest -q -k no_history_breaks tests/unit/scheduler/test_state_machine.py
 
 check: $(VENV)/.dev $(VENV)/proto/.done
 	$(BIN)/ruff check .
@@ -32,6 +36,7 @@ proto: $(VENV)/proto/.done
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/scheduler.py
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

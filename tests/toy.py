@@ -1,7 +1,7 @@
 """A weightless executor that checks the step contract: what it samples depends on every token that was really written.
 
-It keeps a toy KV cache: block contents are token ids, so a wrong block table, a missing write or a block shared by two
-rows changes what is sampled.
+It keeps a toy KV cache: what a slot contains depends on its token and, as real keys and values do, on all before it. So
+a wrong block table, a missing write or a block shared wrongly changes what is sampled.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ class ToyExecutor:
     num_computed_tokens: int = 0
 
     def __post_init__(self) -> None:
-        self.blocks: list[list[int]] = [[-1] * self.info.block_size for _ in range(self.info.num_blocks)]
+        # block -> slot -> (token, digest of the sequence up to and with it)
+        self.blocks = [[(-1, b"")] * self.info.block_size for _ in range(self.info.num_blocks)]
 
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
         assert plan.step == self.last_step + 1, "plans come in order"
@@ -137,13 +138,27 @@ class ToyExecutor:
         row.tokens.append(token)
         return token
 
-    def _write(self, table: list[int], start: int, values: list[int]) -> None:
-        for offset, value in enumerate(values, start):
-            self.blocks[table[offset // self.info.block_size]][offset % self.info.block_size] = value
+    def _write(self, table: list[int], start: int, tokens: list[int]) -> None:
+        size = self.info.block_size
+        for position, token in enumerate(tokens, start):
+            before = self._slot(table, position - 1)[1] if position else b""
+            self.blocks[table[position // size]][position % size] = token, digest_of(before, token)
 
     def _read(self, table: list[int], count: int) -> list[int]:
-        size = self.info.block_size
-        return [self.blocks[table[position // size]][position % size] for position in range(count)]
+        """The tokens in the first `count` slots; -1 where a slot's history is not the one before it in `table`."""
+        tokens, before = [], b""
+        for position in range(count):
+            token, digest = self._slot(table, position)
+            tokens.append(token if digest == digest_of(before, token) else -1)
+            before = digest
+        return tokens
+
+    def _slot(self, table: list[int], position: int) -> tuple[int, bytes]:
+        return self.blocks[table[position // self.info.block_size]][position % self.info.block_size]
+
+
+def digest_of(before: bytes, token: int) -> bytes:
+    return hashlib.blake2b(before + token.to_bytes(4, "little", signed=True), digest_size=8).digest()
 
 
 class ToyExecutorClient:

@@ -37,7 +37,12 @@ _KEEPALIVE = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
 ]
-SERVER_OPTIONS = [*_KEEPALIVE, ("grpc.http2.min_ping_interval_without_data_ms", 10_000), ("grpc.so_reuseport", 0)]
+SERVER_OPTIONS = [
+    *_KEEPALIVE,
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.so_reuseport", 0),
+    ("grpc.server_handshake_timeout_ms", 5_000),
+]
 CHANNEL_OPTIONS = [
     *_KEEPALIVE,
     ("grpc.enable_http_proxy", 0),

@@ -77,14 +77,19 @@ class ExecutorService(executor_pb2_grpc.ExecutorServicer):
         self._epoch = rpc.new_epoch()
         self._active: ExecuteStream | None = None
         self._streams: set[ExecuteStream] = set()
+        self._end: tuple[grpc.StatusCode, str] | None = None
 
     def end_streams(self, code: grpc.StatusCode, message: str) -> None:
+        """End every stream, and those that come until the server has stopped."""
+        self._end = code, message
         for stream in self._streams:
             stream.end(code, message)
 
     async def Execute(self, request_iterator: Commands, context: Context) -> None:
         stream = ExecuteStream(asyncio.get_running_loop())
         self._streams.add(stream)
+        if self._end is not None:
+            stream.end(*self._end)
         try:
             await _first_to_finish(stream.ended, self._converse(stream, request_iterator, context))
             if stream.ended.done():

@@ -59,6 +59,10 @@ class KVCacheManager:
         """Cross-attention blocks that running requests hold, each counted once."""
         return len({block_id for table in self._cross_tables.values() for block_id in table})
 
+    def num_slots_of(self, request: Request) -> int:
+        """Tokens that the self-attention blocks of a running request have room for."""
+        return len(self._tables[request.key]) * self.block_size
+
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
@@ -76,13 +80,13 @@ class KVCacheManager:
 
         The new block ids (maybe none), or None if the pool has too few; then nothing changes.
         """
-        table = self._tables[request.key]
-        missing = self.num_blocks_for(request.num_computed_tokens + num_new_tokens) - len(table)
+        missing = self.num_blocks_for(request.num_computed_tokens + num_new_tokens - request.num_slots)
         if missing <= 0:
             return ()
         new = self._pool.allocate(missing)
         if new is not None:
-            table.extend(new)
+            self._tables[request.key].extend(new)
+            request.num_slots += missing * self.block_size
         return new
 
     def allocate_first(self, request: Request, max_new_tokens: int) -> Allocation | None:
@@ -102,6 +106,7 @@ class KVCacheManager:
         assert new is not None, "the pool has fewer free blocks than it said"
         table, new_cross = [*cached, *new[:num_new_blocks]], new[num_new_blocks:]
         self._tables[request.key] = table
+        request.num_slots = len(table) * self.block_size
         if cross or new_cross:
             self._cross_tables[request.key] = cross or new_cross
         self._name_cross(request, new_cross)
@@ -127,6 +132,7 @@ class KVCacheManager:
         self._pool.free(reversed(self._tables.pop(request.key)))
         self._pool.free(reversed(self._cross_tables.pop(request.key, ())))
         request.num_named_blocks = 0
+        request.num_slots = 0
 
     def forget_contents(self) -> None:
         """What the blocks contained is lost; who holds them stays."""

@@ -49,6 +49,8 @@ class Request:
         self.output_token_ids: list[int] = list(output_token_ids)
         self.priority = priority
         self.tenant = tenant
+        self.num_prompt_tokens = len(prompt.token_ids)
+        self.num_slots = 0  # tokens that its blocks have room for
         self.num_computed_tokens = 0
         self.num_tokens_in_flight = 0
         self.incarnation = 0
@@ -65,19 +67,15 @@ class Request:
     @property
     def num_tokens(self) -> int:
         """Length of the sequence, tokens in flight included."""
-        return len(self.prompt_token_ids) + len(self.output_token_ids) + self.num_tokens_in_flight
-
-    @property
-    def num_output_tokens(self) -> int:
-        """Output tokens, tokens in flight included."""
-        return len(self.output_token_ids) + self.num_tokens_in_flight
+        return self.num_prompt_tokens + len(self.output_token_ids) + self.num_tokens_in_flight
 
     @property
     def num_tokens_to_compute(self) -> int:
         """What is left until the next sample; 0 once the last allowed output token is sampled or on its way."""
-        if self.num_output_tokens >= self.max_tokens:
+        num_output_tokens = len(self.output_token_ids) + self.num_tokens_in_flight
+        if num_output_tokens >= self.max_tokens:
             return 0
-        return self.num_tokens - self.num_computed_tokens
+        return self.num_prompt_tokens + num_output_tokens - self.num_computed_tokens
 
     @property
     def is_finished(self) -> bool:
@@ -85,13 +83,14 @@ class Request:
 
     def check_stop(self, eos_token_ids: frozenset[int]) -> FinishReason | None:
         """Whether the newest output token ends the choice, and in `stop_reason` which stop token did it."""
-        if not self.output_token_ids:
+        output, sampling = self.output_token_ids, self.sampling
+        if not output:
             return None
-        token_id, count = self.output_token_ids[-1], len(self.output_token_ids)
-        if count >= self.sampling.min_tokens:
-            if token_id in eos_token_ids and not self.sampling.ignore_eos:
+        token_id, count = output[-1], len(output)
+        if count >= sampling.min_tokens:
+            if token_id in eos_token_ids and not sampling.ignore_eos:
                 return FinishReason.STOP
-            if token_id in self.sampling.stop_token_ids:
+            if token_id in sampling.stop_token_ids:
                 self.stop_reason = token_id
                 return FinishReason.STOP
         return FinishReason.LENGTH if count >= self.max_tokens else None

@@ -34,36 +34,45 @@ class RequestUpdate:
 
 @dataclass(slots=True)
 class _PlanDraft:
-    """A plan being built. `budget` is the number of tokens that the step may still compute."""
+    """A plan being built. `budget` is the number of tokens that the step may still compute.
+
+    sampling: slot -> (request, its incarnation) of the rows that will sample. filled: (request, incarnation, tokens
+    computed) of the rows that complete a block, which others may share once the plan is acknowledged.
+    """
 
     budget: int
     encoder_budget: int
+    block_size: int
     rows: dict[int, int] = field(default_factory=dict)  # slot -> number of tokens
-    requests: dict[int, Request] = field(default_factory=dict)  # slot -> Request
+    sampling: dict[int, tuple[Request, int]] = field(default_factory=dict)
+    filled: list[tuple[Request, int, int]] = field(default_factory=list)
     new_requests: list[NewRequestData] = field(default_factory=list)
     grown: dict[int, tuple[int, ...]] = field(default_factory=dict)  # slot -> new blocks
     encoder_slots: list[int] = field(default_factory=list)
     has_preempted: bool = False
 
     def add_row(self, request: Request, num_tokens: int) -> None:
-        self.rows[request.slot] = num_tokens
-        self.requests[request.slot] = request
+        """Count `num_tokens` of `request` as computed, and the token that the row samples as in flight."""
+        slot = request.slot
+        self.rows[slot] = num_tokens
         self.budget -= num_tokens
+        computed = request.num_computed_tokens = request.num_computed_tokens + num_tokens
+        if computed == request.num_tokens:
+            request.num_tokens_in_flight += 1
+            self.sampling[slot] = request, request.incarnation
+        if computed % self.block_size < num_tokens:
+            self.filled.append((request, request.incarnation, computed))
 
     def drop_row(self, request: Request) -> None:
-        """Take back the row of a request that was planned in this step and is preempted now."""
+        """Take back the row of a request that loses its slot; its entry in `filled` is of an incarnation that ends."""
         self.budget += self.rows.pop(request.slot, 0)
-        self.requests.pop(request.slot, None)
+        self.sampling.pop(request.slot, None)
         self.grown.pop(request.slot, None)
 
 
 @dataclass(frozen=True, slots=True)
 class _PlanInFlight:
-    """What a plan that has no result yet will do.
-
-    sampling: slot -> (request, its incarnation when the plan was made). filled: (request, incarnation, tokens computed)
-    of the rows that complete a block, which others may share once the plan is acknowledged.
-    """
+    """What a plan that has no result yet will do; see _PlanDraft."""
 
     step: int
     sampling: dict[int, tuple[Request, int]]
@@ -205,6 +214,8 @@ class Scheduler:
         for request in self._running.values():
             assert request.status is RequestStatus.RUNNING, f"request {request.key} runs as {request.status}"
             assert request.num_computed_tokens <= request.num_tokens, f"request {request.key} computed too much"
+            assert request.num_computed_tokens <= request.num_slots, f"request {request.key} has too few blocks"
+            assert request.num_slots == self.kv_cache.num_slots_of(request), f"request {request.key}: wrong num_slots"
             planned = sum(plan.sampling.get(request.slot) == (request, request.incarnation) for plan in self._in_flight)
             assert planned == request.num_tokens_in_flight, f"request {request.key}: wrong number in flight"
         for request in self._waiting:
@@ -213,7 +224,8 @@ class Scheduler:
             assert self.num_held_blocks == 0, "blocks are held though nothing runs"
 
     def _new_draft(self) -> _PlanDraft:
-        return _PlanDraft(budget=self.info.max_num_batched_tokens, encoder_budget=self.info.max_num_batched_tokens)
+        budget = self.info.max_num_batched_tokens
+        return _PlanDraft(budget=budget, encoder_budget=budget, block_size=self.kv_cache.block_size)
 
     def _schedule_running(self, draft: _PlanDraft) -> None:
         for request in list(self._running.values()):
@@ -224,12 +236,12 @@ class Scheduler:
             num_tokens = min(request.num_tokens_to_compute, draft.budget)
             if num_tokens == 0:
                 continue
-            blocks = self._allocate_or_preempt(request, num_tokens, draft)
-            if blocks is None:
-                continue
-            draft.add_row(request, num_tokens)
-            if blocks:
+            if request.num_computed_tokens + num_tokens > request.num_slots:
+                blocks = self._allocate_or_preempt(request, num_tokens, draft)
+                if blocks is None:
+                    continue
                 draft.grown[request.slot] = blocks
+            draft.add_row(request, num_tokens)
 
     def _allocate_or_preempt(self, request: Request, num_tokens: int, draft: _PlanDraft) -> tuple[int, ...] | None:
         """Blocks for `request`, taken from the last in the queue's order if need be; None if that is itself."""
@@ -284,18 +296,7 @@ class Scheduler:
 
     def _issue(self, draft: _PlanDraft) -> SchedulerOutput:
         self._step += 1
-        sampling: dict[int, tuple[Request, int]] = {}
-        filled: list[tuple[Request, int, int]] = []
-        block_size = self.kv_cache.block_size
-        for slot, num_tokens in draft.rows.items():
-            request = draft.requests[slot]
-            request.num_computed_tokens += num_tokens
-            if request.num_computed_tokens % block_size < num_tokens:
-                filled.append((request, request.incarnation, request.num_computed_tokens))
-            if request.num_computed_tokens == request.num_tokens:
-                request.num_tokens_in_flight += 1
-                sampling[slot] = (request, request.incarnation)
-        self._in_flight.append(_PlanInFlight(self._step, sampling, filled))
+        self._in_flight.append(_PlanInFlight(self._step, draft.sampling, draft.filled))
         freed, self._freed_slots = tuple(self._freed_slots), []
         return SchedulerOutput(
             step=self._step,

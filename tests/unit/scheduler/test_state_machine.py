@@ -1,0 +1,272 @@
+"""Random histories of the whole scheduler against a plain-list model, and planted mistakes that it must notice.
+
+The model is the toy executor: it keeps block contents as lists of tokens, so that a block shared, freed, granted,
+named or found wrongly changes what some request generates, and `expected_output` says what it must generate.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from toy import ToyExecutor, expected_output, make_info, make_request
+from trivium.outputs import FinishReason
+from trivium.scheduler import block_hash
+from trivium.scheduler.block_pool import BlockPool
+from trivium.scheduler.kv_cache_manager import KVCacheManager
+from trivium.scheduler.request import Request
+from trivium.scheduler.scheduler import Scheduler
+from trivium.step import ModelRunnerOutput
+
+# 10,000 steps in `make test`; `make soak` sets a million.
+NUM_STEPS = int(os.environ.get("TRIVIUM_SOAK_STEPS", "10000"))
+STEPS_PER_RUN = 50
+
+# The same blocks of two tokens at several places, after different histories.
+PREFIXES = [(2, 3) * 6, (2, 3, 4, 5) * 3, (4, 5, 2, 3, 2, 3, 4, 5, 4, 5, 2, 3)]
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Small pools, small blocks, few prefixes: sharing, eviction and preemption happen all the time."""
+
+    @initialize(
+        num_blocks=st.integers(12, 24),
+        max_num_seqs=st.integers(1, 6),
+        budget=st.integers(2, 24),
+        is_encoder_decoder=st.booleans(),
+        depth=st.integers(1, 3),
+    )
+    def start(self, num_blocks: int, max_num_seqs: int, budget: int, is_encoder_decoder: bool, depth: int) -> None:
+        self.info = make_info(
+            num_blocks=num_blocks,
+            block_size=2,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=budget,
+            is_encoder_decoder=is_encoder_decoder,
+            max_encoder_len=12,
+        )
+        self.depth = depth
+        self.scheduler = Scheduler(self.info)
+        self.executor = ToyExecutor(self.info)
+        self.results: deque[ModelRunnerOutput] = deque()
+        self.requests: list[Request] = []
+        self.expected: dict[int, list[int]] = {}  # request key -> its output, from the definition
+
+    @rule(
+        prefix=st.sampled_from(PREFIXES),
+        length=st.integers(0, 6),
+        tail=st.integers(2, 49),
+        source=st.sampled_from(PREFIXES),
+        max_tokens=st.integers(1, 5),
+        salt=st.sampled_from(["", "a"]),
+        priority=st.integers(0, 1),
+        n=st.integers(1, 3),
+    )
+    def add(
+        self,
+        prefix: tuple[int, ...],
+        length: int,
+        tail: int,
+        source: tuple[int, ...],
+        max_tokens: int,
+        salt: str,
+        priority: int,
+        n: int,
+    ) -> None:
+        encoder = source[: 2 + length] if self.info.is_encoder_decoder else None
+        choices = []
+        for _ in range(n):
+            key = len(self.requests) + 1
+            request = make_request(
+                key, (*prefix[:length], tail), encoder=encoder, max_tokens=max_tokens, cache_salt=salt
+            )
+            request.priority = priority
+            self.scheduler.check_admission(request)
+            self.requests.append(request)
+            self.expected[key] = expected_output(request)
+            choices.append(request)
+        self.scheduler.add_choices(choices)
+
+    @rule()
+    def plan(self) -> None:
+        if len(self.results) < self.depth:
+            plan = self.scheduler.schedule()
+            if plan is not None:
+                self.results.append(self.executor.execute(plan))
+
+    @rule()
+    def acknowledge(self) -> None:
+        if self.results:
+            self.scheduler.update_from_output(self.results.popleft())
+
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        alive = [request for request in self.requests if not request.is_finished]
+        if alive:
+            self.scheduler.finish(data.draw(st.sampled_from(alive)), FinishReason.ABORT)
+
+    @rule()
+    def lose_executor(self) -> None:
+        self.scheduler.requeue_all()
+        self.executor = ToyExecutor(self.info, last_step=self.executor.last_step)
+        self.results.clear()
+
+    @invariant()
+    def is_consistent(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        self.scheduler.check_invariants()
+        for request in self.requests:
+            output = request.output_token_ids
+            assert output == self.expected[request.key][: len(output)], f"request {request.key}"
+
+    def teardown(self) -> None:
+        """Everything that was not aborted comes to its end, and nothing stays held."""
+        if not hasattr(self, "scheduler"):
+            return
+        for _ in range(3000):
+            self.plan()
+            if not self.results:
+                break
+            self.acknowledge()
+            self.scheduler.check_invariants()
+        for request in self.requests:
+            assert request.is_finished, f"request {request.key} never finished"
+            if request.finish_reason is not FinishReason.ABORT:
+                assert request.output_token_ids == self.expected[request.key]
+        assert self.scheduler.num_held_blocks == 0
+
+
+def run(num_steps: int, *, shrink: bool = True) -> None:
+    checks = list(HealthCheck)
+    run_state_machine_as_test(
+        SchedulerMachine,
+        settings=settings(
+            max_examples=max(1, num_steps // STEPS_PER_RUN),
+            stateful_step_count=STEPS_PER_RUN,
+            deadline=None,
+            phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
+            suppress_health_check=checks,
+            database=None,
+            derandomize="TRIVIUM_SOAK_STEPS" not in os.environ,
+            print_blob=False,
+        ),
+    )
+
+
+@pytest.mark.timeout(0)
+def test_no_history_breaks_the_scheduler() -> None:
+    run(NUM_STEPS)
+
+
+def _free_nothing(self: BlockPool, block_ids: Any) -> None:
+    for block_id in list(block_ids)[:-1]:
+        _original["free"](self, [block_id])
+
+
+def _free_keeps_count(self: BlockPool, block_ids: Any) -> None:
+    for block_id in block_ids:
+        block = self._blocks[block_id]
+        block.ref_count = max(0, block.ref_count - 1)
+        self._free[block_id] = None
+
+
+def _share_without_count(self: BlockPool, block_ids: Any) -> None:
+    for block_id in block_ids:
+        self._free.pop(block_id, None)
+
+
+def _share_leaves_free(self: BlockPool, block_ids: Any) -> None:
+    for block_id in block_ids:
+        self._blocks[block_id].ref_count += 1
+
+
+def _take_keeps_name(self: BlockPool) -> int:
+    block_id, _ = self._free.popitem(last=False)
+    self._blocks[block_id].ref_count = 1
+    return block_id
+
+
+def _find_anything(self: BlockPool, wanted: Any) -> int | None:
+    return next(iter(self._by_hash.values()), None)
+
+
+def _name_too_early(self: KVCacheManager, request: Request, max_new_tokens: int) -> Any:
+    allocation = _original["allocate_first"](self, request, max_new_tokens)
+    if allocation is not None:
+        self.cache_full_blocks(request, len(request.prompt_token_ids))
+    return allocation
+
+
+def _name_the_next_block(self: KVCacheManager, request: Request, num_tokens: int) -> None:
+    table = self._tables[request.key]
+    self._tables[request.key] = [*table[1:], table[0]]
+    _original["cache_full_blocks"](self, request, num_tokens)
+    self._tables[request.key] = table
+
+
+def _forget_cross(self: KVCacheManager, request: Request) -> None:
+    self._pool.free(reversed(self._tables.pop(request.key)))
+    self._cross_tables.pop(request.key, ())
+    request.num_named_blocks = request.num_slots = 0
+
+
+def _remember_after_loss(self: KVCacheManager) -> None:
+    return None
+
+
+def _one_block_short(self: KVCacheManager, num_tokens: int) -> int:
+    return num_tokens // self.block_size
+
+
+def _root_without_source(salt: str, encoder_token_ids: Any) -> Any:
+    return _original["root_hash"](salt, ())
+
+
+def _chain_without_parent(parent: Any, token_ids: Any) -> Any:
+    return _original["chain_hash"](b"", token_ids)
+
+
+_original: dict[str, Callable[..., Any]] = {
+    "free": BlockPool.free,
+    "allocate_first": KVCacheManager.allocate_first,
+    "cache_full_blocks": KVCacheManager.cache_full_blocks,
+    "root_hash": block_hash.root_hash,
+    "chain_hash": block_hash.chain_hash,
+}
+
+MUTANTS: list[tuple[Any, str, Callable[..., Any]]] = [
+    (BlockPool, "free", _free_nothing),
+    (BlockPool, "free", _free_keeps_count),
+    (BlockPool, "share", _share_without_count),
+    (BlockPool, "share", _share_leaves_free),
+    (BlockPool, "_take", _take_keeps_name),
+    (BlockPool, "find", _find_anything),
+    (KVCacheManager, "allocate_first", _name_too_early),
+    (KVCacheManager, "cache_full_blocks", _name_the_next_block),
+    (KVCacheManager, "free", _forget_cross),
+    (KVCacheManager, "forget_contents", _remember_after_loss),
+    (KVCacheManager, "num_blocks_for", _one_block_short),
+    ("trivium.scheduler.request.root_hash", "", _root_without_source),
+    ("trivium.scheduler.block_hash.chain_hash", "", _chain_without_parent),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "mutant"), MUTANTS, ids=[mutant.__name__ for _, _, mutant in MUTANTS])
+@pytest.mark.timeout(0)
+def test_a_planted_mistake_is_caught(
+    owner: Any, name: str, mutant: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isinstance(owner, str):
+        monkeypatch.setattr(owner, mutant)
+    else:
+        monkeypatch.setattr(owner, name, mutant)
+    with pytest.raises(BaseException):  # noqa: B017 (an assertion, a group of them, or an error in the toy executor)
+        run(10_000, shrink=False)
