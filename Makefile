@@ -37,6 +37,7 @@ proto: $(VENV)/proto/.done
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/scheduler.py
+	$(BIN)/python benchmarks/prefix_cache.py
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,7 +1,7 @@
 """Scheduler time per step with a stub executor: python benchmarks/scheduler.py
 
-Every row decodes; nothing sleeps. One step is `schedule` plus `update_from_output`; text, messages and the model are not
-in it. Prints the median per step, and its share of one running request, with a queue of waiting requests behind.
+Every row decodes; nothing sleeps. One step is `schedule` plus `update_from_output`; text, messages and the model are
+not in it. Prints the median per step, and its share of one running request, with a queue of waiting requests behind.
 """
 
 import statistics
