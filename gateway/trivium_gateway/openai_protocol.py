@@ -1,8 +1,8 @@
 """The OpenAI protocol as types: what clients send and what they get.
 
-Field names, defaults and shapes are OpenAI's; the sampling fields that OpenAI does not have are vLLM's. A field of a
-request is None where the client left it out. What is typed `Any` has more forms than a type can say and is checked by
-`prompts.py` and `chat.py`, which name the part that is wrong.
+Field names, defaults and shapes are OpenAI's; the sampling fields that OpenAI does not have are those of `params.py`. A
+field of a request is None where the client left it out. What is typed `Any` has more forms than a type can say and is
+checked by `prompts.py`, `chat.py` and `sampling.py`, which name the part that is wrong.
 """
 
 from __future__ import annotations
@@ -31,10 +31,29 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
     n: int | None = None
+    best_of: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    logit_bias: Any = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[int] | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    typical_p: float | None = None
+    top_a: float | None = None
+    epsilon_cutoff: float | None = None
+    eta_cutoff: float | None = None
+    dry_multiplier: float | None = None
+    dry_base: float | None = None
+    dry_allowed_length: int | None = None
+    dry_range: int | None = None
+    dry_sequence_breaker_ids: list[int] | None = None
+    xtc_threshold: float | None = None
+    xtc_probability: float | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
@@ -126,17 +145,19 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
 # is refused, since a client that set it expects it to work.
 _UNUSED: tuple[object, ...] = (None,)
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
-    "repetition_penalty": (None, 1),
-    "logit_bias": (None, {}),
     "echo": (None, False),
     "use_beam_search": (None, False),
     "length_penalty": (None, 1),
     "early_stopping": (None, False),
     "truncate_prompt_tokens": _UNUSED,
-    "allowed_token_ids": _UNUSED,
-    "bad_words": (None, []),
+    "dry_sequence_breakers": (None, []),
+    "dynatemp_min": (None, 0),
+    "dynatemp_max": (None, 0),
+    "temperature_last": (None, False),
+    "tfs": (None, 1),
+    "smoothing_factor": (None, 0),
+    "nsigma": (None, 0),
+    "mirostat_mode": (None, 0),
     "prompt_logprobs": _UNUSED,
     "response_format": (None, {"type": "text"}),
     "structured_outputs": _UNUSED,

@@ -6,14 +6,16 @@ Nothing is dropped in silence: a field that this server does not implement is re
 from __future__ import annotations
 
 import dataclasses
+import re
 import secrets
 from typing import Any
 
 from trivium.config import ModelInfo
 from trivium.errors import InvalidRequestError
 from trivium.inputs import EncodedPrompt
-from trivium.params import SamplingParams
-from trivium.prompts import check_vocabulary, resolve_max_tokens
+from trivium.params import MAX_LOGIT_BIAS, SamplingParams
+from trivium.prompts import resolve_max_tokens
+from trivium.sampling_tokens import check_sampling_tokens
 from trivium_gateway.errors import unsupported_parameter
 from trivium_gateway.openai_protocol import FinishName, GenerationFields, first_used
 
@@ -22,6 +24,7 @@ MAX_METADATA = 16
 MAX_METADATA_CHARS = 512
 
 _TEMPLATE_ARGUMENTS = frozenset({"chat_template", "tokenize", "tokenizer", "return_tensors", "return_dict", "template"})
+_TOKEN_ID = re.compile("[0-9]{1,10}")
 _SAMPLING_FIELDS = tuple(
     {field.name for field in dataclasses.fields(SamplingParams)} & set(GenerationFields.__struct_fields__)
 )
@@ -34,9 +37,8 @@ def check_fields(fields: dict[str, Any], request: GenerationFields, unsupported:
     _check_template_fields(fields)
     for name in first_used(fields, unsupported):
         raise unsupported_parameter(name)
-    best_of = fields.get("best_of")
-    if best_of is not None and best_of != (1 if request.n is None else request.n):
-        raise unsupported_parameter("best_of")
+    if request.stream and request.best_of is not None and request.best_of > (request.n or 1):
+        raise InvalidRequestError("best_of above n cannot be streamed: the best are known at the end", param="best_of")
     if request.stream_options is not None:
         if not request.stream:
             raise InvalidRequestError("stream_options needs stream=true", param="stream_options")
@@ -68,9 +70,21 @@ def _too_long(param: str, limit: str) -> InvalidRequestError:
 def sampling_params(request: GenerationFields, *, max_tokens: int | None, info: ModelInfo) -> SamplingParams:
     """What `request` asks for, checked against the ranges and the vocabulary. Raises InvalidRequestError."""
     given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(request, name)) is not None}
+    if request.logit_bias is not None:
+        given["logit_bias"] = _logit_bias(request.logit_bias)
     sampling = SamplingParams(**given | {"max_tokens": max_tokens})
-    check_vocabulary(sampling.stop_token_ids, info, "stop_token_ids")
+    check_sampling_tokens(sampling, info)
     return sampling
+
+
+def _logit_bias(bias: object) -> object:
+    """`bias` with the token ids as numbers: keys of JSON objects are strings. SamplingParams checks the rest."""
+    if not isinstance(bias, dict) or len(bias) > MAX_LOGIT_BIAS:
+        return bias
+    by_id = {int(key) if _TOKEN_ID.fullmatch(key) else key: value for key, value in bias.items()}
+    if len(by_id) < len(bias):
+        raise InvalidRequestError("logit_bias names a token twice", param="logit_bias", code="invalid_logit_bias")
+    return by_id
 
 
 def fit_sampling(

@@ -20,6 +20,7 @@ from trivium.local_engine import LocalEngine
 from trivium.outputs import CompletionOutput, RequestOutput
 from trivium.params import SamplingParams
 from trivium.prompts import encode_prompt, resolve_max_tokens
+from trivium.sampling_tokens import check_sampling_tokens, resolve_bad_words
 from trivium.scheduler.engine_loop import EngineLoop
 
 T = TypeVar("T")
@@ -153,6 +154,8 @@ class LLM:
         for prompt, sampling in zip(prompts, params, strict=True):
             encoded = await encode_prompt(prompt, self._engine, info)
             resolve_max_tokens(encoded, sampling, info)
+            sampling = await resolve_bad_words(sampling, self._engine)
+            check_sampling_tokens(sampling, info)
             if sampling.seed is None:
                 sampling = replace(sampling, seed=self._random.getrandbits(63))
             requests.append(GenerationRequest(str(next(self._request_numbers)), encoded, sampling))

@@ -1,12 +1,13 @@
 """How tokens are chosen: `SamplingParams`, validated once for REST, gRPC and offline use.
 
-Names, defaults and ranges are vLLM's. A value out of range raises InvalidRequestError with the field's name.
+Names, defaults and ranges are vLLM's; what vLLM does not have (DRY, XTC, top-a, typical, epsilon and eta cutoff) has
+the names and units of Aphrodite. A value out of range raises InvalidRequestError with the field's name.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from trivium.errors import InvalidRequestError
@@ -14,25 +15,93 @@ from trivium.errors import InvalidRequestError
 MAX_N = 16
 MAX_STOP = 16
 MAX_STOP_CHARS = 256
+MAX_TOKEN_IDS = 1024  # ids in one list
+MAX_ALLOWED_TOKEN_IDS = 16384
+MAX_LOGIT_BIAS = 1024
+MAX_BIAS = 100.0
+MAX_BAD_WORDS = 128
+MAX_BAD_WORD_CHARS = 256
+MAX_BAD_WORD_TOKENS = 256
+MAX_NGRAM_SIZE = 256
+MAX_DRY_ALLOWED_LENGTH = 256
 GREEDY_EPSILON = 1e-5  # a temperature below this is greedy
 MAX_TOP_K = 2**31 - 1
 _INT64 = 2**63
+_MAX_INT32 = 2**31 - 1
+
+_INT_RANGES: dict[str, tuple[int, int]] = {
+    "n": (1, MAX_N),
+    "top_k": (0, MAX_TOP_K),
+    "min_tokens": (0, _MAX_INT32),
+    "no_repeat_ngram_size": (0, MAX_NGRAM_SIZE),
+    "dry_allowed_length": (0, MAX_DRY_ALLOWED_LENGTH),
+    "dry_range": (0, _MAX_INT32),
+}
+_FLOAT_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0.0, 2.0),
+    "min_p": (0.0, 1.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "repetition_penalty": (1e-6, 1e6),  # positive and finite, and far enough from where float32 ends
+    "typical_p": (0.0, 1.0),
+    "top_a": (0.0, 1e6),
+    "epsilon_cutoff": (0.0, 1e4),
+    "eta_cutoff": (0.0, 1e4),
+    "dry_multiplier": (0.0, 1e6),
+    "xtc_threshold": (0.0, 1.0),
+    "xtc_probability": (0.0, 1.0),
+}
+_FLOAT_RANGES_LOW_OPEN: dict[str, tuple[float, float]] = {"top_p": (0.0, 1.0), "dry_base": (1.0, 1e6)}
+_BOOLS = ("include_stop_str_in_output", "ignore_eos", "detokenize", "skip_special_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """Parameters of one generation.
+    """Parameters of one generation. How they act together, and in which order: `executor/sampler.py`.
 
-    n: choices per prompt. temperature: 0 is greedy. top_k: 0 or -1 keeps all. max_tokens: None means up to the
-    model's limit. stop: strings that end a choice and are not part of its text unless `include_stop_str_in_output`.
-    seed: any int64; None draws one. min_tokens: neither EOS nor a stop token id is chosen before so many tokens.
+    n: choices per prompt. best_of: choices to pick the `n` from; None is `n`. temperature: 0 is greedy. top_k: 0 or -1
+    keeps all. max_tokens: None means up to the model's limit. seed: any int64; None draws one.
+    stop: strings that end a choice and are not part of its text unless `include_stop_str_in_output`.
+    min_tokens: neither EOS nor a stop token id is chosen before so many tokens.
+
+    presence_penalty and frequency_penalty look at the output, all other penalties at prompt and output (of an
+    encoder-decoder model: of the decoder). logit_bias: token id -> what is added to its logit.
+    allowed_token_ids: nothing else is chosen; None allows all. bad_words: strings that are not generated;
+    `bad_words_token_ids` are the sequences they are made of, set by `resolve_bad_words`. A ban that would leave no
+    token at all is lifted for that step.
+
+    epsilon_cutoff, eta_cutoff: in units of 1e-4. dry_*: a token that would repeat what followed an earlier copy of
+    the last `length` tokens loses dry_multiplier * dry_base ** (length - dry_allowed_length), from dry_allowed_length
+    on, within the last dry_range tokens (0: all of them); matches do not reach across `dry_sequence_breaker_ids`.
+    xtc_*: with xtc_probability, all tokens that have at least the probability xtc_threshold are excluded, but for the
+    least likely of them.
     """
 
     n: int = 1
+    best_of: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    typical_p: float = 1.0
+    top_a: float = 0.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_range: int = 0
+    dry_sequence_breaker_ids: tuple[int, ...] = field(default=())
+    xtc_threshold: float = 0.1
+    xtc_probability: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = field(default=())
+    bad_words_token_ids: tuple[tuple[int, ...], ...] = field(default=())
     seed: int | None = None
     stop: tuple[str, ...] = field(default=())
     stop_token_ids: tuple[int, ...] = field(default=())
@@ -44,33 +113,59 @@ class SamplingParams:
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", _as_stop(self.stop))
-        object.__setattr__(self, "stop_token_ids", _as_ids(self.stop_token_ids, "stop_token_ids"))
-        if self.top_k == -1:
-            object.__setattr__(self, "top_k", 0)
-        check_int("n", self.n, 1, MAX_N)
-        check_float("temperature", self.temperature, 0.0, 2.0)
-        check_float("top_p", self.top_p, 0.0, 1.0, low_open=True)
-        check_int("top_k", self.top_k, 0, MAX_TOP_K)
-        check_float("min_p", self.min_p, 0.0, 1.0)
+        self._normalise()
+        for name, (low, high) in _INT_RANGES.items():
+            check_int(name, getattr(self, name), low, high)
+        for name, bounds in _FLOAT_RANGES.items():
+            check_float(name, getattr(self, name), *bounds)
+        for name, bounds in _FLOAT_RANGES_LOW_OPEN.items():
+            check_float(name, getattr(self, name), *bounds, low_open=True)
+        for name in _BOOLS:
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidRequestError(f"{name} must be true or false, got {getattr(self, name)!r:.40}", param=name)
         if self.seed is not None:
             check_int("seed", self.seed, -_INT64, _INT64 - 1)
         if self.max_tokens is not None:
-            check_int("max_tokens", self.max_tokens, 1, 2**31 - 1)
-        check_int("min_tokens", self.min_tokens, 0, 2**31 - 1)
-        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise InvalidRequestError(
-                f"min_tokens must not exceed max_tokens, got {self.min_tokens} > {self.max_tokens}", param="min_tokens"
-            )
-        for name in ("include_stop_str_in_output", "ignore_eos", "detokenize", "skip_special_tokens"):
-            if not isinstance(getattr(self, name), bool):
-                raise InvalidRequestError(f"{name} must be true or false, got {getattr(self, name)!r:.40}", param=name)
-        if self.stop and not self.detokenize:
-            raise InvalidRequestError("stop strings need detokenize=True", param="stop")
+            check_int("max_tokens", self.max_tokens, 1, _MAX_INT32)
+        self._check_together()
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature < GREEDY_EPSILON
+
+    def _normalise(self) -> None:
+        """Give lists their one form, checked."""
+        set_field = object.__setattr__
+        set_field(self, "stop", _as_stop(self.stop))
+        set_field(self, "stop_token_ids", _as_ids(self.stop_token_ids, "stop_token_ids"))
+        set_field(self, "dry_sequence_breaker_ids", _as_ids(self.dry_sequence_breaker_ids, "dry_sequence_breaker_ids"))
+        if self.allowed_token_ids is not None:
+            allowed = _as_ids(self.allowed_token_ids, "allowed_token_ids", limit=MAX_ALLOWED_TOKEN_IDS)
+            if not allowed:
+                raise InvalidRequestError("allowed_token_ids must not be empty", param="allowed_token_ids")
+            set_field(self, "allowed_token_ids", allowed)
+        set_field(self, "bad_words", _as_bad_words(self.bad_words))
+        set_field(self, "bad_words_token_ids", _as_sequences(self.bad_words_token_ids))
+        set_field(self, "logit_bias", _as_bias(self.logit_bias))
+        if self.top_k == -1:
+            set_field(self, "top_k", 0)
+
+    def _check_together(self) -> None:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequestError(
+                f"min_tokens must not exceed max_tokens, got {self.min_tokens} > {self.max_tokens}", param="min_tokens"
+            )
+        if self.stop and not self.detokenize:
+            raise InvalidRequestError("stop strings need detokenize=True", param="stop")
+        if self.best_of is not None:
+            check_int("best_of", self.best_of, self.n, MAX_N)
+            if self.best_of > self.n and not self.is_greedy:
+                # Greedy choices are all equal, so any n of them are the best; others would have to be scored.
+                raise InvalidRequestError(
+                    f"best_of ({self.best_of}) above n ({self.n}) is not supported with a temperature",
+                    param="best_of",
+                    code="unsupported_parameter",
+                )
 
 
 def check_int(name: str, value: object, low: int, high: int) -> None:
@@ -103,10 +198,55 @@ def _as_stop(stop: object) -> tuple[str, ...]:
     return tuple(items)
 
 
-def _as_ids(ids: object, name: str) -> tuple[int, ...]:
+def _as_ids(ids: object, name: str, *, limit: int = MAX_TOKEN_IDS) -> tuple[int, ...]:
     items = () if ids is None else ids
-    if not isinstance(items, Sequence) or isinstance(items, (str, bytes)) or len(items) > 1024:
-        raise InvalidRequestError(f"{name} must be a list of at most 1024 token ids", param=name)
+    if not isinstance(items, Sequence) or isinstance(items, (str, bytes)) or len(items) > limit:
+        raise InvalidRequestError(f"{name} must be a list of at most {limit} token ids", param=name)
     for token_id in items:
-        check_int(name, token_id, 0, 2**31 - 1)
+        check_int(name, token_id, 0, _MAX_INT32)
     return tuple(dict.fromkeys(items))
+
+
+def _as_bad_words(words: object) -> tuple[str, ...]:
+    items = () if words is None else words
+    if not isinstance(items, Sequence) or isinstance(items, (str, bytes)) or len(items) > MAX_BAD_WORDS:
+        raise InvalidRequestError(f"bad_words must be a list of at most {MAX_BAD_WORDS} strings", param="bad_words")
+    for item in items:
+        if not isinstance(item, str) or len(item) > MAX_BAD_WORD_CHARS or not item.strip():
+            raise InvalidRequestError(
+                f"each of bad_words must have 1 to {MAX_BAD_WORD_CHARS} characters that are not only spaces, "
+                f"got {item!r:.40}",
+                param="bad_words",
+            )
+    return tuple(dict.fromkeys(items))
+
+
+def _as_sequences(sequences: object) -> tuple[tuple[int, ...], ...]:
+    """Token sequences of bad words: each word has at most two, with and without a space before it."""
+    name = "bad_words_token_ids"
+    items = () if sequences is None else sequences
+    if not isinstance(items, Sequence) or isinstance(items, (str, bytes)) or len(items) > 2 * MAX_BAD_WORDS:
+        raise InvalidRequestError(f"{name} must be a list of at most {2 * MAX_BAD_WORDS} lists of ids", param=name)
+    for ids in items:
+        if not isinstance(ids, Sequence) or isinstance(ids, (str, bytes)) or not 1 <= len(ids) <= MAX_BAD_WORD_TOKENS:
+            raise InvalidRequestError(f"{name} must hold lists of 1 to {MAX_BAD_WORD_TOKENS} ids", param=name)
+        for token_id in ids:
+            check_int(name, token_id, 0, _MAX_INT32)
+    return tuple(dict.fromkeys(tuple(ids) for ids in items))
+
+
+def _as_bias(bias: object) -> dict[int, float]:
+    items = {} if bias is None else bias
+    if not isinstance(items, Mapping) or len(items) > MAX_LOGIT_BIAS:
+        raise _bias_error(f"logit_bias must map at most {MAX_LOGIT_BIAS} token ids to numbers")
+    for token_id, value in items.items():
+        if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id <= _MAX_INT32:
+            raise _bias_error(f"logit_bias: {token_id!r:.40} is not a token id")
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not -MAX_BIAS <= value <= MAX_BIAS:
+            raise _bias_error(f"logit_bias of token {token_id} must be in [-{MAX_BIAS}, {MAX_BIAS}], got {value!r:.40}")
+    return {token_id: float(value) for token_id, value in items.items()}
+
+
+def _bias_error(message: str) -> InvalidRequestError:
+    return InvalidRequestError(message, param="logit_bias", code="invalid_logit_bias")

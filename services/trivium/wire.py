@@ -35,10 +35,25 @@ _FINISH_FROM_PROTO = {value: key for key, value in _FINISH_TO_PROTO.items()}
 
 _SAMPLING_SCALARS = (
     "n",
+    "best_of",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
     "temperature",
     "top_p",
     "top_k",
     "min_p",
+    "typical_p",
+    "top_a",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "dry_multiplier",
+    "dry_base",
+    "dry_allowed_length",
+    "dry_range",
+    "xtc_threshold",
+    "xtc_probability",
     "seed",
     "include_stop_str_in_output",
     "ignore_eos",
@@ -75,6 +90,11 @@ def sampling_params_to_proto(params: SamplingParams) -> types_pb2.SamplingParams
         **{name: value for name, value in scalars.items() if value is not None},
         stop=params.stop,
         stop_token_ids=params.stop_token_ids,
+        dry_sequence_breaker_ids=params.dry_sequence_breaker_ids,
+        allowed_token_ids=params.allowed_token_ids,
+        bad_words=params.bad_words,
+        bad_words_token_ids=[types_pb2.TokenSequence(ids=ids) for ids in params.bad_words_token_ids],
+        logit_bias=[types_pb2.LogitBias(token_id=token_id, bias=bias) for token_id, bias in params.logit_bias.items()],
         unlimited_tokens=params.max_tokens is None,
     )
 
@@ -86,7 +106,18 @@ def sampling_params_from_proto(message: types_pb2.SamplingParams) -> SamplingPar
         if "max_tokens" in fields:
             raise InvalidRequestError("max_tokens is set together with unlimited_tokens", param="max_tokens")
         fields["max_tokens"] = None
-    return SamplingParams(**fields, stop=tuple(message.stop), stop_token_ids=tuple(message.stop_token_ids))
+    if len({item.token_id for item in message.logit_bias}) < len(message.logit_bias):
+        raise InvalidRequestError("logit_bias names a token twice", param="logit_bias", code="invalid_logit_bias")
+    return SamplingParams(
+        **fields,
+        stop=tuple(message.stop),
+        stop_token_ids=tuple(message.stop_token_ids),
+        dry_sequence_breaker_ids=tuple(message.dry_sequence_breaker_ids),
+        allowed_token_ids=tuple(message.allowed_token_ids) or None,
+        bad_words=tuple(message.bad_words),
+        bad_words_token_ids=tuple(tuple(sequence.ids) for sequence in message.bad_words_token_ids),
+        logit_bias={item.token_id: item.bias for item in message.logit_bias},
+    )
 
 
 def model_info_to_proto(info: ModelInfo) -> types_pb2.ModelInfo:

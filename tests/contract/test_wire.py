@@ -36,16 +36,37 @@ PAIRS: list[tuple[type[Any], type[Message], set[str], set[str]]] = [
 
 ids = st.lists(st.integers(0, 2**32 - 1), max_size=6).map(tuple)
 uint = st.integers(0, 2**32 - 1)
+token_ids = st.lists(st.integers(0, 2**31 - 1), max_size=3, unique=True).map(tuple)
 sampling = st.builds(
     SamplingParams,
     n=st.integers(1, 16),
+    best_of=st.none(),
+    presence_penalty=st.floats(-2, 2),
+    frequency_penalty=st.floats(-2, 2),
+    repetition_penalty=st.floats(0.1, 10),
+    no_repeat_ngram_size=st.integers(0, 256),
+    typical_p=st.floats(0, 1),
+    top_a=st.floats(0, 10),
+    epsilon_cutoff=st.floats(0, 100),
+    eta_cutoff=st.floats(0, 100),
+    dry_multiplier=st.floats(0, 5),
+    dry_base=st.floats(1.1, 4),
+    dry_allowed_length=st.integers(0, 256),
+    dry_range=st.integers(0, 2**31 - 1),
+    dry_sequence_breaker_ids=token_ids,
+    xtc_threshold=st.floats(0, 1),
+    xtc_probability=st.floats(0, 1),
+    logit_bias=st.dictionaries(st.integers(0, 2**31 - 1), st.floats(-100, 100), max_size=3),
+    allowed_token_ids=st.none() | token_ids.filter(bool),
+    bad_words=st.lists(st.text("ab", min_size=1, max_size=5), max_size=3, unique=True).map(tuple),
+    bad_words_token_ids=st.lists(token_ids.filter(bool), max_size=3, unique=True).map(tuple),
     temperature=st.floats(0, 2),
     top_p=st.floats(0.01, 1),
     top_k=st.integers(0, 2**31 - 1),
     min_p=st.floats(0, 1),
     seed=st.none() | st.integers(-(2**63), 2**63 - 1),
     stop=st.lists(st.text(min_size=1, max_size=5), max_size=3).map(tuple),
-    stop_token_ids=st.lists(st.integers(0, 2**31 - 1), max_size=3, unique=True).map(tuple),
+    stop_token_ids=token_ids,
     include_stop_str_in_output=st.booleans(),
     ignore_eos=st.booleans(),
     max_tokens=st.none() | st.integers(5, 100),
@@ -102,6 +123,17 @@ def test_fields_of_dataclass_and_message_agree(
 @given(sampling)
 def test_sampling_params_round_trip(value: SamplingParams) -> None:
     assert wire.sampling_params_from_proto(wire.sampling_params_to_proto(value)) == value
+
+
+def test_best_of_survives_the_round_trip() -> None:
+    params = SamplingParams(n=1, best_of=4, temperature=0.0)
+    assert wire.sampling_params_from_proto(wire.sampling_params_to_proto(params)) == params
+
+
+def test_a_token_that_is_biased_twice_is_refused() -> None:
+    message = types_pb2.SamplingParams(logit_bias=[types_pb2.LogitBias(token_id=5, bias=1)] * 2)
+    with pytest.raises(InvalidRequestError, match="logit_bias"):
+        wire.sampling_params_from_proto(message)
 
 
 def test_unset_sampling_scalars_take_the_defaults() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,14 @@ def test_bad_input_is_one_clear_error_and_nothing_runs(
         with pytest.raises(InvalidRequestError, match=match):
             llm.generate(prompts, params, use_tqdm=False)  # type: ignore[arg-type]
         assert llm.generate("still alive", GREEDY, use_tqdm=False)[0].finished
+
+
+def test_bad_words_never_appear(checkpoints: dict[str, Path]) -> None:
+    greedy = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
+    with LLM(str(checkpoints["llama"]), num_threads=1) as llm:
+        text = llm.generate("Hello", greedy, use_tqdm=False)[0].outputs[0].text
+        word = next(char for char in text if char.isascii())
+        clean = replace(greedy, bad_words=[word])
+        assert word not in llm.generate("Hello", clean, use_tqdm=False)[0].outputs[0].text
+        with pytest.raises(InvalidRequestError, match="allowed_token_ids"):
+            llm.generate("Hello", replace(greedy, allowed_token_ids=[100_000]), use_tqdm=False)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from trivium.params import SamplingParams
 from trivium.step import NewRequestData, SchedulerOutput
 
 Ints = npt.NDArray[np.int32]
@@ -45,8 +46,30 @@ class ScheduledRows:
     positions: Longs
 
 
+def edits_logits(params: SamplingParams) -> bool:
+    """Whether `logits_processors.edit_logits` has something to do for `params` once `min_tokens` is reached."""
+    return bool(
+        params.logit_bias
+        or params.allowed_token_ids
+        or params.bad_words_token_ids
+        or params.no_repeat_ngram_size
+        or params.repetition_penalty != 1.0
+        or params.frequency_penalty
+        or params.presence_penalty
+        or params.dry_multiplier
+    )
+
+
+def truncates(params: SamplingParams) -> bool:
+    """Whether `truncation.truncate` has something to do for `params`."""
+    return bool(params.typical_p < 1.0 or params.top_a or params.epsilon_cutoff or params.eta_cutoff)
+
+
 class SamplingColumns:
-    """How each slot samples: one array per parameter, [max_num_seqs]."""
+    """How each slot samples: one array per parameter that many rows use, [max_num_seqs]; the others are in `params`.
+
+    edits_logits, truncates: whether a row has any of the parameters of `logits_processors.py` and `truncation.py`.
+    """
 
     def __init__(self, max_num_seqs: int) -> None:
         self.temperature = np.zeros(max_num_seqs, np.float32)  # 0 is greedy
@@ -58,7 +81,11 @@ class SamplingColumns:
         self.min_tokens = np.zeros(max_num_seqs, np.int64)
         self.max_tokens = np.zeros(max_num_seqs, np.int64)
         self.ignore_eos = np.zeros(max_num_seqs, np.bool_)
-        self.stop_token_ids: list[tuple[int, ...]] = [()] * max_num_seqs
+        self.xtc_threshold = np.zeros(max_num_seqs, np.float64)
+        self.xtc_probability = np.zeros(max_num_seqs, np.float64)
+        self.edits_logits = np.zeros(max_num_seqs, np.bool_)
+        self.truncates = np.zeros(max_num_seqs, np.bool_)
+        self.params: list[SamplingParams] = [SamplingParams()] * max_num_seqs
 
     def set(self, new: NewRequestData) -> None:
         params = new.sampling
@@ -71,7 +98,11 @@ class SamplingColumns:
         self.min_tokens[new.slot] = params.min_tokens
         self.max_tokens[new.slot] = new.max_tokens
         self.ignore_eos[new.slot] = params.ignore_eos
-        self.stop_token_ids[new.slot] = params.stop_token_ids
+        self.xtc_threshold[new.slot] = params.xtc_threshold
+        self.xtc_probability[new.slot] = params.xtc_probability
+        self.edits_logits[new.slot] = edits_logits(params)
+        self.truncates[new.slot] = truncates(params)
+        self.params[new.slot] = params
 
 
 class InputBatch:

@@ -1,12 +1,22 @@
 """Choosing the next token of every row that reached the end of its sequence, all rows at once.
 
+Order, of which a row does only what its parameters ask for:
+1. allowed tokens, bans, bias, penalties, DRY (`logits_processors.py`); greedy rows then take the largest logit;
+2. temperature;
+3. typical_p, top_a, epsilon_cutoff, eta_cutoff (`truncation.py`), min_p: they look at the shape of the distribution,
+   so they come before what counts tokens or mass; each sees what the ones before it have left;
+4. top_k, then top_p within what top_k leaves;
+5. XTC, which asks whether several good tokens are left, so it must come after all that decides which are good;
+6. the draw; forced tokens replace its result.
+
 Random numbers are a hash of (seed, choice index, output position), so that a request draws the same numbers alone, in
-any batch, after preemption and after a crash. A row's result depends on nothing but its own logits and parameters.
-Order: banned tokens, temperature, min_p, top_k, top_p; forced tokens replace the result.
+any batch, after preemption and after a crash. A row's result depends on nothing but its own logits, sequence and
+parameters. Rows without the rarer parameters never pay for them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,21 +24,43 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from trivium.executor.history import History
 from trivium.executor.input_batch import InputBatch, Longs
+from trivium.executor.logits_processors import edit_logits
 from trivium.executor.model_config import SpecialTokens
+from trivium.executor.truncation import truncate, without_top_choices
+from trivium.params import SamplingParams
 
 _SHORTLIST = 256  # candidates that top_k and top_p look at before they sort the whole vocabulary
+_XTC_COINS = np.int64(2**62)  # added to an output position: keys that no draw has
+
+
+@dataclass(frozen=True, slots=True)
+class DrawLimits:
+    """What a draw keeps; all [num_rows]. top_k 0 keeps all tokens."""
+
+    top_k: Tensor
+    top_p: Tensor
+    xtc_threshold: Tensor  # float64
+    uniform: Tensor  # in (0, 1), float64
+
+    def subset(self, rows: Tensor) -> DrawLimits:
+        return DrawLimits(self.top_k[rows], self.top_p[rows], self.xtc_threshold[rows], self.uniform[rows])
 
 
 @dataclass(frozen=True, slots=True)
 class RowSampling:
-    """Parameters of the rows with a temperature; all [num_rows]. top_k 0 keeps all tokens."""
+    """Parameters of the rows with a temperature; tensors are [num_rows].
+
+    truncated: row -> its parameters, of the rows that `truncation.truncate` has something to do for.
+    excludes_top: whether XTC's coin fell for the row.
+    """
 
     temperature: Tensor
-    top_k: Tensor
-    top_p: Tensor
     min_p: Tensor
-    uniform: Tensor  # in (0, 1), float64
+    excludes_top: Tensor
+    limits: DrawLimits
+    truncated: Mapping[int, SamplingParams]
 
 
 class Sampler:
@@ -41,27 +73,24 @@ class Sampler:
         """logits [num_rows, vocab_size] of the rows `slots` -> token ids [num_rows]. May overwrite `logits`."""
         columns = batch.sampling
         output_positions = batch.num_tokens[slots] - batch.num_prompt_tokens[slots]
-        self._ban_early_stops(logits, batch, slots, output_positions)
+        edited = np.flatnonzero(columns.edits_logits[slots] | (output_positions < columns.min_tokens[slots]))
+        if len(edited):
+            self._edit(logits, batch, slots, edited)
         token_ids: Longs = logits.argmax(dim=-1).numpy()
         random = np.flatnonzero(columns.temperature[slots] > 0)
         if len(random):
-            chosen, rows = slots[random], logits if len(random) == len(slots) else logits[torch.from_numpy(random)]
-            uniform = uniform_numbers(columns.seed[chosen], columns.choice_index[chosen], output_positions[random])
-            sampling = RowSampling(
-                temperature=torch.from_numpy(columns.temperature[chosen]),
-                top_k=torch.from_numpy(columns.top_k[chosen]),
-                top_p=torch.from_numpy(columns.top_p[chosen]),
-                min_p=torch.from_numpy(columns.min_p[chosen]),
-                uniform=torch.from_numpy(uniform),
-            )
+            rows = logits if len(random) == len(slots) else logits[torch.from_numpy(random)]
+            sampling = _row_sampling(batch, slots[random], output_positions[random])
             token_ids[random] = sample_rows(rows, sampling).numpy()
         self._force(token_ids, batch, slots, output_positions)
         return token_ids
 
-    def _ban_early_stops(self, logits: Tensor, batch: InputBatch, slots: Longs, output_positions: Longs) -> None:
-        for row in np.flatnonzero(output_positions < batch.sampling.min_tokens[slots]):
-            banned = {*self._special.eos, *batch.sampling.stop_token_ids[slots[row]]}
-            logits[int(row), [token_id for token_id in banned if token_id < logits.shape[1]]] = -torch.inf
+    def _edit(self, logits: Tensor, batch: InputBatch, slots: Longs, edited: Longs) -> None:
+        index = torch.from_numpy(edited)
+        rows = logits[index]
+        params = [batch.sampling.params[slot] for slot in slots[edited]]
+        edit_logits(rows, params, History.of(batch, slots[edited]), self._special.eos)
+        logits[index] = rows
 
     def _force(self, token_ids: Longs, batch: InputBatch, slots: Longs, output_positions: Longs) -> None:
         """As in transformers: the BOS follows a decoder prompt of one token, the EOS ends a row at its limit."""
@@ -72,18 +101,52 @@ class Sampler:
             token_ids[at_limit & ~batch.sampling.ignore_eos[slots]] = self._special.forced_eos
 
 
+def _row_sampling(batch: InputBatch, slots: Longs, output_positions: Longs) -> RowSampling:
+    columns = batch.sampling
+    seed, choice_index = columns.seed[slots], columns.choice_index[slots]
+    excludes_top = columns.xtc_probability[slots] > 0
+    if excludes_top.any():
+        coins = uniform_numbers(seed, choice_index, output_positions + _XTC_COINS)
+        excludes_top = coins < columns.xtc_probability[slots]
+    return RowSampling(
+        temperature=torch.from_numpy(columns.temperature[slots]),
+        min_p=torch.from_numpy(columns.min_p[slots]),
+        excludes_top=torch.from_numpy(excludes_top),
+        limits=DrawLimits(
+            top_k=torch.from_numpy(columns.top_k[slots]),
+            top_p=torch.from_numpy(columns.top_p[slots]),
+            xtc_threshold=torch.from_numpy(columns.xtc_threshold[slots]),
+            uniform=torch.from_numpy(uniform_numbers(seed, choice_index, output_positions)),
+        ),
+        truncated={int(row): columns.params[slots[row]] for row in np.flatnonzero(columns.truncates[slots])},
+    )
+
+
 def sample_rows(logits: Tensor, sampling: RowSampling) -> Tensor:
     """Draw one token per row of `logits` [num_rows, vocab_size]. Returns [num_rows] int64."""
-    probs = torch.softmax(logits / sampling.temperature[:, None], dim=-1)
+    scores = logits / sampling.temperature[:, None]
+    if sampling.truncated:
+        rows = list(sampling.truncated)
+        chosen = scores[rows]
+        truncate(chosen, list(sampling.truncated.values()))
+        scores[rows] = chosen
+    probs = torch.softmax(scores, dim=-1)
     low = sampling.min_p[:, None] * probs.amax(dim=-1, keepdim=True)
     probs = probs.masked_fill(probs < low, 0.0)
-    truncated = (sampling.top_k > 0) | (sampling.top_p < 1.0)
+    limits, excludes_top = sampling.limits, sampling.excludes_top
+    is_limited = (limits.top_k > 0) | (limits.top_p < 1.0)
+    is_short = ~is_limited & (limits.xtc_threshold * _SHORTLIST > 1.0)  # fewer top choices than the shortlist holds
     token_ids = torch.empty(len(logits), dtype=torch.int64)
-    for rows, draw in ((~truncated, _draw_from_all), (truncated, _draw_from_top)):
-        if bool(rows.all()):
-            return draw(probs, sampling.top_k, sampling.top_p, sampling.uniform)
-        if bool(rows.any()):
-            token_ids[rows] = draw(probs[rows], sampling.top_k[rows], sampling.top_p[rows], sampling.uniform[rows])
+    for mask, draw in (
+        (~is_limited & ~excludes_top, _draw_from_all),
+        (is_limited & ~excludes_top, _draw_from_top),
+        (excludes_top & is_short, _draw_without_few_top_choices),
+        (excludes_top & ~is_short, _draw_without_top_choices),
+    ):
+        if bool(mask.all()):
+            return draw(probs, limits)
+        if bool(mask.any()):
+            token_ids[mask] = draw(probs[mask], limits.subset(mask))
     return token_ids
 
 
@@ -102,40 +165,62 @@ def _mix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return state ^ (state >> np.uint64(31))
 
 
-def _draw_from_all(probs: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
-    return _inverse_cdf(probs, uniform)
+def _draw_from_all(probs: Tensor, limits: DrawLimits) -> Tensor:
+    return _inverse_cdf(probs, limits.uniform)
 
 
-def _draw_from_top(probs: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
+def _draw_from_top(probs: Tensor, limits: DrawLimits) -> Tensor:
     """Rows whose kept tokens are all in their shortlist draw from it; the others sort their vocabulary."""
     vocab_size = probs.shape[1]
     shortlist = min(_SHORTLIST, vocab_size)
-    limit = torch.where(top_k > 0, top_k.clamp(max=vocab_size), vocab_size)
+    num_kept = _num_kept(limits, vocab_size)
     values, indices = probs.topk(shortlist, dim=-1)
     mass = probs.sum(dim=-1, dtype=torch.float64)
-    reached = values.sum(dim=-1, dtype=torch.float64) >= top_p * mass
-    enough = (limit <= shortlist) | ((limit == vocab_size) & (top_p < 1.0) & reached)
-    token_ids = _draw_from_sorted(values, indices, limit, top_p, mass, uniform)
+    reached = values.sum(dim=-1, dtype=torch.float64) >= limits.top_p * mass
+    enough = (num_kept <= shortlist) | ((num_kept == vocab_size) & (limits.top_p < 1.0) & reached)
+    token_ids = _pick(_keep_top(values, limits, num_kept, mass), indices, limits)
     if not bool(enough.all()):
         rest = ~enough
         values, indices = probs[rest].sort(dim=-1, descending=True, stable=True)
-        token_ids[rest] = _draw_from_sorted(values, indices, limit[rest], top_p[rest], mass[rest], uniform[rest])
+        limits = limits.subset(rest)
+        token_ids[rest] = _pick(_keep_top(values, limits, num_kept[rest], mass[rest]), indices, limits)
     return token_ids
 
 
-def _draw_from_sorted(
-    values: Tensor, indices: Tensor, limit: Tensor, top_p: Tensor, mass: Tensor, uniform: Tensor
-) -> Tensor:
-    """values [num_rows, candidates] descending, mass [num_rows]: the sum over the whole vocabulary.
+def _draw_without_few_top_choices(probs: Tensor, limits: DrawLimits) -> Tensor:
+    """XTC for rows without top_k and top_p whose top choices are all in a shortlist."""
+    values, indices = probs.topk(min(_SHORTLIST, probs.shape[1]), dim=-1)
+    mass = probs.sum(dim=-1, dtype=torch.float64)
+    left = without_top_choices(values, mass, limits.xtc_threshold)
+    return _inverse_cdf(probs.scatter(1, indices, left), limits.uniform)
 
-    top_p counts within what top_k leaves, and keeps the token that crosses the threshold.
+
+def _draw_without_top_choices(probs: Tensor, limits: DrawLimits) -> Tensor:
+    values, indices = probs.sort(dim=-1, descending=True, stable=True)
+    mass = values.sum(dim=-1, dtype=torch.float64)
+    kept = _keep_top(values, limits, _num_kept(limits, probs.shape[1]), mass)
+    return _pick(without_top_choices(kept, kept.sum(dim=-1), limits.xtc_threshold), indices, limits)
+
+
+def _num_kept(limits: DrawLimits, vocab_size: int) -> Tensor:
+    """[num_rows] what top_k keeps."""
+    return torch.where(limits.top_k > 0, limits.top_k.clamp(max=vocab_size), vocab_size)
+
+
+def _keep_top(values: Tensor, limits: DrawLimits, num_kept: Tensor, mass: Tensor) -> Tensor:
+    """values [num_rows, candidates] descending, as float64 without what top_k and top_p leave out.
+
+    mass [num_rows]: the sum over the whole vocabulary. top_p counts within what top_k leaves, and keeps the token that
+    crosses the threshold.
     """
-    beyond_k = torch.arange(values.shape[1]) >= limit[:, None]
-    values = values.masked_fill(beyond_k, 0.0).double()
+    values = values.masked_fill(torch.arange(values.shape[1]) >= num_kept[:, None], 0.0).double()
     before = values.cumsum(dim=-1) - values
-    kept_mass = torch.where(limit <= values.shape[1], values.sum(dim=-1), mass)
-    values = values.masked_fill((before >= top_p[:, None] * kept_mass[:, None]) & (before > 0), 0.0)
-    return indices.gather(1, _inverse_cdf(values, uniform)[:, None]).squeeze(1)
+    kept_mass = torch.where(num_kept <= values.shape[1], values.sum(dim=-1), mass)
+    return values.masked_fill((before >= (limits.top_p * kept_mass)[:, None]) & (before > 0), 0.0)
+
+
+def _pick(values: Tensor, indices: Tensor, limits: DrawLimits) -> Tensor:
+    return indices.gather(1, _inverse_cdf(values, limits.uniform)[:, None]).squeeze(1)
 
 
 def _inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:

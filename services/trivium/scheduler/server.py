@@ -19,6 +19,7 @@ from trivium.errors import (
 )
 from trivium.inputs import GenerationRequest
 from trivium.prompts import encode_prompt
+from trivium.sampling_tokens import check_sampling_tokens, resolve_bad_words
 from trivium.scheduler.detokenizer_client import GrpcDetokenizerClient
 from trivium.scheduler.engine_loop import EngineLoop
 from trivium.scheduler.executor_client import GrpcExecutorClient
@@ -96,6 +97,8 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         sampling = wire.sampling_params_from_proto(message.sampling)
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(63))
+        sampling = await resolve_bad_words(sampling, self._tokenizer)
+        check_sampling_tokens(sampling, self._loop.model_info)
         prompt = await encode_prompt(wire.prompt_from_proto(message.prompt), self._tokenizer, self._loop.model_info)
         return GenerationRequest(
             request_id=message.request_id or f"gen-{secrets.token_hex(8)}",

@@ -63,6 +63,18 @@ _MIXED: list[dict[str, Any]] = [
     {"temperature": 1.0, "top_k": 600, "top_p": 0.99},
     {"temperature": 0.9, "min_p": 0.05},
     {"temperature": 2.0, "top_p": 0.999},
+    {"temperature": 1.0, "typical_p": 0.5},
+    {"temperature": 1.0, "top_a": 0.5, "top_k": 30},
+    {"temperature": 1.0, "epsilon_cutoff": 20, "eta_cutoff": 40},
+    {"temperature": 1.0, "xtc_probability": 1.0, "xtc_threshold": 0.01, "top_p": 0.9},
+    {"temperature": 1.0, "xtc_probability": 1.0, "xtc_threshold": 0.001},
+    {"temperature": 1.0, "xtc_probability": 1.0, "xtc_threshold": 0.01, "min_p": 0.01},
+    {"temperature": 0.0, "repetition_penalty": 2.0, "no_repeat_ngram_size": 1},
+    {"temperature": 1.0, "presence_penalty": 1.0, "frequency_penalty": 1.0, "logit_bias": {5: 8.0}},
+    {"temperature": 1.0, "bad_words": ("x",), "bad_words_token_ids": ((1, 5), (6,))},
+    {"temperature": 1.0, "allowed_token_ids": (4, 5, 6), "min_p": 0.1},
+    {"temperature": 1.0, "dry_multiplier": 2.0, "dry_allowed_length": 1},
+    {"temperature": 0.8, "min_tokens": 40},
 ]
 
 
@@ -72,6 +84,20 @@ def test_a_row_gets_the_same_token_alone_and_in_a_mixed_batch() -> None:
     together = sample(logits, *rows)
     alone = [sample(logits[slot], replace(row, slot=9))[0] for slot, row in enumerate(rows)]
     assert together == alone
+
+
+def test_a_row_gets_the_same_token_with_its_output_resumed_as_output() -> None:
+    """Fresh rows that came to a length and rows that arrive with that output are the same rows."""
+    logits = random_logits(len(_MIXED), seed=5)
+    batch, slots = InputBatch(LIMITS), np.arange(len(_MIXED))
+    rows = [make_row(slot, **params) for slot, params in enumerate(_MIXED)]
+    batch.apply(SchedulerOutput(0, new_requests=tuple(rows)))
+    for _ in range(4):
+        counts = batch.num_tokens[slots] - batch.num_computed_tokens[slots]
+        scheduled = batch.schedule_rows(SchedulerOutput(1, tuple(slots.tolist()), tuple(counts.tolist())))
+        batch.advance(scheduled, scheduled.slots, np.ones(len(slots), np.int64))
+    continued = Sampler(PLAIN).sample(logits.clone(), batch, slots).tolist()
+    assert continued == sample(logits, *(make_row(slot, output=4, **params) for slot, params in enumerate(_MIXED)))
 
 
 def test_random_numbers_depend_on_seed_choice_and_position_only() -> None:

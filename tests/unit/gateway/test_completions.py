@@ -49,6 +49,44 @@ def test_sampling_fields_reach_the_engine(world: World, client: openai.OpenAI) -
     assert sampling.include_stop_str_in_output and not sampling.skip_special_tokens
 
 
+def test_penalties_bans_and_filters_reach_the_engine(world: World, client: openai.OpenAI) -> None:
+    extra = {
+        "repetition_penalty": 1.5,
+        "no_repeat_ngram_size": 3,
+        "bad_words": ["foo"],
+        "allowed_token_ids": [4, 5],
+        "typical_p": 0.9,
+        "top_a": 0.2,
+        "epsilon_cutoff": 3,
+        "eta_cutoff": 4,
+        "dry_multiplier": 0.8,
+        "dry_base": 2,
+        "dry_allowed_length": 4,
+        "dry_range": 50,
+        "dry_sequence_breaker_ids": [13],
+        "xtc_threshold": 0.2,
+        "xtc_probability": 0.5,
+    }
+    penalties = {"presence_penalty": -0.5, "frequency_penalty": 0.25}
+    client.completions.create(
+        model="tiny", prompt="abc", temperature=0, n=2, best_of=3, logit_bias={"7": -100}, **penalties, extra_body=extra
+    )
+    first = world.tiny.requests[-1].sampling
+    client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": "abc"}],
+        temperature=0,
+        n=2,
+        logit_bias={"7": -100},
+        **penalties,
+        extra_body=extra | {"best_of": 3},
+    )
+    for sampling in (first, world.tiny.requests[-1].sampling):
+        assert (sampling.n, sampling.best_of, sampling.logit_bias) == (2, 3, {7: -100.0})
+        for name, value in (penalties | extra).items():
+            assert getattr(sampling, name) == (tuple(value) if isinstance(value, list) else value)
+
+
 def test_defaults_are_sixteen_tokens_and_a_drawn_seed(world: World, client: openai.OpenAI) -> None:
     for _ in range(2):
         client.completions.create(model="tiny", prompt="abc")

@@ -1,0 +1,202 @@
+"""What requests forbid, favour and penalise: changes of the logits that come before greedy and random choice alike.
+
+Pure functions of logits, sequences and parameters: nothing is remembered between steps, so a row that is preempted or
+resumed is treated as if it had never stopped. Order, as in vLLM: allowed tokens, bans, bias, repetition, frequency and
+presence penalty; then DRY. A ban that would leave a row without any token is lifted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import chain
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trivium.executor.history import PAD, History, last, suffix_matches
+from trivium.executor.input_batch import Longs
+from trivium.params import SamplingParams
+
+_MAX_DRY_PENALTY = 1e5  # more than any difference of logits, and small enough to keep their order in float32
+MAX_DRY_LENGTH = 512  # longer matches are penalised like this one: what a step may cost has to be bounded
+
+Pairs = tuple[Sequence[int] | Longs, Sequence[int] | Longs]  # rows, token ids
+
+
+def edit_logits(logits: Tensor, params: Sequence[SamplingParams], history: History, eos: Sequence[int]) -> None:
+    """Change `logits` [num_rows, vocab_size], contiguous float32, in place. `params` and `history` are of its rows."""
+    _allow(logits, params)
+    _ban(logits, _early_stops(params, history, eos))
+    _ban(logits, _bad_word_ends(params, history))
+    _ban(logits, _repeated_ngram_ends(params, history))
+    _add_bias(logits, params)
+    _penalise_repetition(logits, params, history)
+    _penalise_output(logits, params, history)
+    _penalise_repeated_sequences(logits, params, history)
+
+
+def _rows_where(params: Sequence[SamplingParams], wanted: Callable[[SamplingParams], object]) -> Longs:
+    return np.array([row for row, row_params in enumerate(params) if wanted(row_params)], np.int64)
+
+
+def _flat(pairs: Pairs, vocab_size: int) -> Longs:
+    """Indices into the flattened logits; ids that the model does not have are left out."""
+    rows, token_ids = np.asarray(pairs[0], np.int64), np.asarray(pairs[1], np.int64)
+    known = token_ids < vocab_size
+    flat: Longs = (rows * vocab_size + token_ids)[known]
+    return flat
+
+
+def _allow(logits: Tensor, params: Sequence[SamplingParams]) -> None:
+    rows = _rows_where(params, lambda row_params: row_params.allowed_token_ids)
+    if not len(rows):
+        return
+    allowed = [params[row].allowed_token_ids or () for row in rows]
+    flat = _flat((np.repeat(rows, [len(ids) for ids in allowed]), list(chain(*allowed))), logits.shape[1])
+    kept = np.unique(flat // logits.shape[1])  # rows with an allowed token that the model has
+    index = torch.from_numpy(flat)
+    values = logits.view(-1)[index]
+    logits[torch.from_numpy(kept)] = -torch.inf
+    logits.view(-1)[index] = values
+
+
+def _ban(logits: Tensor, pairs: Pairs) -> None:
+    flat = _flat(pairs, logits.shape[1])
+    if not len(flat):
+        return
+    index = torch.from_numpy(flat)
+    before = logits.view(-1)[index]
+    logits.view(-1)[index] = -torch.inf
+    rows = flat // logits.shape[1]
+    banned_rows = np.unique(rows)
+    nothing_left = np.zeros(len(logits), np.bool_)
+    nothing_left[banned_rows] = logits[torch.from_numpy(banned_rows)].amax(dim=-1).isneginf().numpy()
+    if nothing_left.any():
+        lifted = torch.from_numpy(nothing_left[rows])
+        logits.view(-1)[index[lifted]] = before[lifted]
+
+
+def _early_stops(params: Sequence[SamplingParams], history: History, eos: Sequence[int]) -> Pairs:
+    """What would end a row before its `min_tokens`."""
+    num_output = history.num_tokens - history.num_prompt_tokens
+    rows: list[int] = []
+    token_ids: list[int] = []
+    for row, row_params in enumerate(params):
+        if num_output[row] < row_params.min_tokens:
+            banned = {*eos, *row_params.stop_token_ids}
+            rows += [row] * len(banned)
+            token_ids += banned
+    return rows, token_ids
+
+
+def _bad_word_ends(params: Sequence[SamplingParams], history: History) -> Pairs:
+    """The last token of every bad word whose other tokens are the end of the sequence, prompt included."""
+    rows, token_ids = [], []
+    for row in _rows_where(params, lambda row_params: row_params.bad_words_token_ids).tolist():
+        words = params[row].bad_words_token_ids
+        tail = tuple(history.tokens[row, -max(len(word) for word in words) :].tolist())
+        for word in words:
+            start = len(tail) + 1 - len(word)
+            if start >= 0 and tail[start:] == word[:-1]:
+                rows.append(row)
+                token_ids.append(word[-1])
+    return rows, token_ids
+
+
+def _repeated_ngram_ends(params: Sequence[SamplingParams], history: History) -> Pairs:
+    """What would complete an n-gram that the sequence has already, as transformers' NoRepeatNGramLogitsProcessor."""
+    rows = _rows_where(params, lambda row_params: row_params.no_repeat_ngram_size == 1)
+    single_rows, single_ids = history.subset(rows).pairs() if len(rows) else (rows, rows)
+    single_rows = rows[single_rows]
+    rows = _rows_where(params, lambda row_params: row_params.no_repeat_ngram_size > 1)
+    if not len(rows):
+        return single_rows, single_ids
+    tokens = history.tokens[rows]
+    sizes = np.array([params[row].no_repeat_ngram_size for row in rows], np.int64)
+    found_rows, columns, lengths = suffix_matches(tokens, tokens != PAD, sizes - 1)
+    complete = lengths >= sizes[found_rows] - 1
+    found_rows, columns = found_rows[complete], columns[complete]
+    next_ids = tokens[found_rows, columns + 1]
+    return np.concatenate((single_rows, rows[found_rows])), np.concatenate((single_ids, next_ids))
+
+
+def _add_bias(logits: Tensor, params: Sequence[SamplingParams]) -> None:
+    triples = [
+        (row, token_id, bias)
+        for row, row_params in enumerate(params)
+        for token_id, bias in row_params.logit_bias.items()
+        if token_id < logits.shape[1]
+    ]
+    if triples:
+        rows, token_ids, biases = zip(*triples, strict=True)
+        logits[list(rows), list(token_ids)] += torch.tensor(biases, dtype=logits.dtype)
+
+
+def _penalise_repetition(logits: Tensor, params: Sequence[SamplingParams], history: History) -> None:
+    """As transformers' RepetitionPenaltyLogitsProcessor: prompt and output count, and how often does not matter."""
+    rows = _rows_where(params, lambda row_params: row_params.repetition_penalty != 1.0)
+    if not len(rows):
+        return
+    found_rows, token_ids = history.subset(rows).pairs()
+    flat = torch.from_numpy(_flat((rows[found_rows], token_ids), logits.shape[1]))
+    by_row = torch.tensor([row_params.repetition_penalty for row_params in params], dtype=logits.dtype)
+    penalty = by_row[flat // logits.shape[1]]
+    scores = logits.view(-1)[flat]
+    # A token that occurs twice is written twice, with the same value.
+    logits.view(-1)[flat] = torch.where(scores < 0, scores * penalty, scores / penalty)
+
+
+def _penalise_output(logits: Tensor, params: Sequence[SamplingParams], history: History) -> None:
+    """OpenAI's penalties: logit - count * frequency_penalty - (count > 0) * presence_penalty, count in the output."""
+    rows = _rows_where(params, lambda row_params: row_params.frequency_penalty or row_params.presence_penalty)
+    if not len(rows):
+        return
+    found_rows, token_ids = history.subset(rows).pairs(only_output=True)
+    flat, counts = np.unique(_flat((rows[found_rows], token_ids), logits.shape[1]), return_counts=True)
+    index, row = torch.from_numpy(flat), torch.from_numpy(flat // logits.shape[1])
+    frequency = torch.tensor([row_params.frequency_penalty for row_params in params], dtype=logits.dtype)
+    presence = torch.tensor([row_params.presence_penalty for row_params in params], dtype=logits.dtype)
+    logits.view(-1)[index] -= frequency[row] * torch.from_numpy(counts).to(logits.dtype)
+    logits.view(-1)[index] -= presence[row]
+
+
+def _penalise_repeated_sequences(logits: Tensor, params: Sequence[SamplingParams], history: History) -> None:
+    """DRY (https://github.com/oobabooga/textgen/pull/5677): the longest match that a token would extend counts."""
+    rows = _rows_where(params, lambda row_params: row_params.dry_multiplier > 0)
+    if not len(rows):
+        return
+    tokens, dry = history.tokens[rows], [params[row] for row in rows]
+    ranges = [row_params.dry_range or tokens.shape[1] for row_params in dry]
+    usable = (tokens != PAD) & last(tokens.shape[1], np.array(ranges, np.int64))
+    for row, row_params in enumerate(dry):
+        if row_params.dry_sequence_breaker_ids:
+            usable[row] &= ~np.isin(tokens[row], row_params.dry_sequence_breaker_ids)
+    limits = np.array([_dry_length_limit(row_params) for row_params in dry], np.int64)
+    found_rows, columns, lengths = suffix_matches(tokens, usable, limits)
+    allowed = np.array([row_params.dry_allowed_length for row_params in dry], np.int64)
+    counts = (lengths >= allowed[found_rows]) & usable[found_rows, columns + 1]
+    found_rows, columns, lengths = found_rows[counts], columns[counts], lengths[counts]
+    if not len(found_rows):
+        return
+    order = np.argsort(lengths, kind="stable")  # of several writes to one place the last must be the longest
+    next_ids = tokens[found_rows, columns + 1]
+    keys = (rows[found_rows] * logits.shape[1] + next_ids)[order]
+    flat, first_from_end = np.unique(keys[::-1], return_index=True)
+    best_rows, best = found_rows[order][::-1][first_from_end], lengths[order][::-1][first_from_end]
+    penalties = [_dry_penalty(dry[row], int(length)) for row, length in zip(best_rows, best, strict=True)]
+    logits.view(-1)[torch.from_numpy(flat)] -= torch.tensor(penalties, dtype=logits.dtype)
+
+
+def _dry_penalty(params: SamplingParams, length: int) -> float:
+    exponent = length - params.dry_allowed_length
+    if exponent * math.log(params.dry_base) >= math.log(_MAX_DRY_PENALTY / params.dry_multiplier):
+        return _MAX_DRY_PENALTY
+    return float(params.dry_multiplier * params.dry_base**exponent)
+
+
+def _dry_length_limit(params: SamplingParams) -> int:
+    """A length from which on the penalty no longer grows."""
+    steps = math.log(_MAX_DRY_PENALTY / params.dry_multiplier) / math.log(params.dry_base)
+    return min(params.dry_allowed_length + max(math.ceil(steps), 0), MAX_DRY_LENGTH) + 1

@@ -1,0 +1,43 @@
+"""The sampling parameters that speak of the model's tokens, which only its vocabulary and tokenizer can check."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from trivium.config import ModelInfo
+from trivium.errors import InvalidRequestError
+from trivium.params import MAX_BAD_WORD_TOKENS, SamplingParams
+from trivium.prompts import TextEncoder, check_vocabulary
+
+
+async def resolve_bad_words(sampling: SamplingParams, encoder: TextEncoder) -> SamplingParams:
+    """`sampling` with the token sequences of its `bad_words`, each with and without a space before it.
+
+    Nothing to do if there are no bad words or their sequences are known already. Raises InvalidRequestError for a
+    word that has no tokens or too many.
+    """
+    if not sampling.bad_words or sampling.bad_words_token_ids:
+        return sampling
+    words = [word.lstrip() for word in sampling.bad_words]
+    texts = [text for word in words for text in (word, " " + word)]
+    sequences = await encoder.encode(texts, add_special_tokens=False)
+    for text, ids in zip(texts, sequences, strict=True):
+        if not 1 <= len(ids) <= MAX_BAD_WORD_TOKENS:
+            raise InvalidRequestError(f"bad_words: {text!r:.40} has {len(ids)} tokens", param="bad_words")
+    return replace(sampling, bad_words_token_ids=tuple(tuple(ids) for ids in sequences))
+
+
+def check_sampling_tokens(sampling: SamplingParams, info: ModelInfo) -> None:
+    """Raise InvalidRequestError naming a parameter with a token id that model `info` does not have."""
+    check_vocabulary(sampling.stop_token_ids, info, "stop_token_ids")
+    check_vocabulary(sampling.allowed_token_ids or (), info, "allowed_token_ids")
+    check_vocabulary(sampling.dry_sequence_breaker_ids, info, "dry_sequence_breaker_ids")
+    for ids in sampling.bad_words_token_ids:
+        check_vocabulary(ids, info, "bad_words_token_ids")
+    for token_id in sampling.logit_bias:
+        if token_id >= info.vocab_size:
+            raise InvalidRequestError(
+                f"logit_bias names token {token_id}, the vocabulary has {info.vocab_size} tokens",
+                param="logit_bias",
+                code="invalid_logit_bias",
+            )
