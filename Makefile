@@ -16,9 +16,10 @@ serve: $(VENV)/.serve
 test: $(VENV)/.dev
 	$(BIN)/pytest -q -n 2 --dist loadgroup $(PYTEST_FLAGS)
 
-# A million steps of random scheduler histories instead of ten thousand.
+# A million steps of random scheduler histories instead of ten thousand, a thousand random timelines instead of fifty.
 soak: $(VENV)/.dev
 	TRIVIUM_SOAK_STEPS=1000000 $(BIN)/pytest -q -k no_history_breaks tests/unit/scheduler/test_state_machine.py
+	TRIVIUM_SOAK_TRACES=1000 $(BIN)/pytest -q -k random_timelines tests/unit/scheduler/test_scheduler.py
 
 check: $(VENV)/.dev $(VENV)/proto/.done
 	$(BIN)/ruff check .
@@ -38,6 +39,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/scheduler.py
 	$(BIN)/python benchmarks/prefix_cache.py
+	$(BIN)/python benchmarks/transport.py
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

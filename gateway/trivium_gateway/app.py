@@ -24,7 +24,9 @@ from trivium_gateway.chat import ChatEndpoint
 from trivium_gateway.completions import CompletionsEndpoint
 from trivium_gateway.drain import Drain
 from trivium_gateway.errors import MethodNotAllowedError, NotFoundError
+from trivium_gateway.exposition import MetricsEndpoint
 from trivium_gateway.front_door import FrontDoor
+from trivium_gateway.metrics import GatewayMetrics
 from trivium_gateway.models import HealthEndpoints, ModelEndpoints
 from trivium_gateway.routing import ModelRoutes
 from trivium_gateway.server import DRAIN_TIMEOUT_S, bind, run_server
@@ -41,16 +43,18 @@ def create_app(
     drain = drain or Drain()
     models = ModelEndpoints(routes)
     health = HealthEndpoints(routes, drain)
+    metrics = GatewayMetrics(routes.names())
     app = Starlette(
         routes=[
             Route("/health/live", health.live),
             Route("/health/ready", health.ready),
             Route("/v1/models", models.list_models),
             Route("/v1/models/{name:path}", models.get_model),
-            Route("/v1/completions", CompletionsEndpoint(routes, drain), methods=["POST"]),
-            Route("/v1/chat/completions", ChatEndpoint(routes, drain), methods=["POST"]),
+            Route("/v1/completions", CompletionsEndpoint(routes, drain, metrics), methods=["POST"]),
+            Route("/v1/chat/completions", ChatEndpoint(routes, drain, metrics), methods=["POST"]),
+            Route("/metrics", MetricsEndpoint(routes, metrics).get),
         ],
-        middleware=[Middleware(FrontDoor, api_key=ApiKeyCheck(api_key), drain=drain)],
+        middleware=[Middleware(FrontDoor, api_key=ApiKeyCheck(api_key), drain=drain, metrics=metrics)],
         exception_handlers={HTTPException: _raise_as_ours},
         lifespan=lifespan,
     )

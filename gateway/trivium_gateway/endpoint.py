@@ -29,6 +29,7 @@ from trivium_gateway.asgi import check_media_type, read_body, send_json, watch_d
 from trivium_gateway.drain import Drain
 from trivium_gateway.generation import ChoiceCollector, Generation, run_generation
 from trivium_gateway.json_body import decode_fields, to_struct
+from trivium_gateway.metrics import GatewayMetrics
 from trivium_gateway.openai_protocol import GenerationFields
 from trivium_gateway.routing import ModelRoutes
 from trivium_gateway.sampling import check_fields
@@ -57,9 +58,10 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
     id_prefix: ClassVar[str]
     operation: ClassVar[str]  # as the GenAI conventions of OpenTelemetry call it
 
-    def __init__(self, routes: ModelRoutes, drain: Drain) -> None:
+    def __init__(self, routes: ModelRoutes, drain: Drain, metrics: GatewayMetrics) -> None:
         self._routes = routes
         self._drain = drain
+        self._metrics = metrics
 
     @abstractmethod
     async def jobs(self, request: RequestT, engine: EngineClient, info: ModelInfo) -> list[Job]:
@@ -78,10 +80,12 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
             await self._answer(span, scope, receive, send)
 
     async def _answer(self, span: Span, scope: Scope, receive: Receive, send: Send) -> None:
+        began_s = time.monotonic()
         check_media_type(scope)
         fields = decode_fields(await read_body(scope, receive))
         request = self._checked(fields)
-        generation = await self._generation(request)
+        scope["trivium.model"] = request.model
+        generation = await self._generation(request, began_s)
         describe_call(span, self.operation, generation, scope["trivium.request_id"])
         logger.info(
             "%s: is %s, model %s, %d prompts, n=%d, stream=%s",
@@ -107,7 +111,7 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
         checked: RequestT = request
         return checked
 
-    async def _generation(self, request: RequestT) -> Generation:
+    async def _generation(self, request: RequestT, began_s: float) -> Generation:
         assert request.model is not None, "checked before"
         engine = self._routes.find(request.model)
         generation_id = f"{self.id_prefix}-{uuid.uuid4().hex}"
@@ -124,7 +128,13 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
             for position, job in enumerate(jobs)
         )
         return Generation(
-            id=generation_id, created=int(time.time()), model=request.model, engine=engine, requests=requests
+            id=generation_id,
+            created=int(time.time()),
+            model=request.model,
+            engine=engine,
+            requests=requests,
+            metrics=self._metrics.models[request.model],
+            began_s=began_s,
         )
 
     async def _send_whole(self, generation: Generation, receive: Receive, send: Send) -> None:

@@ -19,6 +19,7 @@ from trivium_gateway.asgi import discard_body, header, send_json
 from trivium_gateway.auth import OPEN_PATHS, ApiKeyCheck
 from trivium_gateway.drain import Drain
 from trivium_gateway.errors import ClientDisconnectedError, Header, client_error, error_body, error_headers
+from trivium_gateway.metrics import GatewayMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +37,11 @@ def new_request_id() -> str:
 class FrontDoor:
     """ASGI middleware around all routes. Holds no state of its own."""
 
-    def __init__(self, app: ASGIApp, *, api_key: ApiKeyCheck, drain: Drain) -> None:
+    def __init__(self, app: ASGIApp, *, api_key: ApiKeyCheck, drain: Drain, metrics: GatewayMetrics) -> None:
         self._app = app
         self._api_key = api_key
         self._drain = drain
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -63,6 +65,7 @@ class FrontDoor:
             await _answer_failure(error, reply, request_id)
         if scope["path"] not in OPEN_PATHS:
             took_s = time.monotonic() - began_s
+            self._metrics.count_response(scope["path"], scope.get("trivium.model"), reply.status or 0)
             logger.info("%s: %s %.80r -> %s, %.3f s", request_id, scope["method"], scope["path"], reply.status, took_s)
 
     async def _run(self, scope: Scope, receive: Receive, reply: _Reply) -> None:

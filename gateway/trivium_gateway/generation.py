@@ -16,23 +16,33 @@ from trivium.errors import EngineUnavailableError, InternalError
 from trivium.inputs import GenerationRequest
 from trivium.outputs import ChoiceDelta, CompletionOutput, FinishReason
 from trivium_gateway.concurrency import run_all
+from trivium_gateway.metrics import ModelMetrics, metered
 from trivium_gateway.tracing import recorded_deltas
 from trivium_gateway.usage import Usage, count_usage
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What one API call runs. Choices are numbered prompt by prompt: choice `i` is of request `i // n`."""
+    """What one API call runs. Choices are numbered prompt by prompt: choice `i` is of request `i // n`.
+
+    began_s: when the call came in, on the monotonic clock. metrics: where it is counted.
+    """
 
     id: str
     created: int  # Unix time, seconds
     model: str
     engine: EngineClient
     requests: tuple[GenerationRequest, ...]
+    metrics: ModelMetrics
+    began_s: float
 
     @property
     def n(self) -> int:
         return self.requests[0].sampling.n
+
+    @property
+    def is_streamed(self) -> bool:
+        return self.requests[0].stream
 
     @property
     def num_choices(self) -> int:
@@ -83,9 +93,9 @@ async def run_generation(generation: Generation, sink: DeltaSink, *watchers: Cor
     A watcher that raises (client gone, server cut) ends them early. Raises the first error of any of them.
     """
     n = generation.n
-    with recorded_deltas(generation, sink) as recorded:
+    with recorded_deltas(generation, sink) as recorded, metered(generation, recorded) as counted:
         pumps = [
-            _pump(generation.engine, request, recorded, first_choice=n * position)
+            _pump(generation.engine, request, counted, first_choice=n * position)
             for position, request in enumerate(generation.requests)
         ]
         await run_all(pumps, beside=watchers)

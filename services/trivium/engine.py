@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from trivium.config import ModelInfo
 from trivium.inputs import GenerationRequest
 from trivium.outputs import ChoiceDelta
+from trivium.v1.ledger_pb2 import LedgerReply
 
 
 class EngineClient(Protocol):
@@ -48,6 +49,13 @@ class EngineClient(Protocol):
         """Deltas of all choices of `request` until each has a finish reason.
 
         Raises TriviumError. Closing the generator early (`aclose`) aborts the request and frees its blocks.
+        """
+        ...
+
+    async def ledger(self) -> dict[str, LedgerReply | None]:
+        """Service -> what it holds right now, or None if it did not answer within LEDGER_TIMEOUT_S.
+
+        Never raises. A service that serves several models answers to the engine of each.
         """
         ...
 

@@ -13,15 +13,20 @@ from typing import Any
 
 from trivium.config import ExecutorConfig, ModelInfo, SchedulerConfig
 from trivium.errors import EngineUnavailableError, InternalError, TriviumError
+from trivium.executor.ledger import executor_ledger
 from trivium.executor.model_runner import ModelRunner
 from trivium.executor.model_thread import ModelThread
 from trivium.inputs import GenerationRequest
+from trivium.ledger import ProcessLedger
 from trivium.outputs import ChoiceDelta
+from trivium.rpc import new_epoch
 from trivium.scheduler.detokenizer_client import TextPush, TextResult, push_to_proto, result_from_proto
 from trivium.scheduler.engine_loop import EngineLoop
+from trivium.scheduler.ledger import scheduler_ledger
 from trivium.step import ModelRunnerOutput, SchedulerOutput
 from trivium.tokenizer.detokenize_session import DetokenizeSession
 from trivium.tokenizer.tokenizer import Tokenizer
+from trivium.v1.ledger_pb2 import ExecutorLedger, LedgerReply, TokenizerLedger
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +40,9 @@ class LocalEngine:
         self._config = config
         self._tokenizer_source = tokenizer or config.model
         self._executor = InProcessExecutorClient(config)
+        self._detokenizer: InProcessDetokenizerClient | None = None
+        self._process = ProcessLedger()
+        self._epoch = new_epoch()
         self._tokenizer: Tokenizer | None = None
         self._loop: EngineLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -43,10 +51,11 @@ class LocalEngine:
         """Load tokenizer and model. Raises ConfigurationError."""
         self._tokenizer = await asyncio.to_thread(Tokenizer.load, self._tokenizer_source, self._config.revision)
         await self._executor.load()
+        self._detokenizer = InProcessDetokenizerClient(self._tokenizer)
         ready = asyncio.Event()
         self._loop = EngineLoop(
             self._executor,
-            InProcessDetokenizerClient(self._tokenizer),
+            self._detokenizer,
             SchedulerConfig(max_waiting_requests=UNBOUNDED_QUEUE),
             on_ready=lambda is_ready: ready.set(),
         )
@@ -104,6 +113,16 @@ class LocalEngine:
             if num_left:
                 loop.abort(keys)
 
+    async def ledger(self) -> dict[str, LedgerReply | None]:
+        """Of "engine": all services in one process."""
+        reply = self._process.reply("engine", self._epoch)
+        if self._loop is not None and self._loop.has_scheduler and self._detokenizer is not None:
+            reply.scheduler.CopyFrom(scheduler_ledger(self._loop.scheduler))
+            reply.executor.CopyFrom(self._executor.ledger())
+            models = [self._config.served_model_name]
+            reply.tokenizer.CopyFrom(TokenizerLedger(detokenize_handles=self._detokenizer.num_handles, models=models))
+        return {"engine": reply}
+
     async def close(self) -> None:
         if self._task is not None:
             self._task.cancel()
@@ -135,6 +154,7 @@ class InProcessExecutorClient:
         self._config = config
         self._results: asyncio.Queue[ModelRunnerOutput | TriviumError] = asyncio.Queue()
         self._thread: ModelThread | None = None
+        self._num_steps_done = 0
 
     async def load(self) -> None:
         """Load the model. Raises ConfigurationError."""
@@ -155,7 +175,13 @@ class InProcessExecutorClient:
         result = await self._results.get()
         if isinstance(result, TriviumError):
             raise result
+        self._num_steps_done += 1
         return result
+
+    def ledger(self) -> ExecutorLedger:
+        runner = self._running_thread().runner
+        assert runner is not None, "use before load"
+        return executor_ledger(runner, steps_done=self._num_steps_done)
 
     async def close(self) -> None:
         if self._thread is not None and not self._thread.failed.done():
@@ -181,6 +207,10 @@ class InProcessDetokenizerClient:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._session = DetokenizeSession(tokenizer)
         self._pushes: asyncio.Queue[TextPush] = asyncio.Queue()
+
+    @property
+    def num_handles(self) -> int:
+        return self._session.num_handles
 
     def push(self, push: TextPush) -> None:
         self._pushes.put_nowait(push)

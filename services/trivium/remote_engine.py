@@ -18,9 +18,11 @@ from trivium import columns, rpc, wire
 from trivium.config import PROTOCOL_REVISION, ModelInfo
 from trivium.errors import EngineUnavailableError, InternalError, TriviumError
 from trivium.inputs import GenerationRequest, ResumedChoice
+from trivium.ledger import ask_ledger
 from trivium.outputs import ChoiceDelta
 from trivium.tokenizer_client import TokenizerClient
 from trivium.v1 import scheduler_pb2, scheduler_pb2_grpc
+from trivium.v1.ledger_pb2 import LedgerReply
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +141,12 @@ class RemoteEngine:
             del self._live[handle]
             if not live.is_finished:
                 self._send(scheduler_pb2.SessionCommand(cancel=scheduler_pb2.Cancel(handles=[handle])))
+
+    async def ledger(self) -> dict[str, LedgerReply | None]:
+        """Of "scheduler", "executor" (asked by the scheduler) and "tokenizer"."""
+        scheduler, tokenizer = await asyncio.gather(ask_ledger(self._channel), ask_ledger(self._tokenizer_channel))
+        executor = next((peer for peer in scheduler.peers if peer.service == "executor"), None) if scheduler else None
+        return {"scheduler": scheduler, "executor": executor, "tokenizer": tokenizer}
 
     async def close(self) -> None:
         for task in self._tasks:

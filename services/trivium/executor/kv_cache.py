@@ -53,6 +53,10 @@ class KVCache:
             (self._pool[:, layer, 0], self._pool[:, layer, 1]) for layer in range(shape.num_layers)
         )  # (key_cache, value_cache), each [num_blocks, block_size, num_kv_heads, head_dim]
 
+    @property
+    def num_bytes(self) -> int:
+        return self._pool.nbytes
+
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """(key_cache, value_cache) of a layer, views [num_blocks, block_size, num_kv_heads, head_dim]."""
         return self._layers[index]

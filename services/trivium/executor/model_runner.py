@@ -72,6 +72,15 @@ class ModelRunner:
     def model_info(self) -> ModelInfo:
         return self._model_info
 
+    @property
+    def num_occupied_slots(self) -> int:
+        """Rows of the standing batch. May be read from any thread."""
+        return int(self._batch.occupied.sum())
+
+    @property
+    def kv_pool_bytes(self) -> int:
+        return self._kv_cache.num_bytes
+
     def reset(self) -> None:
         """Forget every row. Weights and pool stay; what the pool holds means nothing any more."""
         self._batch = InputBatch(self._limits)

@@ -35,8 +35,14 @@ class ModelThread:
         self._config = config
         self._loop = loop
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._runner: ModelRunner | None = None
         # A daemon: loading cannot be interrupted, and must not keep a stopped process alive.
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+
+    @property
+    def runner(self) -> ModelRunner | None:
+        """None until the model is loaded. The thread owns it: others read numbers from it, and call nothing."""
+        return self._runner
 
     def start(self) -> None:
         self._thread.start()
@@ -57,7 +63,7 @@ class ModelThread:
 
     def _run(self) -> None:
         try:
-            runner = ModelRunner(self._config)
+            runner = self._runner = ModelRunner(self._config)
             self.call_in_loop(self.loaded.set_result, runner.model_info)
             while (job := self._jobs.get()) is not None:
                 job(runner)

@@ -20,11 +20,14 @@ from trivium import rpc, wire
 from trivium.columns import ColumnError
 from trivium.config import PROTOCOL_REVISION, ExecutorConfig, ModelInfo
 from trivium.errors import InvalidRequestError
+from trivium.executor.ledger import executor_ledger
 from trivium.executor.model_runner import ModelRunner
 from trivium.executor.model_thread import ModelThread
 from trivium.executor.plan_check import PlanError
+from trivium.ledger import register_ledger
 from trivium.step import ModelRunnerOutput, SchedulerOutput
 from trivium.v1 import executor_pb2, executor_pb2_grpc
+from trivium.v1.ledger_pb2 import LedgerReply
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +75,10 @@ class ExecuteStream:
 class ExecutorService(executor_pb2_grpc.ExecutorServicer):
     """At most one stream is active: the newest that said hello."""
 
-    def __init__(self, thread: ModelThread) -> None:
+    def __init__(self, thread: ModelThread, epoch: int) -> None:
         self._thread = thread
-        self._epoch = rpc.new_epoch()
+        self._epoch = epoch
+        self._num_steps_done = 0
         self._active: ExecuteStream | None = None
         self._streams: set[ExecuteStream] = set()
         self._end: tuple[grpc.StatusCode, str] | None = None
@@ -84,6 +88,11 @@ class ExecutorService(executor_pb2_grpc.ExecutorServicer):
         self._end = code, message
         for stream in self._streams:
             stream.end(code, message)
+
+    async def fill_ledger(self, reply: LedgerReply) -> None:
+        reply.open_streams = len(self._streams)
+        if self._thread.runner is not None:
+            reply.executor.CopyFrom(executor_ledger(self._thread.runner, steps_done=self._num_steps_done))
 
     async def Execute(self, request_iterator: Commands, context: Context) -> None:
         stream = ExecuteStream(asyncio.get_running_loop())
@@ -154,9 +163,13 @@ class ExecutorService(executor_pb2_grpc.ExecutorServicer):
                 stream.is_open = False
                 self._thread.call_in_loop(stream.end, grpc.StatusCode.INVALID_ARGUMENT, f"step {plan.step}: {error}")
             else:
-                self._thread.call_in_loop(stream.deliver, output)
+                self._thread.call_in_loop(self._deliver, stream, output)
 
         self._thread.submit(run_step)
+
+    def _deliver(self, stream: ExecuteStream, output: ModelRunnerOutput) -> None:
+        self._num_steps_done += 1
+        stream.deliver(output)
 
     async def _write_events(self, stream: ExecuteStream, context: Context) -> None:
         while True:
@@ -178,9 +191,11 @@ async def serve(config: ExecutorConfig, listen: str, stop: asyncio.Event) -> Non
     thread: the caller exits non-zero, and the scheduler rebuilds the batch with the next executor.
     """
     thread = ModelThread(config, asyncio.get_running_loop())
-    service = ExecutorService(thread)
+    epoch = rpc.new_epoch()
+    service = ExecutorService(thread, epoch)
     server = rpc.Server(listen, (SERVICE_NAME,))
     executor_pb2_grpc.add_ExecutorServicer_to_server(service, server.grpc_server)
+    register_ledger(server, "executor", epoch, service.fill_ledger)
     await server.start()
     thread.start()
     try:

@@ -64,6 +64,11 @@ class EngineLoop:
         return self._is_connected
 
     @property
+    def has_scheduler(self) -> bool:
+        """Whether an executor was reached since the start."""
+        return self._scheduler is not None
+
+    @property
     def scheduler(self) -> Scheduler:
         """For reading: tests and metrics."""
         assert self._scheduler is not None, "no executor was reached yet"

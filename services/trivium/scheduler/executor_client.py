@@ -10,8 +10,10 @@ from trivium import rpc, wire
 from trivium.columns import ColumnError
 from trivium.config import PROTOCOL_REVISION, ModelInfo
 from trivium.errors import EngineUnavailableError, TriviumError
+from trivium.ledger import PEER_TIMEOUT_S, ask_ledger
 from trivium.step import ModelRunnerOutput, SchedulerOutput
 from trivium.v1 import executor_pb2, executor_pb2_grpc
+from trivium.v1.ledger_pb2 import LedgerReply
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,10 @@ class GrpcExecutorClient:
             event = await self._call.receive()
             if event.WhichOneof("event") == "result" and event.result.executor_epoch == self._executor_epoch:
                 return wire.result_from_proto(event.result)
+
+    async def ledger(self) -> LedgerReply | None:
+        """What the executor holds; None if it does not say so in time. Independent of the stream."""
+        return await ask_ledger(self._channel, PEER_TIMEOUT_S)
 
     async def close(self) -> None:
         await self._hang_up()

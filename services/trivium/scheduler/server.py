@@ -1,4 +1,4 @@
-"""gRPC in: `Generate`, `Session` and `GetModelInfo` of one model, translated to the EngineLoop."""
+"""gRPC in: `Generate`, `Session`, `GetModelInfo` and `GetLedger` of one model, translated to the EngineLoop."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ from trivium.errors import (
     TriviumError,
 )
 from trivium.inputs import GenerationRequest
+from trivium.ledger import register_ledger
 from trivium.prompts import encode_prompt
 from trivium.sampling_tokens import check_sampling_tokens, resolve_bad_words
 from trivium.scheduler.detokenizer_client import GrpcDetokenizerClient
 from trivium.scheduler.engine_loop import EngineLoop
 from trivium.scheduler.executor_client import GrpcExecutorClient
+from trivium.scheduler.ledger import scheduler_ledger
 from trivium.scheduler.request_trace import TracedEngineLoop
 from trivium.scheduler.session import Outbox, Session
 from trivium.tokenizer_client import TokenizerClient
 from trivium.v1 import scheduler_pb2, scheduler_pb2_grpc, tokenizer_pb2_grpc, types_pb2
+from trivium.v1.ledger_pb2 import LedgerReply
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +47,17 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         self._tokenizer = tokenizer
         self._epoch = epoch
         self._is_draining = asyncio.Event()
+        self._num_sessions = 0
+        self._num_generates = 0
 
     def drain(self) -> None:
         """End every open stream, so that the server can stop."""
         self._is_draining.set()
+
+    async def fill_ledger(self, reply: LedgerReply) -> None:
+        reply.open_streams = self._num_sessions + self._num_generates
+        if self._loop.has_scheduler:
+            reply.scheduler.CopyFrom(scheduler_ledger(self._loop.scheduler, sessions=self._num_sessions))
 
     async def GetModelInfo(self, request: scheduler_pb2.GetModelInfoRequest, context: Any) -> types_pb2.ModelInfo:
         async def handle() -> types_pb2.ModelInfo:
@@ -58,17 +68,21 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
     async def Generate(
         self, message: scheduler_pb2.GenerateRequest, context: Any
     ) -> AsyncIterator[scheduler_pb2.GenerateResponse]:
+        self._num_generates += 1
         try:
             request = await self._request_from(message)
             async for response in self._generate(request):
                 yield response
         except TriviumError as error:
             await rpc.abort_with(context, error)
+        finally:
+            self._num_generates -= 1
 
     async def Session(
         self, messages: AsyncIterator[scheduler_pb2.SessionCommand], context: Any
     ) -> AsyncIterator[scheduler_pb2.SessionEvent]:
         session = Session(self._loop, self._request_from)
+        self._num_sessions += 1
         try:
             await session.check_hello(messages)
             welcome = scheduler_pb2.SessionWelcome(
@@ -85,6 +99,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         except TriviumError as error:
             await rpc.abort_with(context, error)
         finally:
+            self._num_sessions -= 1
             session.abort_all()
 
     async def _request_from(self, message: scheduler_pb2.GenerateRequest) -> GenerationRequest:
@@ -147,8 +162,9 @@ async def serve(
     server = rpc.Server(listen, (SERVICE,))
     channel = rpc.open_channel(tokenizer)
     ready = _ReadyRelay(server)
+    executor_client = GrpcExecutorClient(executor, epoch)
     loop = TracedEngineLoop(
-        GrpcExecutorClient(executor, epoch),
+        executor_client,
         GrpcDetokenizerClient(tokenizer_pb2_grpc.TokenizerStub(channel), model),
         config,
         model=model,
@@ -156,6 +172,14 @@ async def serve(
     )
     servicer = SchedulerServicer(model, loop, TokenizerClient(model, channel), epoch)
     scheduler_pb2_grpc.add_SchedulerServicer_to_server(servicer, server.grpc_server)
+
+    async def fill_ledger(reply: LedgerReply) -> None:
+        await servicer.fill_ledger(reply)
+        executor_ledger = await executor_client.ledger()
+        if executor_ledger is not None:
+            reply.peers.append(executor_ledger)
+
+    register_ledger(server, "scheduler", epoch, fill_ledger)
     await server.start()
     tasks = [asyncio.create_task(stop.wait()), asyncio.create_task(loop.run()), asyncio.create_task(ready.run())]
     try:

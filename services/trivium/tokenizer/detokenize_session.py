@@ -30,6 +30,11 @@ class DetokenizeSession:
         self._open: dict[int, IncrementalDetokenizer] = {}  # handle -> its stream
         self._stopped: dict[int, None] = {}  # handles in the order in which they stopped
 
+    @property
+    def num_handles(self) -> int:
+        """Handles that the sender has not closed, stopped ones included."""
+        return len(self._open) + len(self._stopped)
+
     def apply(self, push: tokenizer_pb2.DetokenizePush) -> tokenizer_pb2.DetokenizeText:
         """The answer to `push`.
 

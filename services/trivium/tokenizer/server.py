@@ -28,10 +28,12 @@ from trivium.errors import (
     ModelNotFoundError,
     OverloadedError,
 )
+from trivium.ledger import register_ledger
 from trivium.tokenizer import chat_template
 from trivium.tokenizer.detokenize_session import DetokenizeSession, num_ids
 from trivium.tokenizer.tokenizer import Tokenizer
 from trivium.v1 import tokenizer_pb2, tokenizer_pb2_grpc, types_pb2
+from trivium.v1.ledger_pb2 import LedgerReply, TokenizerLedger
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +56,10 @@ async def serve(
         raise ConfigurationError("a tokenizer needs at least one model")
     pool = ThreadPoolExecutor(max_workers=max(2, min(8, os.cpu_count() or 2)), thread_name_prefix="tokenizer")
     server = rpc.Server(listen, (SERVICE_NAME,))
-    servicer = TokenizerServicer(pool)
+    epoch = rpc.new_epoch()
+    servicer = TokenizerServicer(pool, epoch)
     tokenizer_pb2_grpc.add_TokenizerServicer_to_server(servicer, server.grpc_server)
+    register_ledger(server, "tokenizer", epoch, servicer.fill_ledger)
     try:
         await server.start()
         await servicer.load(models, revision)
@@ -71,13 +75,14 @@ async def serve(
 class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
     """The handlers. Owned by `serve`; stateless but for the streams that are open."""
 
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, pool: ThreadPoolExecutor, epoch: int) -> None:
         self._pool = pool
-        self._epoch = rpc.new_epoch()
+        self._epoch = epoch
         self._tokenizers: dict[str, Tokenizer] = {}  # served name -> tokenizer
         self._is_loaded = False
         self._num_waiting = 0
         self._streams: set[asyncio.Task[Any]] = set()
+        self._sessions: set[DetokenizeSession] = set()
 
     async def load(self, models: Sequence[ServedModel], revision: str | None) -> None:
         """Load the tokenizers, one after the other, off the loop. Raises ConfigurationError."""
@@ -101,6 +106,11 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
         """End every Detokenize stream with UNAVAILABLE: they would never end by themselves."""
         for task in self._streams:
             task.cancel()
+
+    async def fill_ledger(self, reply: LedgerReply) -> None:
+        reply.open_streams = len(self._streams)
+        num_handles = sum(session.num_handles for session in self._sessions)
+        reply.tokenizer.CopyFrom(TokenizerLedger(detokenize_handles=num_handles, models=self._tokenizers))
 
     async def Encode(self, request: tokenizer_pb2.EncodeRequest, context: Context) -> tokenizer_pb2.EncodeResponse:
         async def handler() -> tokenizer_pb2.EncodeResponse:
@@ -145,22 +155,23 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
             self._streams.discard(task)
 
     async def _detokenize(self, commands: AsyncIterator[tokenizer_pb2.DetokenizeCommand], context: Context) -> None:
-        session: DetokenizeSession | None = None
-        async for command in commands:
-            kind = command.WhichOneof("command")
-            if session is None and kind == "hello":
-                session = DetokenizeSession(self._tokenizer(command.hello.model))
-                welcome = tokenizer_pb2.DetokenizeWelcome(tokenizer_epoch=self._epoch)
-                await context.write(tokenizer_pb2.DetokenizeEvent(welcome=welcome))
-            elif session is not None and kind == "push":
+        first = await anext(commands, None)
+        if first is None:
+            return
+        if first.WhichOneof("command") != "hello":
+            raise _out_of_order(first)
+        session = DetokenizeSession(self._tokenizer(first.hello.model))
+        self._sessions.add(session)
+        try:
+            welcome = tokenizer_pb2.DetokenizeWelcome(tokenizer_epoch=self._epoch)
+            await context.write(tokenizer_pb2.DetokenizeEvent(welcome=welcome))
+            async for command in commands:
+                if command.WhichOneof("command") != "push":
+                    raise _out_of_order(command)
                 text = await self._apply(session, command.push)
                 await context.write(tokenizer_pb2.DetokenizeEvent(text=text))
-            else:
-                raise InvalidRequestError(
-                    f"the stream must be one hello, then pushes; got {kind or 'an empty command'}",
-                    param="command",
-                    code="out_of_order",
-                )
+        finally:
+            self._sessions.discard(session)
 
     async def _apply(
         self, session: DetokenizeSession, push: tokenizer_pb2.DetokenizePush
@@ -185,6 +196,13 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)
         finally:
             self._num_waiting -= 1
+
+
+def _out_of_order(command: tokenizer_pb2.DetokenizeCommand) -> InvalidRequestError:
+    kind = command.WhichOneof("command") or "an empty command"
+    return InvalidRequestError(
+        f"the stream must be one hello, then pushes; got {kind}", param="command", code="out_of_order"
+    )
 
 
 def _render(tokenizer: Tokenizer, request: tokenizer_pb2.RenderRequest) -> list[int]:

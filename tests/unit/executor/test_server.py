@@ -17,6 +17,7 @@ from trivium.config import PROTOCOL_REVISION, ExecutorConfig
 from trivium.errors import ConfigurationError
 from trivium.executor import server
 from trivium.executor.model_runner import ModelRunner
+from trivium.ledger import ask_ledger
 from trivium.params import SamplingParams
 from trivium.step import ModelRunnerOutput, NewRequestData, SchedulerOutput
 from trivium.v1 import executor_pb2, executor_pb2_grpc
@@ -243,3 +244,22 @@ async def test_stop_ends_the_streams_and_serve(checkpoint: Path, tmp_path: Path)
         stop.set()
         assert await end_of(stream) == (grpc.StatusCode.UNAVAILABLE, "the executor is shutting down")
         await asyncio.wait_for(task, 10)
+
+
+@pytest.mark.asyncio
+async def test_the_ledger_counts_rows_steps_and_streams(checkpoint: Path, tmp_path: Path) -> None:
+    async with running_executor(checkpoint, tmp_path) as channel:
+        stream, _ = await greet(channel)
+        idle = await ask_ledger(channel)
+        assert idle is not None and idle.service == "executor" and idle.open_streams == 1
+        assert idle.executor.occupied_slots == idle.executor.steps_done == 0
+        assert 2**19 < idle.executor.kv_pool_bytes <= 2**20  # as configured, in whole blocks
+        await send(stream, first_plan())
+        await read_result(stream)
+        busy = await ask_ledger(channel)
+        assert busy is not None and busy.epoch == idle.epoch
+        assert busy.executor.occupied_slots == busy.executor.steps_done == 1
+        await send(stream, SchedulerOutput(2, (), (), freed_slots=(0,)))
+        await read_result(stream)
+        after = await ask_ledger(channel)
+        assert after is not None and after.executor.occupied_slots == 0 and after.executor.steps_done == 2

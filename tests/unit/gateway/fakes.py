@@ -17,6 +17,7 @@ from trivium.config import ModelInfo
 from trivium.errors import EngineUnavailableError, InvalidRequestError
 from trivium.inputs import GenerationRequest
 from trivium.outputs import ChoiceDelta, FinishReason
+from trivium.v1.ledger_pb2 import LedgerReply
 from trivium_gateway.app import create_app
 from trivium_gateway.drain import Drain
 from trivium_gateway.routing import ModelRoutes
@@ -76,6 +77,7 @@ class FakeEngine:
         self._info = info
         self.ready = is_ready
         self.scripts: dict[str, Sequence[Step]] = {}  # prompt text -> steps
+        self.ledgers: dict[str, LedgerReply | None] = {}  # service -> its answer
         self.requests: list[GenerationRequest] = []
         self.rendered: list[tuple[Sequence[Mapping[str, Any]], bool, bool]] = []
         self.started: queue.Queue[str] = queue.Queue()  # ids of requests that hang
@@ -126,6 +128,9 @@ class FakeEngine:
         except (GeneratorExit, asyncio.CancelledError):
             self.aborted.put(request.request_id)
             raise
+
+    async def ledger(self) -> dict[str, LedgerReply | None]:
+        return dict(self.ledgers)
 
     async def close(self) -> None:
         return None

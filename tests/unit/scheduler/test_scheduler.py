@@ -1,5 +1,6 @@
 """The scheduler against a toy executor that checks every plan, and against the definition of each request's output."""
 
+import os
 import random
 from collections import deque
 
@@ -300,7 +301,7 @@ def test_the_least_recently_used_contents_are_lost_first() -> None:
     assert cached(prompts[0]) == 12
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("TRIVIUM_SOAK_TRACES", "50"))))
 def test_random_timelines_leave_every_request_with_its_own_tokens(seed: int) -> None:
     rng = random.Random(seed)
     prefixes = [tuple(rng.randrange(2, 50) for _ in range(12)) for _ in range(3)]
@@ -318,10 +319,14 @@ def test_random_timelines_leave_every_request_with_its_own_tokens(seed: int) -> 
         prompt = rng.choice(prefixes)[: rng.randint(0, 12)] + tuple(
             rng.randrange(2, 50) for _ in range(rng.randint(1, 4))
         )
-        request = make_request(key, prompt, encoder=encoder, max_tokens=rng.randint(1, 18))
-        world.scheduler.check_admission(request)
-        world.scheduler.add_request(request)
-        requests.append(request)
+        max_tokens, priority = rng.randint(1, 18), rng.randint(0, 2)
+        choices = []
+        for index in range(rng.choice((1, 1, 1, 3))):
+            choices.append(make_request(10 * key + index, prompt, encoder=encoder, max_tokens=max_tokens))
+            choices[-1].priority = priority
+            world.scheduler.check_admission(choices[-1])
+        world.scheduler.add_choices(choices)
+        requests.extend(choices)
         for _ in range(rng.randint(0, 3)):
             world.step()
         if rng.random() < 0.2:

@@ -17,6 +17,7 @@ import pytest
 from trivium import columns, rpc
 from trivium.config import ServedModel
 from trivium.errors import ConfigurationError
+from trivium.ledger import ask_ledger
 from trivium.tokenizer import chat_template
 from trivium.tokenizer import server as server_module
 from trivium.tokenizer.server import SERVICE_NAME, serve
@@ -244,3 +245,27 @@ async def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> 
         await serve([ServedModel("m", f"{tmp_path}/none")], f"unix:{tmp_path}/s", asyncio.Event())
     with pytest.raises(ConfigurationError):
         await serve([], f"unix:{tmp_path}/s", asyncio.Event())
+
+
+@pytest.mark.asyncio
+async def test_the_ledger_counts_handles_until_they_are_closed_or_their_stream_ends(tmp_path: Path) -> None:
+    async def handles() -> tuple[int, int]:
+        reply = await ask_ledger(channel)
+        assert reply is not None and reply.service == "tokenizer" and list(reply.tokenizer.models) == ["bpe", "uni"]
+        return reply.open_streams, reply.tokenizer.detokenize_handles
+
+    async with running_server(tmp_path) as (channel, _):
+        assert await handles() == (0, 0)
+        first, second = Stream(channel), Stream(channel)
+        for stream in (first, second):
+            await stream.hello()
+            await stream.push([(1, [5], False)], opens=(1, 2))
+        assert await handles() == (2, 4)
+        await first.push([(1, [5], True)])
+        assert await handles() == (2, 3)
+        await first.push([], closed_handles=columns.pack([2]))
+        assert await handles() == (2, 2)
+        second.call.cancel()
+        async with asyncio.timeout(5):
+            while await handles() != (1, 0):
+                await asyncio.sleep(0.01)
