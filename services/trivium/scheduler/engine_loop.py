@@ -12,7 +12,6 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 
 from trivium.config import ModelInfo, SchedulerConfig
 from trivium.errors import EngineUnavailableError, InternalError, InvalidRequestError, OverloadedError
@@ -152,8 +151,13 @@ class EngineLoop:
             self._scheduler = Scheduler(
                 info, enable_prefix_caching=self._config.enable_prefix_caching, on_start=self._on_start
             )
-        elif replace(info, name=self._scheduler.info.name) != self._scheduler.info:
-            raise InternalError("the executor came back with another model or another KV cache")
+        elif _identity(info) != _identity(self._scheduler.info):
+            raise InternalError("the executor came back with another model")
+        else:
+            for request in self._scheduler.adopt(info):
+                self._outputs.fail(
+                    request, EngineUnavailableError("the server came back with too little memory for this request")
+                )
         self._is_connected = True
         self._on_ready(True)
         logger.info("executor ready: %d KV blocks of %d tokens", info.num_blocks, info.block_size)
@@ -228,3 +232,8 @@ class EngineLoop:
     def _finish_by_stop_string(self, request: Request) -> None:
         self.scheduler.finish(request, FinishReason.STOP)
         self._act_soon()
+
+
+def _identity(info: ModelInfo) -> tuple[object, ...]:
+    """What an executor that takes over must have in common with the one before; memory and limits may differ."""
+    return info.architecture, info.is_encoder_decoder, info.vocab_size, info.eos_token_ids, info.decoder_start_token_id

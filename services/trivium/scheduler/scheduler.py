@@ -92,17 +92,15 @@ class Scheduler:
         enable_prefix_caching: bool = True,
         on_start: Callable[[Request], None] = lambda request: None,
     ) -> None:
-        self.info = info
         self._on_start = on_start
+        self._enable_prefix_caching = enable_prefix_caching
         self.num_preemptions = 0
-        self._eos_token_ids = frozenset(info.eos_token_ids)
-        self.kv_cache = KVCacheManager(info.num_blocks, info.block_size, enable_prefix_caching=enable_prefix_caching)
         self._waiting = RequestQueue()
         self._running: dict[int, Request] = {}  # key -> Request, in order of arrival
-        self._free_slots: deque[int] = deque(range(info.max_num_seqs))
         self._freed_slots: list[int] = []  # told to the executor with the next plan
         self._in_flight: deque[_PlanInFlight] = deque()
         self._step = 0
+        self._use(info)
 
     @property
     def num_waiting(self) -> int:
@@ -164,6 +162,18 @@ class Scheduler:
         self._queue_siblings(request)
         self._waiting.forget(request)
 
+    def adopt(self, info: ModelInfo) -> list[Request]:
+        """Go on with a fresh executor of the same model, whose pool and limits may differ. Nothing may be running.
+
+        Waiting requests that it could never run are finished, and returned.
+        """
+        assert not self._running and not self._in_flight, "adopt after requeue_all"
+        self._use(info)
+        unfit = [request for request in self._waiting if not self._fits(request)]
+        for request in unfit:
+            self.finish(request, FinishReason.ABORT)
+        return unfit
+
     def requeue_all(self) -> None:
         """The executor lost its state: running requests wait again, ahead of the others, with their output so far."""
         self._in_flight.clear()
@@ -222,6 +232,18 @@ class Scheduler:
             assert request.slot == -1 and request.num_computed_tokens == 0, f"request {request.key} waits with a slot"
         if not self._running:
             assert self.num_held_blocks == 0, "blocks are held though nothing runs"
+
+    def _use(self, info: ModelInfo) -> None:
+        self.info = info
+        self._eos_token_ids = frozenset(info.eos_token_ids)
+        self.kv_cache = KVCacheManager(
+            info.num_blocks, info.block_size, enable_prefix_caching=self._enable_prefix_caching
+        )
+        self._free_slots: deque[int] = deque(range(info.max_num_seqs))
+
+    def _fits(self, request: Request) -> bool:
+        in_context = request.num_prompt_tokens + request.max_tokens <= self.info.max_model_len
+        return in_context and self.kv_cache.can_ever_fit(request)
 
     def _new_draft(self) -> _PlanDraft:
         budget = self.info.max_num_batched_tokens

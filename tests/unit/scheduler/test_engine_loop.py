@@ -327,3 +327,33 @@ async def test_the_choices_of_a_request_compute_their_prompt_once() -> None:
         world.loop.submit(GenerationRequest("r", prompt, params, stream=True), client, 0)
         await client.done.wait()
         assert world.executor.executor.num_computed_tokens == 40 + 3 * 4 + 4
+
+
+@pytest.mark.asyncio
+async def test_an_executor_may_come_back_with_less_memory() -> None:
+    async with running(num_blocks=32) as world:
+        large = world.submit(1, ignore_eos=True, max_tokens=100)
+        small = [world.submit(seed, ignore_eos=True, max_tokens=20) for seed in range(2, 6)]
+        while not small[0].deltas:
+            await asyncio.sleep(0)
+        world.executor.info = make_info(num_blocks=12, max_num_seqs=2)
+        world.executor.crash()
+        await asyncio.gather(*(client.done.wait() for client in (large, *small)))
+        assert isinstance(large.error, EngineUnavailableError)
+        for seed, client in enumerate(small, 2):
+            assert client.outputs[0].token_ids == expected(seed, ignore_eos=True, max_tokens=20)
+
+
+@pytest.mark.asyncio
+async def test_an_executor_with_another_model_is_not_taken() -> None:
+    world = World()
+    task = asyncio.create_task(world.loop.run())
+    while not world.loop.is_ready:
+        await asyncio.sleep(0)
+    client = world.submit(1, ignore_eos=True, max_tokens=100)
+    world.executor.info = make_info(vocab_size=7)
+    world.executor.crash()
+    await client.done.wait()
+    assert isinstance(client.error, InternalError)
+    with pytest.raises(ExceptionGroup):
+        await task
