@@ -100,6 +100,24 @@ def test_too_few_blocks_preempt_the_youngest_and_change_no_token() -> None:
     assert [request.output_token_ids for request in requests] == [expected_output(request) for request in requests]
 
 
+def test_with_memory_for_a_tenth_of_the_load_all_finish_and_none_waits_for_ever() -> None:
+    rng = random.Random(0)
+    world = World(num_blocks=64, max_num_seqs=40, max_num_batched_tokens=64)  # 256 tokens for about 2,600
+    requests = []
+    for key in range(1, 61):
+        prompt = tuple(rng.randrange(2, 50) for _ in range(rng.randint(8, 24)))
+        requests.append(make_request(key, prompt, max_tokens=rng.randint(20, 36), ignore_eos=True))
+        world.scheduler.add_request(requests[-1])
+    finished: dict[int, int] = {}  # request key -> steps until its end
+    for step in range(10_000):
+        if not world.step():
+            break
+        finished.update((r.key, step) for r in requests if r.is_finished and r.key not in finished)
+    assert [request.output_token_ids for request in requests] == [expected_output(request) for request in requests]
+    assert world.scheduler.num_preemptions > 0
+    assert max(finished.values()) <= 3 * sorted(finished.values())[len(finished) // 2]
+
+
 def test_a_request_that_can_never_fit_is_refused_with_both_numbers() -> None:
     world = World(num_blocks=4)
     with pytest.raises(InvalidRequestError, match=r"13 KV blocks.*has 4"):
