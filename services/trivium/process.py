@@ -95,11 +95,13 @@ def end_process(exit_code: int) -> NoReturn:
 
 
 def wait_passively(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Let idle OpenMP threads sleep instead of spin, unless the user has said otherwise. Before torch is imported.
+    """Let idle OpenMP threads sleep after a moment of spinning, unless the user has said otherwise.
 
-    The processes of a server share cores: a spinning thread takes them from the gateway, and gains microseconds.
+    Before torch is imported. The processes of a server share cores, so endless spinning takes them from the
+    gateway; but a step has hundreds of parallel regions, and sleeping at once costs a wake-up in each of them: decoding
+    8 rows of a 135M model on 2 cores went at 94 tokens/s without spinning, at 113 with 2000 turns, and with 20000.
     """
-    for name, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "0"), ("KMP_BLOCKTIME", "0")):
+    for name, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "2000"), ("KMP_BLOCKTIME", "0")):
         environ.setdefault(name, value)
 
 

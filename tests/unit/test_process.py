@@ -15,7 +15,14 @@ import pytest
 
 import trivium
 from trivium.errors import ConfigurationError
-from trivium.process import PARENT_FD, RUNTIME_DIR, find_configuration_error, remove_sockets, watch_parent
+from trivium.process import (
+    PARENT_FD,
+    RUNTIME_DIR,
+    find_configuration_error,
+    remove_sockets,
+    wait_passively,
+    watch_parent,
+)
 
 SOURCE_ROOT = str(Path(trivium.__file__).parents[1])
 PROLOGUE = (
@@ -185,3 +192,9 @@ def test_remove_sockets_spares_everything_else(tmp_path: Path) -> None:
 
 def test_remove_sockets_of_a_directory_that_is_gone_is_no_error(tmp_path: Path) -> None:
     remove_sockets(str(tmp_path / "gone"))
+
+
+def test_openmp_threads_wait_passively_unless_the_user_has_said_otherwise() -> None:
+    environ = {"GOMP_SPINCOUNT": "7"}
+    wait_passively(environ)
+    assert environ == {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "7", "KMP_BLOCKTIME": "0"}
