@@ -6,6 +6,7 @@ granted, and which rows compute how many tokens in this step. Plans carry no tok
 Both sides derive the same facts:
 * a row computes tokens [num_computed, num_computed + num_scheduled) of its sequence prompt + output;
 * a row samples one token in the step that brings num_computed to the length of its sequence, and appends it;
+* a row that has sampled EOS or a stop token id, where its parameters heed them, computes nothing in later plans;
 * the plan's effects apply in this order: `freed_slots`, `new_requests`, `new_blocks`, `encoder_slots`, rows.
 
 A block freed by the scheduler may be granted again in any *later* plan, because plans run in order.

@@ -115,6 +115,7 @@ class InputBatch:
         self.limits = limits
         num_slots = limits.max_num_seqs
         self.occupied = np.zeros(num_slots, np.bool_)
+        self.ended = np.zeros(num_slots, np.bool_)  # sampled EOS or a stop token: computes nothing more
         self.token_ids = np.zeros((num_slots, limits.max_model_len), np.int32)
         self.num_prompt_tokens = np.zeros(num_slots, np.int64)
         self.num_tokens = np.zeros(num_slots, np.int64)  # prompt and output
@@ -140,9 +141,11 @@ class InputBatch:
             self.num_blocks[slot] += len(block_ids)
 
     def schedule_rows(self, plan: SchedulerOutput) -> ScheduledRows:
-        """The plan's rows in packing order, with the position of each of their tokens."""
+        """The plan's rows that have not ended, in packing order, with the position of each of their tokens."""
         slots = np.array(plan.scheduled_slots, np.int64)
         counts = np.array(plan.num_scheduled_tokens, np.int64)
+        going_on = ~self.ended[slots]
+        slots, counts = slots[going_on], counts[going_on]
         order = np.lexsort((self.num_computed_tokens[slots], counts > 1))
         slots, counts = slots[order], counts[order]
         starts = self.num_computed_tokens[slots]
@@ -193,6 +196,7 @@ class InputBatch:
     def _init_row(self, new: NewRequestData) -> None:
         slot, token_ids = new.slot, new.prompt_token_ids + new.output_token_ids
         self.occupied[slot] = True
+        self.ended[slot] = False
         self.token_ids[slot, : len(token_ids)] = token_ids
         self.num_prompt_tokens[slot] = len(new.prompt_token_ids)
         self.num_tokens[slot] = len(token_ids)

@@ -94,10 +94,13 @@ class ModelRunner:
         if not plan.scheduled_slots:
             return ModelRunnerOutput(step=plan.step)
         rows = self._batch.schedule_rows(plan)
+        if not len(rows.slots):
+            return ModelRunnerOutput(step=plan.step)
         hidden = self._run_decoder(rows)
         sampling_slots, logits = self._compute_logits(rows, hidden)
         token_ids = self._sampler.sample(logits, self._batch, sampling_slots)
         self._batch.advance(rows, sampling_slots, token_ids)
+        self._batch.ended[sampling_slots] = self._sampler.find_ends(self._batch, sampling_slots, token_ids)
         return ModelRunnerOutput(plan.step, tuple(sampling_slots.tolist()), tuple(token_ids.tolist()))
 
     def check_invariants(self) -> None:

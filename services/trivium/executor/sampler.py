@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from trivium.executor.history import History
-from trivium.executor.input_batch import InputBatch, Longs
+from trivium.executor.input_batch import Bools, InputBatch, Longs
 from trivium.executor.logits_processors import edit_logits
 from trivium.executor.model_config import SpecialTokens
 from trivium.executor.truncation import truncate, without_top_choices
@@ -84,6 +84,18 @@ class Sampler:
             token_ids[random] = sample_rows(rows, sampling).numpy()
         self._force(token_ids, batch, slots, output_positions)
         return token_ids
+
+    def find_ends(self, batch: InputBatch, slots: Longs, token_ids: Longs) -> Bools:
+        """[num_rows] True where `token_ids`, appended already, end their rows by EOS or a stop token id.
+
+        The scheduler decides the same from the result; knowing it here saves the rows of plans that are on their way.
+        """
+        columns = batch.sampling
+        is_eos = np.isin(token_ids, self._special.eos) & ~columns.ignore_eos[slots]
+        is_stop = [token in columns.params[slot].stop_token_ids for slot, token in zip(slots, token_ids, strict=True)]
+        num_outputs = batch.num_tokens[slots] - batch.num_prompt_tokens[slots]
+        ends: Bools = (is_eos | np.array(is_stop, np.bool_)) & (num_outputs >= columns.min_tokens[slots])
+        return ends
 
     def _edit(self, logits: Tensor, batch: InputBatch, slots: Longs, edited: Longs) -> None:
         index = torch.from_numpy(edited)
