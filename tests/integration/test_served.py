@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import openai
 import pytest
 from transformers import AutoTokenizer
@@ -16,6 +17,7 @@ from transformers import AutoTokenizer
 from cluster import ROOT, Cluster, environment, serve
 from oracle import PROMPTS, oracle
 from tiny import FAMILIES
+from trivium.v1 import scheduler_pb2, scheduler_pb2_grpc, types_pb2
 
 pytestmark = pytest.mark.xdist_group("served")
 
@@ -71,6 +73,29 @@ def test_direct_stubs_get_text(families: Cluster, checkpoints: dict[str, Path]) 
     tokenizer = AutoTokenizer.from_pretrained(checkpoints["llama"])
     expected = oracle(checkpoints["llama"], tokenizer("Hello")["input_ids"], max_tokens=40)
     assert run.stdout == tokenizer.decode(expected, skip_special_tokens=True) + "\n"
+
+
+def test_direct_stubs_are_refused_what_the_model_does_not_have(families: Cluster) -> None:
+    scheduler = next(
+        process for name, process in families.children().items() if "scheduler" in name and "llama" in process.cmdline()
+    )
+    address = scheduler.cmdline()[scheduler.cmdline().index("--listen") + 1]
+    prompt = types_pb2.Prompt(single=types_pb2.SingletonPrompt(tokens=types_pb2.TokensPrompt(ids=[5, 6])))
+    bad = [
+        scheduler_pb2.GenerateRequest(),
+        scheduler_pb2.GenerateRequest(prompt=prompt, sampling=types_pb2.SamplingParams(n=0)),
+        scheduler_pb2.GenerateRequest(prompt=prompt, sampling=types_pb2.SamplingParams(allowed_token_ids=[9999])),
+        scheduler_pb2.GenerateRequest(
+            prompt=prompt, resume=[scheduler_pb2.ResumedChoice(index=0, output_token_ids=[5, 2**32 - 1])]
+        ),
+    ]
+    with grpc.insecure_channel(address) as channel:
+        stub = scheduler_pb2_grpc.SchedulerStub(channel)
+        for request in bad:
+            with pytest.raises(grpc.RpcError) as refused:
+                list(stub.Generate(request, timeout=20))
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT, request
+        assert len(list(stub.Generate(scheduler_pb2.GenerateRequest(prompt=prompt), timeout=20))) == 2
 
 
 def test_bad_requests_get_one_clear_error_and_disturb_nobody(families: Cluster) -> None:

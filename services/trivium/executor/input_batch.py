@@ -15,7 +15,6 @@ import numpy.typing as npt
 from trivium.params import SamplingParams
 from trivium.step import NewRequestData, SchedulerOutput
 
-Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 

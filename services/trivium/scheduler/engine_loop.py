@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable
 
 from trivium.config import ModelInfo, SchedulerConfig
-from trivium.errors import EngineUnavailableError, InternalError, InvalidRequestError, OverloadedError
+from trivium.errors import EngineUnavailableError, InternalError, InvalidRequestError, OverloadedError, TriviumError
 from trivium.inputs import GenerationRequest, ResumedChoice
 from trivium.outputs import FinishReason
 from trivium.prompts import resolve_max_tokens
@@ -155,9 +155,10 @@ class EngineLoop:
             raise InternalError("the executor came back with another model")
         else:
             for request in self._scheduler.adopt(info):
-                self._outputs.fail(
-                    request, EngineUnavailableError("the server came back with too little memory for this request")
-                )
+                if self._outputs.request_of(request.key) is not None:
+                    self._fail(
+                        request, EngineUnavailableError("the server came back with too little memory for this request")
+                    )
         self._is_connected = True
         self._on_ready(True)
         logger.info("executor ready: %d KV blocks of %d tokens", info.num_blocks, info.block_size)
@@ -202,18 +203,17 @@ class EngineLoop:
         return scheduler
 
     def _expire(self, key: int) -> None:
-        """The queue timeout of a request: end it if it has never run."""
+        """The queue timeout of a choice: end its request if the choice has never run."""
         request = self._outputs.request_of(key)
-        if request is None or request.status is not RequestStatus.WAITING:
-            return
-        self.scheduler.finish(request, FinishReason.ABORT)
-        self._outputs.fail(
-            request,
-            EngineUnavailableError(
-                f"the request waited {self._config.queue_timeout_s:g} s without a place in the batch",
-                code="queue_timeout",
-            ),
-        )
+        if request is not None and request.status is RequestStatus.WAITING:
+            waited = f"the request waited {self._config.queue_timeout_s:g} s without a place in the batch"
+            self._fail(request, EngineUnavailableError(waited, code="queue_timeout"))
+            self._act_soon()
+
+    def _fail(self, request: Request, error: TriviumError) -> None:
+        """End the client request that `request` is a choice of, with all its choices."""
+        for choice in self._outputs.fail(request, error):
+            self.scheduler.finish(choice, FinishReason.ABORT)
 
     def _make_choice(self, request: GenerationRequest, resumed: ResumedChoice, max_tokens: int) -> Request:
         assert request.sampling.seed is not None, "the front door draws a seed"

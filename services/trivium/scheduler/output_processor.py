@@ -158,15 +158,25 @@ class OutputProcessor:
         if opens:
             self._push(opens, rows, ())
 
-    def fail(self, request: Request, error: TriviumError) -> None:
-        """Deliver `error` as the end of `request`, and nothing more."""
-        stream = self._streams[request.key]
-        self.close(request)
-        stream.sink.fail(stream.handle, error)
+    def fail(self, request: Request, error: TriviumError) -> list[Request]:
+        """Deliver `error` as the end of the client request that `request` is a choice of, and nothing more for it.
+
+        All its choices that had not ended; they have to be finished.
+        """
+        failed = self._streams[request.key]
+        choices = [
+            stream.request
+            for stream in self._streams.values()
+            if stream.sink is failed.sink and stream.handle == failed.handle
+        ]
+        for choice in choices:
+            self.close(choice)
+        failed.sink.fail(failed.handle, error)
+        return choices
 
     def fail_all(self, error: TriviumError) -> None:
-        for stream in list(self._streams.values()):
-            self.fail(stream.request, error)
+        while self._streams:
+            self.fail(next(iter(self._streams.values())).request, error)
 
     def _push(
         self,

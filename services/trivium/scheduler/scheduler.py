@@ -169,9 +169,12 @@ class Scheduler:
         """
         assert not self._running and not self._in_flight, "adopt after requeue_all"
         self._use(info)
-        unfit = [request for request in self._waiting if not self._fits(request)]
-        for request in unfit:
-            self.finish(request, FinishReason.ABORT)
+        unfit: list[Request] = []
+        # Finishing a request queues its siblings, which are as large.
+        while found := [request for request in self._waiting if not self._fits(request)]:
+            unfit += found
+            for request in found:
+                self.finish(request, FinishReason.ABORT)
         return unfit
 
     def requeue_all(self) -> None:

@@ -13,13 +13,14 @@ from trivium import rpc, wire
 from trivium.config import ModelInfo, SchedulerConfig
 from trivium.errors import (
     EngineUnavailableError,
+    InternalError,
     InvalidRequestError,
     ModelNotFoundError,
     TriviumError,
 )
 from trivium.inputs import GenerationRequest
 from trivium.ledger import register_ledger
-from trivium.prompts import encode_prompt
+from trivium.prompts import check_vocabulary, encode_prompt
 from trivium.sampling_tokens import check_sampling_tokens, resolve_bad_words
 from trivium.scheduler.detokenizer_client import GrpcDetokenizerClient
 from trivium.scheduler.engine_loop import EngineLoop
@@ -75,6 +76,9 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
                 yield response
         except TriviumError as error:
             await rpc.abort_with(context, error)
+        except Exception:
+            logger.exception("a stream failed")
+            await rpc.abort_with(context, InternalError("internal error"))
         finally:
             self._num_generates -= 1
 
@@ -98,6 +102,9 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
                         yield scheduler_pb2.SessionEvent(heartbeat=scheduler_pb2.Heartbeat(scheduler_epoch=self._epoch))
         except TriviumError as error:
             await rpc.abort_with(context, error)
+        except Exception:
+            logger.exception("a stream failed")
+            await rpc.abort_with(context, InternalError("internal error"))
         finally:
             self._num_sessions -= 1
             session.abort_all()
@@ -115,12 +122,15 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         sampling = await resolve_bad_words(sampling, self._tokenizer)
         check_sampling_tokens(sampling, self._loop.model_info)
         prompt = await encode_prompt(wire.prompt_from_proto(message.prompt), self._tokenizer, self._loop.model_info)
+        resume = wire.resume_from_proto(message)
+        for choice in resume:
+            check_vocabulary(choice.output_token_ids, self._loop.model_info, "resume")
         return GenerationRequest(
             request_id=message.request_id or f"gen-{secrets.token_hex(8)}",
             prompt=prompt,
             sampling=sampling,
             stream=message.stream,
-            resume=wire.resume_from_proto(message),
+            resume=resume,
             traceparent=message.traceparent,
             priority=message.priority,
             tenant=message.tenant,

@@ -28,6 +28,7 @@ from trivium.inputs import EncodedPrompt, GenerationRequest, ResumedChoice
 from trivium.outputs import ChoiceDelta, CompletionOutput, FinishReason
 from trivium.params import SamplingParams
 from trivium.scheduler.engine_loop import EngineLoop
+from trivium.scheduler.session import Session
 
 PROMPT = (5, 6, 7)
 
@@ -357,3 +358,42 @@ async def test_an_executor_with_another_model_is_not_taken() -> None:
     assert isinstance(client.error, InternalError)
     with pytest.raises(ExceptionGroup):
         await task
+
+
+@pytest.mark.asyncio
+async def test_a_choice_that_waits_too_long_ends_its_whole_request_and_nobody_elses() -> None:
+    async with running(SchedulerConfig(queue_timeout_s=0.05), max_num_seqs=1) as world:
+        world.executor.on_plan = lambda plan: time.sleep(0.002)
+        sinks = [Session(world.loop, never_asked), Session(world.loop, never_asked)]
+        requests = [(1, 2, 60), (2, 1, 20)]  # (seed, n, max_tokens): the second choice of the first never gets a slot
+        for sink, (seed, n, max_tokens) in zip(sinks, requests, strict=True):
+            params = SamplingParams(n=n, seed=seed, max_tokens=max_tokens, ignore_eos=True)
+            request = GenerationRequest("r", EncodedPrompt(PROMPT), params, stream=True)
+            sink._keys[7] = world.loop.submit(request, sink, 7)
+            sink._num_left[7] = n
+        await asyncio.sleep(0.4)
+        for sink in sinks:
+            _, errors = await sink.outbox.take(1.0)
+            assert [error.code for _, error in errors] == ["queue_timeout"]
+        assert world.loop.scheduler.num_held_blocks == 0
+        client = world.submit(3)
+        await client.done.wait()
+        assert client.outputs[0].token_ids == expected(3)
+
+
+async def never_asked(message: object) -> GenerationRequest:
+    raise AssertionError("this session is not spoken to")
+
+
+@pytest.mark.asyncio
+async def test_an_executor_with_less_memory_ends_all_choices_of_what_no_longer_fits() -> None:
+    async with running(num_blocks=32) as world:
+        large = world.submit(1, n=3, ignore_eos=True, max_tokens=100)
+        world.executor.info = make_info(num_blocks=12)
+        world.executor.crash()
+        await large.done.wait()
+        assert isinstance(large.error, EngineUnavailableError)
+        assert world.loop.scheduler.num_waiting == 0
+        small = world.submit(2)
+        await small.done.wait()
+        assert small.outputs[0].token_ids == expected(2)
