@@ -1,4 +1,4 @@
-"""Packed columns: lists of small integers as little-endian fixed-width `bytes`, the form of every hot message.
+"""Packed columns, the form of every hot message: lists of integers or float32 numbers as little-endian `bytes`.
 
 protobuf cannot check these fields, so each decoder checks length and shape, and raises ColumnError.
 """
@@ -37,6 +37,38 @@ def unpack(data: bytes, code: Code = "I") -> list[int]:
     if sys.byteorder == "big":
         column.byteswap()
     return column.tolist()
+
+
+def pack_floats(values: Iterable[float]) -> bytes:
+    """`values` as little-endian float32."""
+    column = array("f", values)
+    if sys.byteorder == "big":
+        column.byteswap()
+    return column.tobytes()
+
+
+def unpack_floats(data: bytes) -> tuple[float, ...]:
+    """Inverse of `pack_floats`. Raises ColumnError if the length is no multiple of four."""
+    if len(data) % 4:
+        raise ColumnError(f"column of {len(data)} bytes is no multiple of 4")
+    column = array("f")
+    column.frombytes(data)
+    if sys.byteorder == "big":
+        column.byteswap()
+    return tuple(column)
+
+
+def pack_pairs(pairs: Iterable[tuple[int, int]]) -> bytes:
+    """Pairs of integers, flat."""
+    return pack(value for pair in pairs for value in pair)
+
+
+def unpack_pairs(data: bytes) -> tuple[tuple[int, int], ...]:
+    """Inverse of `pack_pairs`. Raises ColumnError if the number of values is odd."""
+    values = unpack(data)
+    if len(values) % 2:
+        raise ColumnError(f"{len(values)} values are no pairs")
+    return tuple(zip(values[::2], values[1::2], strict=True))
 
 
 def pack_ragged(rows: Sequence[Sequence[int]], code: Code = "I") -> tuple[bytes, bytes]:

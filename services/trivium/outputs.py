@@ -15,12 +15,30 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How likely the model found a token, and which tokens it found most likely, in falling order.
+
+    Natural logarithms of its own distribution, before penalties, temperature and truncation. rank: 1 for the most
+    likely token. top_ids, top_logprobs: as many as were asked for; they need not hold the token itself.
+    """
+
+    logprob: float
+    rank: int
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ChoiceDelta:
     """News of one choice of one request: tokens and text since the last delta.
 
     `token_ids` and `text` need not line up: text lags while a character or a stop string is incomplete. The last
     delta of a choice has `finish_reason`; `stop_reason` is then the stop string or stop token id that matched, and
     None for EOS and length.
+
+    logprobs: one for each of `token_ids`, if asked for. prompt_logprobs: of the prompt's tokens from the second on, if
+    asked for, in the first delta of choice 0. cumulative_logprob: in the last delta of a beam-search choice, the sum
+    of its log-probabilities; of other choices it is the sum of `logprobs`.
     """
 
     index: int
@@ -28,6 +46,9 @@ class ChoiceDelta:
     text: str = ""
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    cumulative_logprob: float | None = None
 
 
 @dataclass(slots=True)

@@ -24,6 +24,8 @@ MAX_BAD_WORD_CHARS = 256
 MAX_BAD_WORD_TOKENS = 256
 MAX_NGRAM_SIZE = 256
 MAX_DRY_ALLOWED_LENGTH = 256
+MAX_LOGPROBS = 20
+MAX_BEAM_WIDTH = 16
 GREEDY_EPSILON = 1e-5  # a temperature below this is greedy
 MAX_TOP_K = 2**31 - 1
 _INT64 = 2**63
@@ -34,6 +36,7 @@ _INT_RANGES: dict[str, tuple[int, int]] = {
     "top_k": (0, MAX_TOP_K),
     "min_tokens": (0, _MAX_INT32),
     "no_repeat_ngram_size": (0, MAX_NGRAM_SIZE),
+    "encoder_no_repeat_ngram_size": (0, MAX_NGRAM_SIZE),
     "dry_allowed_length": (0, MAX_DRY_ALLOWED_LENGTH),
     "dry_range": (0, _MAX_INT32),
 }
@@ -43,6 +46,7 @@ _FLOAT_RANGES: dict[str, tuple[float, float]] = {
     "presence_penalty": (-2.0, 2.0),
     "frequency_penalty": (-2.0, 2.0),
     "repetition_penalty": (1e-6, 1e6),  # positive and finite, and far enough from where float32 ends
+    "encoder_repetition_penalty": (1e-6, 1e6),
     "typical_p": (0.0, 1.0),
     "top_a": (0.0, 1e6),
     "epsilon_cutoff": (0.0, 1e4),
@@ -56,6 +60,40 @@ _BOOLS = ("include_stop_str_in_output", "ignore_eos", "detokenize", "skip_specia
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BeamSettings:
+    """Beam search as transformers does it (`generate` with `num_beams`).
+
+    width: beams kept at each step. length_penalty: a hypothesis scores sum of log-probabilities / length **
+    length_penalty. early_stopping: True stops at `width` hypotheses; False when the best live beam cannot win at its
+    present length; "never" when it cannot win at any length. num_groups, diversity_penalty: diverse beam search
+    (https://arxiv.org/abs/1610.02424): groups of width / num_groups beams, each avoiding the tokens of those before it.
+    """
+
+    width: int
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    num_groups: int = 1
+    diversity_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_int("beam_width", self.width, 1, MAX_BEAM_WIDTH)
+        check_float("length_penalty", self.length_penalty, -100.0, 100.0)
+        if self.early_stopping not in (True, False, "never") or isinstance(self.early_stopping, (int, float)) != (
+            isinstance(self.early_stopping, bool)
+        ):
+            raise InvalidRequestError(
+                f"early_stopping must be true, false or 'never', got {self.early_stopping!r:.40}",
+                param="early_stopping",
+            )
+        check_int("num_beam_groups", self.num_groups, 1, self.width)
+        if self.width % self.num_groups:
+            raise InvalidRequestError(
+                f"num_beam_groups ({self.num_groups}) must divide beam_width ({self.width})", param="num_beam_groups"
+            )
+        check_float("diversity_penalty", self.diversity_penalty, 0.0, 100.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """Parameters of one generation. How they act together, and in which order: `executor/sampler.py`.
 
@@ -65,10 +103,16 @@ class SamplingParams:
     min_tokens: neither EOS nor a stop token id is chosen before so many tokens.
 
     presence_penalty and frequency_penalty look at the output, all other penalties at prompt and output (of an
-    encoder-decoder model: of the decoder). logit_bias: token id -> what is added to its logit.
+    encoder-decoder model: of the decoder). encoder_repetition_penalty favours the tokens of the encoder input and
+    encoder_no_repeat_ngram_size forbids its n-grams. logit_bias: token id -> what is added to its logit.
     allowed_token_ids: nothing else is chosen; None allows all. bad_words: strings that are not generated;
     `bad_words_token_ids` are the sequences they are made of, set by `resolve_bad_words`. A ban that would leave no
-    token at all is lifted for that step.
+    token at all is lifted for that step. suppress_tokens are never chosen, begin_suppress_tokens not as the first.
+    forced_bos_token_id: the first generated token; None leaves it to the model.
+
+    logprobs: how many of the most likely tokens to report at each position, beside the chosen one (0: only that);
+    prompt_logprobs: the same for the prompt. They are of the model's own distribution, before all of the above.
+    beam: beam search instead of sampling; `n` of its hypotheses are returned, and the temperature is 0.
 
     epsilon_cutoff, eta_cutoff: in units of 1e-4. dry_*: a token that would repeat what followed an earlier copy of
     the last `length` tokens loses dry_multiplier * dry_base ** (length - dry_allowed_length), from dry_allowed_length
@@ -83,6 +127,8 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
+    encoder_repetition_penalty: float = 1.0
+    encoder_no_repeat_ngram_size: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -102,6 +148,12 @@ class SamplingParams:
     allowed_token_ids: tuple[int, ...] | None = None
     bad_words: tuple[str, ...] = field(default=())
     bad_words_token_ids: tuple[tuple[int, ...], ...] = field(default=())
+    suppress_tokens: tuple[int, ...] = field(default=())
+    begin_suppress_tokens: tuple[int, ...] = field(default=())
+    forced_bos_token_id: int | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    beam: BeamSettings | None = None
     seed: int | None = None
     stop: tuple[str, ...] = field(default=())
     stop_token_ids: tuple[int, ...] = field(default=())
@@ -127,6 +179,11 @@ class SamplingParams:
             check_int("seed", self.seed, -_INT64, _INT64 - 1)
         if self.max_tokens is not None:
             check_int("max_tokens", self.max_tokens, 1, _MAX_INT32)
+        if self.forced_bos_token_id is not None:
+            check_int("forced_bos_token_id", self.forced_bos_token_id, 0, _MAX_INT32)
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                check_int(name, getattr(self, name), 0, MAX_LOGPROBS)
         self._check_together()
 
     @property
@@ -138,6 +195,8 @@ class SamplingParams:
         set_field = object.__setattr__
         set_field(self, "stop", _as_stop(self.stop))
         set_field(self, "stop_token_ids", _as_ids(self.stop_token_ids, "stop_token_ids"))
+        for name in ("suppress_tokens", "begin_suppress_tokens"):
+            set_field(self, name, _as_ids(getattr(self, name), name))
         set_field(self, "dry_sequence_breaker_ids", _as_ids(self.dry_sequence_breaker_ids, "dry_sequence_breaker_ids"))
         if self.allowed_token_ids is not None:
             allowed = _as_ids(self.allowed_token_ids, "allowed_token_ids", limit=MAX_ALLOWED_TOKEN_IDS)
@@ -166,6 +225,14 @@ class SamplingParams:
                     param="best_of",
                     code="unsupported_parameter",
                 )
+        if self.beam is not None:
+            self._check_beam(self.beam)
+
+    def _check_beam(self, beam: BeamSettings) -> None:
+        if not self.is_greedy:
+            raise InvalidRequestError("beam search takes no temperature: set it to 0", param="temperature")
+        if self.n > beam.width:
+            raise InvalidRequestError(f"n ({self.n}) must not exceed the number of beams ({beam.width})", param="n")
 
 
 def check_int(name: str, value: object, low: int, high: int) -> None:

@@ -7,7 +7,11 @@ Both sides derive the same facts:
 * a row computes tokens [num_computed, num_computed + num_scheduled) of its sequence prompt + output;
 * a row samples one token in the step that brings num_computed to the length of its sequence, and appends it;
 * a row that has sampled EOS or a stop token id, where its parameters heed them, computes nothing in later plans;
-* the plan's effects apply in this order: `freed_slots`, `new_requests`, `new_blocks`, `encoder_slots`, rows.
+* the plan's effects apply in this order: `freed_slots`, `new_requests`, `new_blocks`, `swapped_out`, `swapped_in`,
+  `copied_blocks`, `encoder_slots`, rows.
+
+A beam-search request is a group of rows, one slot per beam, whose results are candidates: both sides choose the beams
+that go on, and move block tables, by the same code (`beam_search.py`).
 
 A block freed by the scheduler may be granted again in any *later* plan, because plans run in order.
 """
@@ -16,6 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from trivium.outputs import TokenLogprobs
 from trivium.params import SamplingParams
 
 
@@ -26,6 +31,7 @@ class NewRequestData:
     `output_token_ids` were generated before: they are output, not prompt. `sampling.seed` is set; random numbers are
     keyed by (seed, choice_index, output position). `max_tokens` is resolved: the row never has more output tokens.
     Encoder-decoder rows name their encoder input and the blocks for its cross-attention keys and values.
+    beam_slots: for beam search the slots of all beams, `slot` first; the other rows begin as copies of this one.
     """
 
     slot: int
@@ -38,6 +44,7 @@ class NewRequestData:
     max_tokens: int
     encoder_token_ids: tuple[int, ...] = ()
     cross_block_ids: tuple[int, ...] = ()
+    beam_slots: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +59,8 @@ class CachedRequestData:
 class SchedulerOutput:
     """One step's plan. `scheduled_slots[i]` computes `num_scheduled_tokens[i]` >= 1 tokens.
 
-    `encoder_slots` run their encoder and write cross-attention blocks before any row computes.
+    `encoder_slots` run their encoder and write cross-attention blocks before any row computes. copied_blocks: pairs
+    (from, to) of blocks. swapped_out, swapped_in: pairs (block, host block), copied to and from host memory.
     """
 
     step: int
@@ -62,12 +70,47 @@ class SchedulerOutput:
     new_blocks: CachedRequestData = field(default_factory=CachedRequestData)
     encoder_slots: tuple[int, ...] = ()
     freed_slots: tuple[int, ...] = ()
+    copied_blocks: tuple[tuple[int, int], ...] = ()
+    swapped_out: tuple[tuple[int, int], ...] = ()
+    swapped_in: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SlotLogprobs:
+    """Log-probabilities that a row asked for: of the token it sampled, and of a piece of its prompt.
+
+    `prompt[i]` is of the prompt token at position prompt_start + i.
+    """
+
+    slot: int
+    sampled: TokenLogprobs | None = None
+    prompt_start: int = 0
+    prompt: tuple[TokenLogprobs, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BeamCandidates:
+    """What the beams of the group of `slot` may become, best first: beam `beams[i]` followed by `token_ids[i]`.
+
+    scores: float32 sums of log-probabilities. logprobs: one for each candidate, if asked for.
+    """
+
+    slot: int
+    scores: tuple[float, ...]
+    beams: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRunnerOutput:
-    """Result of one step: row `slots[i]` sampled `token_ids[i]`. Rows that did not sample are absent."""
+    """Result of one step: row `slots[i]` sampled `token_ids[i]`. Rows that did not sample are absent.
+
+    logprobs: of the rows that asked for them. beams: of the groups whose beams reached the end of their sequences.
+    """
 
     step: int
     slots: tuple[int, ...] = ()
     token_ids: tuple[int, ...] = ()
+    logprobs: tuple[SlotLogprobs, ...] = ()
+    beams: tuple[BeamCandidates, ...] = ()

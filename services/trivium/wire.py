@@ -5,6 +5,7 @@ A decoder raises ColumnError for malformed columns and InvalidRequestError for v
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from trivium import columns
@@ -21,9 +22,16 @@ from trivium.inputs import (
     TokensPrompt,
     is_explicit_encoder_decoder,
 )
-from trivium.outputs import ChoiceDelta, FinishReason
-from trivium.params import SamplingParams
-from trivium.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
+from trivium.outputs import ChoiceDelta, FinishReason, TokenLogprobs
+from trivium.params import BeamSettings, SamplingParams
+from trivium.step import (
+    BeamCandidates,
+    CachedRequestData,
+    ModelRunnerOutput,
+    NewRequestData,
+    SchedulerOutput,
+    SlotLogprobs,
+)
 from trivium.v1 import executor_pb2, scheduler_pb2, types_pb2
 
 _FINISH_TO_PROTO: dict[FinishReason, types_pb2.FinishReason] = {
@@ -33,6 +41,13 @@ _FINISH_TO_PROTO: dict[FinishReason, types_pb2.FinishReason] = {
 }
 _FINISH_FROM_PROTO = {value: key for key, value in _FINISH_TO_PROTO.items()}
 
+_EARLY_STOPPING_TO_PROTO: dict[bool | str, types_pb2.EarlyStopping] = {
+    False: types_pb2.EARLY_STOPPING_FALSE,
+    True: types_pb2.EARLY_STOPPING_TRUE,
+    "never": types_pb2.EARLY_STOPPING_NEVER,
+}
+_EARLY_STOPPING_FROM_PROTO = {value: key for key, value in _EARLY_STOPPING_TO_PROTO.items()}
+
 _SAMPLING_SCALARS = (
     "n",
     "best_of",
@@ -40,6 +55,11 @@ _SAMPLING_SCALARS = (
     "frequency_penalty",
     "repetition_penalty",
     "no_repeat_ngram_size",
+    "encoder_repetition_penalty",
+    "encoder_no_repeat_ngram_size",
+    "forced_bos_token_id",
+    "logprobs",
+    "prompt_logprobs",
     "temperature",
     "top_p",
     "top_k",
@@ -62,6 +82,8 @@ _SAMPLING_SCALARS = (
     "detokenize",
     "skip_special_tokens",
 )
+_SAMPLING_IDS = ("stop_token_ids", "dry_sequence_breaker_ids", "suppress_tokens", "begin_suppress_tokens")
+_BEAM_SCALARS = ("length_penalty", "num_groups", "diversity_penalty")
 _INFO_SCALARS = (
     "name",
     "architecture",
@@ -88,14 +110,14 @@ def sampling_params_to_proto(params: SamplingParams) -> types_pb2.SamplingParams
     scalars = {name: getattr(params, name) for name in _SAMPLING_SCALARS}
     return types_pb2.SamplingParams(
         **{name: value for name, value in scalars.items() if value is not None},
+        **{name: getattr(params, name) for name in _SAMPLING_IDS},
         stop=params.stop,
-        stop_token_ids=params.stop_token_ids,
-        dry_sequence_breaker_ids=params.dry_sequence_breaker_ids,
         allowed_token_ids=params.allowed_token_ids,
         bad_words=params.bad_words,
         bad_words_token_ids=[types_pb2.TokenSequence(ids=ids) for ids in params.bad_words_token_ids],
         logit_bias=[types_pb2.LogitBias(token_id=token_id, bias=bias) for token_id, bias in params.logit_bias.items()],
         unlimited_tokens=params.max_tokens is None,
+        beam=None if params.beam is None else _beam_to_proto(params.beam),
     )
 
 
@@ -108,16 +130,32 @@ def sampling_params_from_proto(message: types_pb2.SamplingParams) -> SamplingPar
         fields["max_tokens"] = None
     if len({item.token_id for item in message.logit_bias}) < len(message.logit_bias):
         raise InvalidRequestError("logit_bias names a token twice", param="logit_bias", code="invalid_logit_bias")
+    fields |= {name: tuple(getattr(message, name)) for name in _SAMPLING_IDS}
     return SamplingParams(
         **fields,
         stop=tuple(message.stop),
-        stop_token_ids=tuple(message.stop_token_ids),
-        dry_sequence_breaker_ids=tuple(message.dry_sequence_breaker_ids),
         allowed_token_ids=tuple(message.allowed_token_ids) or None,
         bad_words=tuple(message.bad_words),
         bad_words_token_ids=tuple(tuple(sequence.ids) for sequence in message.bad_words_token_ids),
         logit_bias={item.token_id: item.bias for item in message.logit_bias},
+        beam=_beam_from_proto(message.beam) if message.HasField("beam") else None,
     )
+
+
+def _beam_to_proto(beam: BeamSettings) -> types_pb2.BeamSettings:
+    return types_pb2.BeamSettings(
+        width=beam.width,
+        early_stopping=_EARLY_STOPPING_TO_PROTO[beam.early_stopping],
+        **{name: getattr(beam, name) for name in _BEAM_SCALARS},
+    )
+
+
+def _beam_from_proto(message: types_pb2.BeamSettings) -> BeamSettings:
+    fields: dict[str, Any] = {name: getattr(message, name) for name in _BEAM_SCALARS if message.HasField(name)}
+    if message.early_stopping not in _EARLY_STOPPING_FROM_PROTO:
+        raise InvalidRequestError("early_stopping is unknown", param="early_stopping")
+    early_stopping = _EARLY_STOPPING_FROM_PROTO[message.early_stopping]
+    return BeamSettings(width=message.width, early_stopping=early_stopping, **fields)
 
 
 def model_info_to_proto(info: ModelInfo) -> types_pb2.ModelInfo:
@@ -231,8 +269,37 @@ def resume_from_proto(message: scheduler_pb2.GenerateRequest) -> tuple[ResumedCh
     )
 
 
+def _logprobs_to_proto(values: Iterable[TokenLogprobs]) -> list[types_pb2.TokenLogprobs]:
+    return [
+        types_pb2.TokenLogprobs(
+            logprob=value.logprob,
+            rank=value.rank,
+            top_ids=columns.pack(value.top_ids),
+            top_logprobs=columns.pack_floats(value.top_logprobs),
+        )
+        for value in values
+    ]
+
+
+def _logprobs_from_proto(messages: Iterable[types_pb2.TokenLogprobs]) -> tuple[TokenLogprobs, ...]:
+    """Raises ColumnError."""
+    values = []
+    for message in messages:
+        top_ids, top_logprobs = columns.unpack(message.top_ids), columns.unpack_floats(message.top_logprobs)
+        columns.check_same_length(top_ids=top_ids, top_logprobs=top_logprobs)
+        values.append(TokenLogprobs(message.logprob, message.rank, tuple(top_ids), top_logprobs))
+    return tuple(values)
+
+
 def delta_to_proto(delta: ChoiceDelta) -> scheduler_pb2.ChoiceDelta:
-    message = scheduler_pb2.ChoiceDelta(index=delta.index, token_ids=delta.token_ids, text=delta.text)
+    message = scheduler_pb2.ChoiceDelta(
+        index=delta.index,
+        token_ids=delta.token_ids,
+        text=delta.text,
+        logprobs=_logprobs_to_proto(delta.logprobs),
+        prompt_logprobs=_logprobs_to_proto(delta.prompt_logprobs),
+        cumulative_logprob=delta.cumulative_logprob,
+    )
     if delta.finish_reason is not None:
         message.finish_reason = _FINISH_TO_PROTO[delta.finish_reason]
         _set_stop_reason(message, delta.stop_reason)
@@ -246,6 +313,9 @@ def delta_from_proto(message: scheduler_pb2.ChoiceDelta) -> ChoiceDelta:
         text=message.text,
         finish_reason=_FINISH_FROM_PROTO.get(message.finish_reason),
         stop_reason=_get_stop_reason(message),
+        logprobs=_logprobs_from_proto(message.logprobs),
+        prompt_logprobs=_logprobs_from_proto(message.prompt_logprobs),
+        cumulative_logprob=message.cumulative_logprob if message.HasField("cumulative_logprob") else None,
     )
 
 
@@ -264,8 +334,18 @@ def delta_batch_to_proto(
     )
     for row, (_, delta) in enumerate(rows):
         if delta.finish_reason is not None:
-            end = batch.ends.add(row=row, finish_reason=_FINISH_TO_PROTO[delta.finish_reason])
+            end = batch.ends.add(
+                row=row,
+                finish_reason=_FINISH_TO_PROTO[delta.finish_reason],
+                cumulative_logprob=delta.cumulative_logprob,
+            )
             _set_stop_reason(end, delta.stop_reason)
+        if delta.logprobs or delta.prompt_logprobs:
+            batch.logprobs.add(
+                row=row,
+                tokens=_logprobs_to_proto(delta.logprobs),
+                prompt=_logprobs_to_proto(delta.prompt_logprobs),
+            )
     return batch
 
 
@@ -277,8 +357,10 @@ def delta_batch_from_proto(
     ids = columns.unpack_ragged(batch.counts, batch.token_ids)
     columns.check_same_length(handles=handles, indices=indices, counts=ids, texts=batch.texts)
     ends = {end.row: end for end in batch.ends}
-    if any(row >= len(handles) for row in ends):
-        raise columns.ColumnError(f"an end names a row outside the {len(handles)} rows")
+    logprobs = {item.row: item for item in batch.logprobs}
+    if any(row >= len(handles) for row in (*ends, *logprobs)):
+        raise columns.ColumnError(f"an end or logprobs name a row outside the {len(handles)} rows")
+    no_logprobs = scheduler_pb2.RowLogprobs()
     rows = []
     for row, (handle, index, row_ids, text) in enumerate(zip(handles, indices, ids, batch.texts, strict=True)):
         end = ends.get(row)
@@ -288,6 +370,11 @@ def delta_batch_from_proto(
             text=text,
             finish_reason=None if end is None else _FINISH_FROM_PROTO.get(end.finish_reason),
             stop_reason=None if end is None else _get_stop_reason(end),
+            logprobs=_logprobs_from_proto(logprobs.get(row, no_logprobs).tokens),
+            prompt_logprobs=_logprobs_from_proto(logprobs.get(row, no_logprobs).prompt),
+            cumulative_logprob=None
+            if end is None or not end.HasField("cumulative_logprob")
+            else end.cumulative_logprob,
         )
         rows.append((handle, delta))
     return rows, [(item.handle, error_from_proto(item.error)) for item in batch.errors]
@@ -314,6 +401,9 @@ def plan_to_proto(plan: SchedulerOutput) -> executor_pb2.StepPlan:
         grown_block_ids=grown_block_ids,
         encoder_slots=columns.pack(plan.encoder_slots),
         freed_slots=columns.pack(plan.freed_slots),
+        copied_blocks=columns.pack_pairs(plan.copied_blocks),
+        swapped_out=columns.pack_pairs(plan.swapped_out),
+        swapped_in=columns.pack_pairs(plan.swapped_in),
     )
 
 
@@ -332,6 +422,9 @@ def plan_from_proto(message: executor_pb2.StepPlan) -> SchedulerOutput:
         new_blocks=CachedRequestData(slots=tuple(grown), block_ids=tuple(grown_ids)),
         encoder_slots=tuple(columns.unpack(message.encoder_slots)),
         freed_slots=tuple(columns.unpack(message.freed_slots)),
+        copied_blocks=columns.unpack_pairs(message.copied_blocks),
+        swapped_out=columns.unpack_pairs(message.swapped_out),
+        swapped_in=columns.unpack_pairs(message.swapped_in),
     )
 
 
@@ -341,6 +434,8 @@ def result_to_proto(output: ModelRunnerOutput, executor_epoch: int) -> executor_
         executor_epoch=executor_epoch,
         slots=columns.pack(output.slots),
         token_ids=columns.pack(output.token_ids),
+        logprobs=[_slot_logprobs_to_proto(item) for item in output.logprobs],
+        beams=[_candidates_to_proto(item) for item in output.beams],
     )
 
 
@@ -348,7 +443,45 @@ def result_from_proto(message: executor_pb2.StepResult) -> ModelRunnerOutput:
     """Inverse of `result_to_proto`. Raises ColumnError."""
     slots, token_ids = columns.unpack(message.slots), columns.unpack(message.token_ids)
     columns.check_same_length(slots=slots, token_ids=token_ids)
-    return ModelRunnerOutput(step=message.step, slots=tuple(slots), token_ids=tuple(token_ids))
+    return ModelRunnerOutput(
+        step=message.step,
+        slots=tuple(slots),
+        token_ids=tuple(token_ids),
+        logprobs=tuple(_slot_logprobs_from_proto(item) for item in message.logprobs),
+        beams=tuple(_candidates_from_proto(item) for item in message.beams),
+    )
+
+
+def _slot_logprobs_to_proto(item: SlotLogprobs) -> executor_pb2.SlotLogprobs:
+    sampled = () if item.sampled is None else (item.sampled,)
+    return executor_pb2.SlotLogprobs(
+        slot=item.slot,
+        sampled=next(iter(_logprobs_to_proto(sampled)), None),
+        prompt_start=item.prompt_start,
+        prompt=_logprobs_to_proto(item.prompt),
+    )
+
+
+def _slot_logprobs_from_proto(message: executor_pb2.SlotLogprobs) -> SlotLogprobs:
+    sampled = _logprobs_from_proto([message.sampled])[0] if message.HasField("sampled") else None
+    return SlotLogprobs(message.slot, sampled, message.prompt_start, _logprobs_from_proto(message.prompt))
+
+
+def _candidates_to_proto(item: BeamCandidates) -> executor_pb2.BeamCandidates:
+    return executor_pb2.BeamCandidates(
+        slot=item.slot,
+        scores=columns.pack_floats(item.scores),
+        beams=columns.pack(item.beams),
+        token_ids=columns.pack(item.token_ids),
+        logprobs=_logprobs_to_proto(item.logprobs),
+    )
+
+
+def _candidates_from_proto(message: executor_pb2.BeamCandidates) -> BeamCandidates:
+    scores, beams = columns.unpack_floats(message.scores), columns.unpack(message.beams)
+    token_ids, logprobs = columns.unpack(message.token_ids), _logprobs_from_proto(message.logprobs)
+    columns.check_same_length(scores=scores, beams=beams, token_ids=token_ids, logprobs=logprobs or scores)
+    return BeamCandidates(message.slot, scores, tuple(beams), tuple(token_ids), logprobs)
 
 
 def _slot_init_to_proto(new: NewRequestData) -> executor_pb2.SlotInit:
@@ -363,6 +496,7 @@ def _slot_init_to_proto(new: NewRequestData) -> executor_pb2.SlotInit:
         max_tokens=new.max_tokens,
         encoder_token_ids=columns.pack(new.encoder_token_ids),
         cross_block_ids=columns.pack(new.cross_block_ids),
+        beam_slots=columns.pack(new.beam_slots),
     )
 
 
@@ -378,6 +512,7 @@ def _slot_init_from_proto(message: executor_pb2.SlotInit) -> NewRequestData:
         max_tokens=message.max_tokens,
         encoder_token_ids=tuple(columns.unpack(message.encoder_token_ids)),
         cross_block_ids=tuple(columns.unpack(message.cross_block_ids)),
+        beam_slots=tuple(columns.unpack(message.beam_slots)),
     )
 
 

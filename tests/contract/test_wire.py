@@ -12,14 +12,25 @@ from trivium import columns, errors, wire
 from trivium.config import ModelInfo
 from trivium.errors import InvalidRequestError
 from trivium.inputs import EncodedPrompt, GenerationRequest, ResumedChoice
-from trivium.outputs import ChoiceDelta, FinishReason
-from trivium.params import SamplingParams
-from trivium.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
+from trivium.outputs import ChoiceDelta, FinishReason, TokenLogprobs
+from trivium.params import BeamSettings, SamplingParams
+from trivium.step import (
+    BeamCandidates,
+    CachedRequestData,
+    ModelRunnerOutput,
+    NewRequestData,
+    SchedulerOutput,
+    SlotLogprobs,
+)
 from trivium.v1 import executor_pb2, scheduler_pb2, types_pb2
 
 # dataclass, message, fields only in the dataclass, fields only in the message
 PAIRS: list[tuple[type[Any], type[Message], set[str], set[str]]] = [
     (SamplingParams, types_pb2.SamplingParams, set(), {"unlimited_tokens"}),
+    (BeamSettings, types_pb2.BeamSettings, set(), set()),
+    (TokenLogprobs, types_pb2.TokenLogprobs, set(), set()),
+    (SlotLogprobs, executor_pb2.SlotLogprobs, set(), set()),
+    (BeamCandidates, executor_pb2.BeamCandidates, set(), set()),
     (ModelInfo, types_pb2.ModelInfo, set(), set()),
     (ResumedChoice, scheduler_pb2.ResumedChoice, set(), set()),
     (GenerationRequest, scheduler_pb2.GenerateRequest, set(), {"model"}),
@@ -45,6 +56,13 @@ sampling = st.builds(
     frequency_penalty=st.floats(-2, 2),
     repetition_penalty=st.floats(0.1, 10),
     no_repeat_ngram_size=st.integers(0, 256),
+    encoder_repetition_penalty=st.floats(0.1, 10),
+    encoder_no_repeat_ngram_size=st.integers(0, 256),
+    suppress_tokens=token_ids,
+    begin_suppress_tokens=token_ids,
+    forced_bos_token_id=st.none() | st.integers(0, 2**31 - 1),
+    logprobs=st.none() | st.integers(0, 20),
+    prompt_logprobs=st.none() | st.integers(0, 20),
     typical_p=st.floats(0, 1),
     top_a=st.floats(0, 10),
     epsilon_cutoff=st.floats(0, 100),
@@ -85,7 +103,29 @@ new_request = st.builds(
     max_tokens=uint,
     encoder_token_ids=ids,
     cross_block_ids=ids,
+    beam_slots=ids,
 )
+float32 = st.floats(width=32, allow_nan=False)
+beam_settings = st.builds(
+    BeamSettings,
+    width=st.just(6),
+    length_penalty=st.floats(-5, 5),
+    early_stopping=st.sampled_from([True, False, "never"]),
+    num_groups=st.sampled_from([1, 2, 3, 6]),
+    diversity_penalty=st.floats(0, 5),
+)
+
+
+@st.composite
+def token_logprobs(draw: st.DrawFn) -> TokenLogprobs:
+    top = draw(st.lists(st.tuples(uint, float32), max_size=3))
+    return TokenLogprobs(
+        draw(float32), draw(uint), tuple(token_id for token_id, _ in top), tuple(logprob for _, logprob in top)
+    )
+
+
+some_logprobs = st.lists(token_logprobs(), max_size=3).map(tuple)
+pairs = st.lists(st.tuples(uint, uint), max_size=3).map(tuple)
 delta = st.builds(
     ChoiceDelta,
     index=uint,
@@ -93,7 +133,10 @@ delta = st.builds(
     text=st.text(max_size=8),
     finish_reason=st.just(FinishReason.STOP) | st.just(FinishReason.LENGTH),
     stop_reason=st.none() | st.text(min_size=1, max_size=4) | uint,
-) | st.builds(ChoiceDelta, index=uint, token_ids=ids, text=st.text(max_size=8))
+    logprobs=some_logprobs,
+    prompt_logprobs=some_logprobs,
+    cumulative_logprob=st.none() | st.floats(allow_nan=False),
+) | st.builds(ChoiceDelta, index=uint, token_ids=ids, text=st.text(max_size=8), logprobs=some_logprobs)
 
 
 @st.composite
@@ -108,7 +151,17 @@ def plans(draw: st.DrawFn) -> SchedulerOutput:
         new_blocks=CachedRequestData(tuple(slot for slot, _ in grown), tuple(blocks for _, blocks in grown)),
         encoder_slots=draw(ids),
         freed_slots=draw(ids),
+        copied_blocks=draw(pairs),
+        swapped_out=draw(pairs),
+        swapped_in=draw(pairs),
     )
+
+
+@st.composite
+def candidates(draw: st.DrawFn) -> BeamCandidates:
+    rows = draw(st.lists(st.tuples(float32, uint, uint, token_logprobs()), max_size=4))
+    columns_of = [tuple(column) for column in zip(*rows, strict=True)] or [(), (), (), ()]
+    return BeamCandidates(draw(uint), *columns_of)
 
 
 @pytest.mark.parametrize(("cls", "message", "only_cls", "only_message"), PAIRS)
@@ -151,11 +204,35 @@ def test_plan_round_trip(plan: SchedulerOutput) -> None:
     assert wire.plan_from_proto(executor_pb2.StepPlan.FromString(data)) == plan
 
 
-@given(st.integers(0, 2**63), st.lists(st.tuples(uint, uint), max_size=5))
-def test_result_round_trip(step: int, rows: list[tuple[int, int]]) -> None:
-    output = ModelRunnerOutput(step, tuple(slot for slot, _ in rows), tuple(token for _, token in rows))
+@given(
+    st.integers(0, 2**63),
+    st.lists(st.tuples(uint, uint), max_size=5),
+    st.lists(
+        st.builds(
+            SlotLogprobs, slot=uint, sampled=st.none() | token_logprobs(), prompt_start=uint, prompt=some_logprobs
+        ),
+        max_size=2,
+    ).map(tuple),
+    st.lists(candidates(), max_size=2).map(tuple),
+)
+def test_result_round_trip(
+    step: int, rows: list[tuple[int, int]], logprobs: tuple[SlotLogprobs, ...], beams: tuple[BeamCandidates, ...]
+) -> None:
+    slots, sampled = tuple(slot for slot, _ in rows), tuple(token for _, token in rows)
+    output = ModelRunnerOutput(step, slots, sampled, logprobs, beams)
     message = wire.result_to_proto(output, executor_epoch=7)
     assert wire.result_from_proto(message) == output and message.executor_epoch == 7
+
+
+@given(beam_settings)
+def test_beam_settings_round_trip(beam: BeamSettings) -> None:
+    params = SamplingParams(beam=beam, temperature=0.0)
+    assert wire.sampling_params_from_proto(wire.sampling_params_to_proto(params)) == params
+
+
+def test_unset_beam_scalars_take_the_defaults() -> None:
+    message = types_pb2.SamplingParams(temperature=0.0, beam=types_pb2.BeamSettings(width=3))
+    assert wire.sampling_params_from_proto(message).beam == BeamSettings(width=3)
 
 
 @given(st.lists(st.tuples(uint, delta), max_size=5))

@@ -67,6 +67,9 @@ def _merge(first: ChoiceDelta, second: ChoiceDelta) -> ChoiceDelta:
         text=first.text + second.text,
         finish_reason=second.finish_reason,
         stop_reason=second.stop_reason,
+        logprobs=first.logprobs + second.logprobs,
+        prompt_logprobs=first.prompt_logprobs + second.prompt_logprobs,
+        cumulative_logprob=second.cumulative_logprob,
     )
 
 

@@ -48,7 +48,7 @@ class ExecuteHeartbeat(_message.Message):
     def __init__(self, last_step_done: _Optional[int] = ...) -> None: ...
 
 class StepPlan(_message.Message):
-    __slots__ = ("step", "scheduled_slots", "num_scheduled_tokens", "new_requests", "grown_slots", "grown_counts", "grown_block_ids", "encoder_slots", "freed_slots")
+    __slots__ = ("step", "scheduled_slots", "num_scheduled_tokens", "new_requests", "grown_slots", "grown_counts", "grown_block_ids", "encoder_slots", "freed_slots", "copied_blocks", "swapped_out", "swapped_in")
     STEP_FIELD_NUMBER: _ClassVar[int]
     SCHEDULED_SLOTS_FIELD_NUMBER: _ClassVar[int]
     NUM_SCHEDULED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +58,9 @@ class StepPlan(_message.Message):
     GROWN_BLOCK_IDS_FIELD_NUMBER: _ClassVar[int]
     ENCODER_SLOTS_FIELD_NUMBER: _ClassVar[int]
     FREED_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    COPIED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    SWAPPED_OUT_FIELD_NUMBER: _ClassVar[int]
+    SWAPPED_IN_FIELD_NUMBER: _ClassVar[int]
     step: int
     scheduled_slots: bytes
     num_scheduled_tokens: bytes
@@ -67,10 +70,13 @@ class StepPlan(_message.Message):
     grown_block_ids: bytes
     encoder_slots: bytes
     freed_slots: bytes
-    def __init__(self, step: _Optional[int] = ..., scheduled_slots: _Optional[bytes] = ..., num_scheduled_tokens: _Optional[bytes] = ..., new_requests: _Optional[_Iterable[_Union[SlotInit, _Mapping]]] = ..., grown_slots: _Optional[bytes] = ..., grown_counts: _Optional[bytes] = ..., grown_block_ids: _Optional[bytes] = ..., encoder_slots: _Optional[bytes] = ..., freed_slots: _Optional[bytes] = ...) -> None: ...
+    copied_blocks: bytes
+    swapped_out: bytes
+    swapped_in: bytes
+    def __init__(self, step: _Optional[int] = ..., scheduled_slots: _Optional[bytes] = ..., num_scheduled_tokens: _Optional[bytes] = ..., new_requests: _Optional[_Iterable[_Union[SlotInit, _Mapping]]] = ..., grown_slots: _Optional[bytes] = ..., grown_counts: _Optional[bytes] = ..., grown_block_ids: _Optional[bytes] = ..., encoder_slots: _Optional[bytes] = ..., freed_slots: _Optional[bytes] = ..., copied_blocks: _Optional[bytes] = ..., swapped_out: _Optional[bytes] = ..., swapped_in: _Optional[bytes] = ...) -> None: ...
 
 class SlotInit(_message.Message):
-    __slots__ = ("slot", "prompt_token_ids", "output_token_ids", "num_computed_tokens", "block_ids", "sampling", "choice_index", "max_tokens", "encoder_token_ids", "cross_block_ids")
+    __slots__ = ("slot", "prompt_token_ids", "output_token_ids", "num_computed_tokens", "block_ids", "sampling", "choice_index", "max_tokens", "encoder_token_ids", "cross_block_ids", "beam_slots")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -81,6 +87,7 @@ class SlotInit(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ENCODER_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CROSS_BLOCK_IDS_FIELD_NUMBER: _ClassVar[int]
+    BEAM_SLOTS_FIELD_NUMBER: _ClassVar[int]
     slot: int
     prompt_token_ids: bytes
     output_token_ids: bytes
@@ -91,16 +98,47 @@ class SlotInit(_message.Message):
     max_tokens: int
     encoder_token_ids: bytes
     cross_block_ids: bytes
-    def __init__(self, slot: _Optional[int] = ..., prompt_token_ids: _Optional[bytes] = ..., output_token_ids: _Optional[bytes] = ..., num_computed_tokens: _Optional[int] = ..., block_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., choice_index: _Optional[int] = ..., max_tokens: _Optional[int] = ..., encoder_token_ids: _Optional[bytes] = ..., cross_block_ids: _Optional[bytes] = ...) -> None: ...
+    beam_slots: bytes
+    def __init__(self, slot: _Optional[int] = ..., prompt_token_ids: _Optional[bytes] = ..., output_token_ids: _Optional[bytes] = ..., num_computed_tokens: _Optional[int] = ..., block_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., choice_index: _Optional[int] = ..., max_tokens: _Optional[int] = ..., encoder_token_ids: _Optional[bytes] = ..., cross_block_ids: _Optional[bytes] = ..., beam_slots: _Optional[bytes] = ...) -> None: ...
 
 class StepResult(_message.Message):
-    __slots__ = ("step", "executor_epoch", "slots", "token_ids")
+    __slots__ = ("step", "executor_epoch", "slots", "token_ids", "logprobs", "beams")
     STEP_FIELD_NUMBER: _ClassVar[int]
     EXECUTOR_EPOCH_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    BEAMS_FIELD_NUMBER: _ClassVar[int]
     step: int
     executor_epoch: int
     slots: bytes
     token_ids: bytes
-    def __init__(self, step: _Optional[int] = ..., executor_epoch: _Optional[int] = ..., slots: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ...) -> None: ...
+    logprobs: _containers.RepeatedCompositeFieldContainer[SlotLogprobs]
+    beams: _containers.RepeatedCompositeFieldContainer[BeamCandidates]
+    def __init__(self, step: _Optional[int] = ..., executor_epoch: _Optional[int] = ..., slots: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., logprobs: _Optional[_Iterable[_Union[SlotLogprobs, _Mapping]]] = ..., beams: _Optional[_Iterable[_Union[BeamCandidates, _Mapping]]] = ...) -> None: ...
+
+class SlotLogprobs(_message.Message):
+    __slots__ = ("slot", "sampled", "prompt_start", "prompt")
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    SAMPLED_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_START_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    slot: int
+    sampled: _types_pb2.TokenLogprobs
+    prompt_start: int
+    prompt: _containers.RepeatedCompositeFieldContainer[_types_pb2.TokenLogprobs]
+    def __init__(self, slot: _Optional[int] = ..., sampled: _Optional[_Union[_types_pb2.TokenLogprobs, _Mapping]] = ..., prompt_start: _Optional[int] = ..., prompt: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ...) -> None: ...
+
+class BeamCandidates(_message.Message):
+    __slots__ = ("slot", "scores", "beams", "token_ids", "logprobs")
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    BEAMS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    slot: int
+    scores: bytes
+    beams: bytes
+    token_ids: bytes
+    logprobs: _containers.RepeatedCompositeFieldContainer[_types_pb2.TokenLogprobs]
+    def __init__(self, slot: _Optional[int] = ..., scores: _Optional[bytes] = ..., beams: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., logprobs: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ...) -> None: ...

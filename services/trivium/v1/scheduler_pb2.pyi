@@ -62,20 +62,26 @@ class Accepted(_message.Message):
     def __init__(self, prompt_token_ids: _Optional[_Iterable[int]] = ..., encoder_prompt_token_ids: _Optional[_Iterable[int]] = ..., scheduler_epoch: _Optional[int] = ...) -> None: ...
 
 class ChoiceDelta(_message.Message):
-    __slots__ = ("index", "token_ids", "text", "finish_reason", "stop_token_id", "stop_string")
+    __slots__ = ("index", "token_ids", "text", "finish_reason", "stop_token_id", "stop_string", "logprobs", "prompt_logprobs", "cumulative_logprob")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     STOP_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     STOP_STRING_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    CUMULATIVE_LOGPROB_FIELD_NUMBER: _ClassVar[int]
     index: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     text: str
     finish_reason: _types_pb2.FinishReason
     stop_token_id: int
     stop_string: str
-    def __init__(self, index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[_types_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ...) -> None: ...
+    logprobs: _containers.RepeatedCompositeFieldContainer[_types_pb2.TokenLogprobs]
+    prompt_logprobs: _containers.RepeatedCompositeFieldContainer[_types_pb2.TokenLogprobs]
+    cumulative_logprob: float
+    def __init__(self, index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[_types_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ..., cumulative_logprob: _Optional[float] = ...) -> None: ...
 
 class SessionCommand(_message.Message):
     __slots__ = ("hello", "submit", "cancel")
@@ -134,7 +140,7 @@ class Heartbeat(_message.Message):
     def __init__(self, scheduler_epoch: _Optional[int] = ...) -> None: ...
 
 class DeltaBatch(_message.Message):
-    __slots__ = ("handles", "indices", "counts", "token_ids", "texts", "ends", "errors")
+    __slots__ = ("handles", "indices", "counts", "token_ids", "texts", "ends", "errors", "logprobs")
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     INDICES_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
@@ -142,6 +148,7 @@ class DeltaBatch(_message.Message):
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     ENDS_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     handles: bytes
     indices: bytes
     counts: bytes
@@ -149,19 +156,32 @@ class DeltaBatch(_message.Message):
     texts: _containers.RepeatedScalarFieldContainer[str]
     ends: _containers.RepeatedCompositeFieldContainer[RowEnd]
     errors: _containers.RepeatedCompositeFieldContainer[HandleError]
-    def __init__(self, handles: _Optional[bytes] = ..., indices: _Optional[bytes] = ..., counts: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., texts: _Optional[_Iterable[str]] = ..., ends: _Optional[_Iterable[_Union[RowEnd, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[HandleError, _Mapping]]] = ...) -> None: ...
+    logprobs: _containers.RepeatedCompositeFieldContainer[RowLogprobs]
+    def __init__(self, handles: _Optional[bytes] = ..., indices: _Optional[bytes] = ..., counts: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., texts: _Optional[_Iterable[str]] = ..., ends: _Optional[_Iterable[_Union[RowEnd, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[HandleError, _Mapping]]] = ..., logprobs: _Optional[_Iterable[_Union[RowLogprobs, _Mapping]]] = ...) -> None: ...
+
+class RowLogprobs(_message.Message):
+    __slots__ = ("row", "tokens", "prompt")
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    row: int
+    tokens: _containers.RepeatedCompositeFieldContainer[_types_pb2.TokenLogprobs]
+    prompt: _containers.RepeatedCompositeFieldContainer[_types_pb2.TokenLogprobs]
+    def __init__(self, row: _Optional[int] = ..., tokens: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ..., prompt: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ...) -> None: ...
 
 class RowEnd(_message.Message):
-    __slots__ = ("row", "finish_reason", "stop_token_id", "stop_string")
+    __slots__ = ("row", "finish_reason", "stop_token_id", "stop_string", "cumulative_logprob")
     ROW_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     STOP_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     STOP_STRING_FIELD_NUMBER: _ClassVar[int]
+    CUMULATIVE_LOGPROB_FIELD_NUMBER: _ClassVar[int]
     row: int
     finish_reason: _types_pb2.FinishReason
     stop_token_id: int
     stop_string: str
-    def __init__(self, row: _Optional[int] = ..., finish_reason: _Optional[_Union[_types_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ...) -> None: ...
+    cumulative_logprob: float
+    def __init__(self, row: _Optional[int] = ..., finish_reason: _Optional[_Union[_types_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ..., cumulative_logprob: _Optional[float] = ...) -> None: ...
 
 class HandleError(_message.Message):
     __slots__ = ("handle", "error")
