@@ -107,8 +107,10 @@ class SamplingParams:
     encoder_no_repeat_ngram_size forbids its n-grams. logit_bias: token id -> what is added to its logit.
     allowed_token_ids: nothing else is chosen; None allows all. bad_words: strings that are not generated;
     `bad_words_token_ids` are the sequences they are made of, set by `resolve_bad_words`. A ban that would leave no
-    token at all is lifted for that step. suppress_tokens are never chosen, begin_suppress_tokens not as the first.
-    forced_bos_token_id: the first generated token; None leaves it to the model.
+    token at all is lifted for that step; a bad word that is nothing but an EOS does not count, as in transformers.
+    suppress_tokens are never chosen, begin_suppress_tokens not as the first token that is not forced.
+    forced_bos_token_id: what follows a decoder prompt of one token, the start token; None leaves it to the model. After
+    longer decoder prompts nothing is forced, as in transformers. It and encoder_* are of encoder-decoder models only.
 
     logprobs: how many of the most likely tokens to report at each position, beside the chosen one (0: only that);
     prompt_logprobs: the same for the prompt. They are of the model's own distribution, before all of the above.

@@ -1,4 +1,4 @@
-"""The sampling parameters that speak of the model's tokens, which only its vocabulary and tokenizer can check."""
+"""The sampling parameters that speak of the model's tokens or encoder, which only it and its tokenizer know."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from trivium.config import ModelInfo
 from trivium.errors import InvalidRequestError
 from trivium.params import MAX_BAD_WORD_TOKENS, SamplingParams
 from trivium.prompts import TextEncoder, check_vocabulary
+
+_UNSET = SamplingParams()
 
 
 async def resolve_bad_words(sampling: SamplingParams, encoder: TextEncoder) -> SamplingParams:
@@ -28,7 +30,17 @@ async def resolve_bad_words(sampling: SamplingParams, encoder: TextEncoder) -> S
 
 
 def check_sampling_tokens(sampling: SamplingParams, info: ModelInfo) -> None:
-    """Raise InvalidRequestError naming a parameter with a token id that model `info` does not have."""
+    """Raise InvalidRequestError naming a parameter with a token id or of an encoder that model `info` does not have."""
+    if not info.is_encoder_decoder:
+        _check_decoder_only(sampling, info)
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        check_vocabulary(getattr(sampling, name), info, name)
+    if sampling.forced_bos_token_id is not None and sampling.forced_bos_token_id >= info.vocab_size:
+        raise InvalidRequestError(
+            f"forced_bos_token_id is {sampling.forced_bos_token_id}, the vocabulary has {info.vocab_size} tokens",
+            param="forced_bos_token_id",
+            code="invalid_token_id",
+        )
     check_vocabulary(sampling.stop_token_ids, info, "stop_token_ids")
     check_vocabulary(sampling.allowed_token_ids or (), info, "allowed_token_ids")
     check_vocabulary(sampling.dry_sequence_breaker_ids, info, "dry_sequence_breaker_ids")
@@ -40,4 +52,15 @@ def check_sampling_tokens(sampling: SamplingParams, info: ModelInfo) -> None:
                 f"logit_bias names token {token_id}, the vocabulary has {info.vocab_size} tokens",
                 param="logit_bias",
                 code="invalid_logit_bias",
+            )
+
+
+def _check_decoder_only(sampling: SamplingParams, info: ModelInfo) -> None:
+    """A forced BOS is refused, too: it would act only on prompts of one token, and otherwise be ignored."""
+    for name in ("encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "forced_bos_token_id"):
+        if getattr(sampling, name) != getattr(_UNSET, name):
+            raise InvalidRequestError(
+                f"{name} needs an encoder-decoder model, {info.name} is decoder-only",
+                param=name,
+                code="not_encoder_decoder",
             )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from trivium.params import SamplingParams
 from trivium.sampling_tokens import check_sampling_tokens, resolve_bad_words
 
 INFO = ModelInfo("m", "A", False, 10, 20, 30, "float32", 16, 99, 4, 8)
+ENCODER_DECODER = replace(INFO, is_encoder_decoder=True)
 
 
 class Letters:
@@ -58,12 +60,25 @@ def test_a_word_without_tokens_is_refused() -> None:
         ({"dry_sequence_breaker_ids": [31]}, "dry_sequence_breaker_ids[0]", "invalid_token_id"),
         ({"bad_words_token_ids": [[1], [2, 30]]}, "bad_words_token_ids[1]", "invalid_token_id"),
         ({"logit_bias": {30: 1}}, "logit_bias", "invalid_logit_bias"),
+        ({"suppress_tokens": [30]}, "suppress_tokens[0]", "invalid_token_id"),
+        ({"begin_suppress_tokens": [0, 30]}, "begin_suppress_tokens[1]", "invalid_token_id"),
+        ({"forced_bos_token_id": 30}, "forced_bos_token_id", "invalid_token_id"),
     ],
 )
 def test_a_token_that_the_model_does_not_have_is_refused(params: dict[str, Any], param: str, code: str) -> None:
     with pytest.raises(InvalidRequestError) as info:
-        check_sampling_tokens(SamplingParams(**params), INFO)
+        check_sampling_tokens(SamplingParams(**params), ENCODER_DECODER)
     assert (info.value.param, info.value.code) == (param, code)
+
+
+@pytest.mark.parametrize(
+    "params", [{"encoder_repetition_penalty": 1.2}, {"encoder_no_repeat_ngram_size": 2}, {"forced_bos_token_id": 0}]
+)
+def test_what_needs_an_encoder_is_refused_by_a_decoder_only_model(params: dict[str, Any]) -> None:
+    check_sampling_tokens(SamplingParams(**params), ENCODER_DECODER)
+    with pytest.raises(InvalidRequestError) as info:
+        check_sampling_tokens(SamplingParams(**params), INFO)
+    assert (info.value.param, info.value.code) == (next(iter(params)), "not_encoder_decoder")
 
 
 def test_tokens_of_the_vocabulary_are_taken() -> None:

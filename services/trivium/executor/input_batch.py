@@ -52,7 +52,11 @@ def edits_logits(params: SamplingParams) -> bool:
         or params.allowed_token_ids
         or params.bad_words_token_ids
         or params.no_repeat_ngram_size
+        or params.encoder_no_repeat_ngram_size
+        or params.suppress_tokens
+        or params.begin_suppress_tokens
         or params.repetition_penalty != 1.0
+        or params.encoder_repetition_penalty != 1.0
         or params.frequency_penalty
         or params.presence_penalty
         or params.dry_multiplier
@@ -122,7 +126,7 @@ class InputBatch:
         self.num_blocks = np.zeros(num_slots, np.int64)
         self.block_tables = np.zeros((num_slots, self.blocks_for(limits.max_model_len)), np.int32)
         self.encoder_lens = np.zeros(num_slots, np.int64)
-        self.encoder_token_ids: list[tuple[int, ...]] = [()] * num_slots
+        self.encoder_token_ids: list[Longs] = [np.zeros(0, np.int64)] * num_slots
         self.cross_block_tables = np.zeros((num_slots, self.blocks_for(limits.max_encoder_len)), np.int32)
         self.sampling = SamplingColumns(num_slots)
 
@@ -203,6 +207,6 @@ class InputBatch:
         self.num_blocks[slot] = len(new.block_ids)
         self.block_tables[slot, : len(new.block_ids)] = new.block_ids
         self.encoder_lens[slot] = len(new.encoder_token_ids)
-        self.encoder_token_ids[slot] = new.encoder_token_ids
+        self.encoder_token_ids[slot] = np.array(new.encoder_token_ids, np.int64)
         self.cross_block_tables[slot, : len(new.cross_block_ids)] = new.cross_block_ids
         self.sampling.set(new)

@@ -1,8 +1,10 @@
-"""What requests forbid, favour and penalise: changes of the logits that come before greedy and random choice alike.
+"""What requests forbid, favour, penalise and force: changes of the logits before greedy, random and beam choice alike.
 
 Pure functions of logits, sequences and parameters: nothing is remembered between steps, so a row that is preempted or
-resumed is treated as if it had never stopped. Order, as in vLLM: allowed tokens, bans, bias, repetition, frequency and
-presence penalty; then DRY. A ban that would leave a row without any token is lifted.
+resumed is treated as if it had never stopped. Order: allowed tokens, bans, bias, penalty of encoder tokens, repetition,
+frequency and presence penalty, DRY; then forced tokens, against which nothing else counts. Where transformers and vLLM
+have the same steps, this is their order, but for bans: a banned token stays banned whatever follows, so they may come
+first. A ban that would leave a row without any token is lifted.
 """
 
 from __future__ import annotations
@@ -15,26 +17,82 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trivium.executor.history import PAD, History, last, suffix_matches
+from trivium.executor.history import PAD, History, encoder_matches, last, suffix_matches
 from trivium.executor.input_batch import Longs
+from trivium.executor.model_config import SpecialTokens
 from trivium.params import SamplingParams
 
 _MAX_DRY_PENALTY = 1e5  # more than any difference of logits, and small enough to keep their order in float32
 MAX_DRY_LENGTH = 512  # longer matches are penalised like this one: what a step may cost has to be bounded
+NOT_FORCED = -1
 
 Pairs = tuple[Sequence[int] | Longs, Sequence[int] | Longs]  # rows, token ids
 
 
-def edit_logits(logits: Tensor, params: Sequence[SamplingParams], history: History, eos: Sequence[int]) -> None:
-    """Change `logits` [num_rows, vocab_size], contiguous float32, in place. `params` and `history` are of its rows."""
+def edit_logits(logits: Tensor, params: Sequence[SamplingParams], history: History, special: SpecialTokens) -> None:
+    """Change `logits` [num_rows, vocab_size], contiguous float32, in place, by all but forced tokens.
+
+    `params` and `history` are of its rows. Log-probabilities may take the place of logits.
+    """
     _allow(logits, params)
-    _ban(logits, _early_stops(params, history, eos))
-    _ban(logits, _bad_word_ends(params, history))
+    _ban(logits, _early_stops(params, history, special.eos))
+    _ban(logits, _bad_word_ends(params, history, special.eos))
     _ban(logits, _repeated_ngram_ends(params, history))
+    _ban(logits, _encoder_ngram_ends(params, history))
+    _ban(logits, _suppressed(params))
+    _ban(logits, _suppressed_at_begin(params, history, special))
     _add_bias(logits, params)
+    _penalise_encoder_tokens(logits, params, history)
     _penalise_repetition(logits, params, history)
     _penalise_output(logits, params, history)
     _penalise_repeated_sequences(logits, params, history)
+
+
+def force_scores(
+    scores: Tensor,
+    params: Sequence[SamplingParams],
+    num_tokens: Longs,
+    output_positions: Longs,
+    special: SpecialTokens,
+    max_tokens: Longs,
+) -> None:
+    """Change `scores` [num_rows, vocab_size] in place: where a token is forced, 0 for it and -inf for all others.
+
+    Arguments as of `forced_tokens`. Comes after `edit_logits`.
+    """
+    forced = forced_tokens(params, num_tokens, output_positions, special, max_tokens)
+    rows = np.flatnonzero(forced != NOT_FORCED)
+    if len(rows):
+        index = torch.from_numpy(rows)
+        scores[index] = -torch.inf
+        scores[index, torch.from_numpy(forced[rows])] = 0.0
+
+
+def forced_tokens(
+    params: Sequence[SamplingParams],
+    num_tokens: Longs,
+    output_positions: Longs,
+    special: SpecialTokens,
+    max_tokens: Longs,
+) -> Longs:
+    """[num_rows] the only token that may come next, or NOT_FORCED.
+
+    As in transformers: the BOS follows a sequence of one token, the EOS is the last of `max_tokens`, and where both
+    are due the EOS wins. num_tokens, output_positions, max_tokens: [num_rows] length of the sequence, of its output,
+    and the output's limit.
+    """
+    forced = np.full(len(params), NOT_FORCED, np.int64)
+    for row in np.flatnonzero(num_tokens == 1).tolist():
+        token_id = _forced_bos(params[row], special)
+        forced[row] = NOT_FORCED if token_id is None else token_id
+    if special.forced_eos is not None:
+        for row in np.flatnonzero(output_positions + 1 == max_tokens).tolist():
+            forced[row] = forced[row] if params[row].ignore_eos else special.forced_eos
+    return forced
+
+
+def _forced_bos(params: SamplingParams, special: SpecialTokens) -> int | None:
+    return special.forced_bos if params.forced_bos_token_id is None else params.forced_bos_token_id
 
 
 def _rows_where(params: Sequence[SamplingParams], wanted: Callable[[SamplingParams], object]) -> Longs:
@@ -91,15 +149,19 @@ def _early_stops(params: Sequence[SamplingParams], history: History, eos: Sequen
     return rows, token_ids
 
 
-def _bad_word_ends(params: Sequence[SamplingParams], history: History) -> Pairs:
-    """The last token of every bad word whose other tokens are the end of the sequence, prompt included."""
+def _bad_word_ends(params: Sequence[SamplingParams], history: History, eos: Sequence[int]) -> Pairs:
+    """The last token of every bad word whose other tokens are the end of the sequence, prompt included.
+
+    As in transformers, a word that is nothing but an EOS does not count.
+    """
     rows, token_ids = [], []
     for row in _rows_where(params, lambda row_params: row_params.bad_words_token_ids).tolist():
         words = params[row].bad_words_token_ids
         tail = tuple(history.tokens[row, -max(len(word) for word in words) :].tolist())
         for word in words:
             start = len(tail) + 1 - len(word)
-            if start >= 0 and tail[start:] == word[:-1]:
+            is_eos = len(word) == 1 and word[0] in eos
+            if start >= 0 and tail[start:] == word[:-1] and not is_eos:
                 rows.append(row)
                 token_ids.append(word[-1])
     return rows, token_ids
@@ -122,6 +184,41 @@ def _repeated_ngram_ends(params: Sequence[SamplingParams], history: History) -> 
     return np.concatenate((single_rows, rows[found_rows])), np.concatenate((single_ids, next_ids))
 
 
+def _encoder_ngram_ends(params: Sequence[SamplingParams], history: History) -> Pairs:
+    """What would complete an n-gram of the encoder input, as transformers' EncoderNoRepeatNGramLogitsProcessor."""
+    rows = _rows_where(params, lambda row_params: row_params.encoder_no_repeat_ngram_size == 1)
+    single_rows, single_ids = history.encoder_pairs(rows) if len(rows) else (rows, rows)
+    rows = _rows_where(params, lambda row_params: row_params.encoder_no_repeat_ngram_size > 1)
+    if not len(rows):
+        return single_rows, single_ids
+    sizes = np.array([params[row].encoder_no_repeat_ngram_size for row in rows], np.int64)
+    encoder = history.encoder_tokens(rows)
+    found_rows, columns, lengths = encoder_matches(encoder, history.tokens[rows], sizes - 1)
+    complete = lengths >= sizes[found_rows] - 1
+    found_rows, columns = found_rows[complete], columns[complete]
+    next_ids = encoder[found_rows, columns + 1]
+    return np.concatenate((single_rows, rows[found_rows])), np.concatenate((single_ids, next_ids))
+
+
+def _suppressed(params: Sequence[SamplingParams]) -> Pairs:
+    rows = _rows_where(params, lambda row_params: row_params.suppress_tokens)
+    ids = [params[row].suppress_tokens for row in rows]
+    return np.repeat(rows, [len(row_ids) for row_ids in ids]), list(chain(*ids))
+
+
+def _suppressed_at_begin(params: Sequence[SamplingParams], history: History, special: SpecialTokens) -> Pairs:
+    """As transformers' SuppressTokensAtBeginLogitsProcessor: at the first position where no BOS is forced."""
+    rows, token_ids = [], []
+    for row in _rows_where(params, lambda row_params: row_params.begin_suppress_tokens).tolist():
+        begin = int(history.num_prompt_tokens[row])
+        if begin == 1 and _forced_bos(params[row], special) is not None:
+            begin += 1
+        if history.num_tokens[row] == begin:
+            rows += [row] * len(params[row].begin_suppress_tokens)
+            token_ids += params[row].begin_suppress_tokens
+    return rows, token_ids
+
+
 def _add_bias(logits: Tensor, params: Sequence[SamplingParams]) -> None:
     triples = [
         (row, token_id, bias)
@@ -134,15 +231,26 @@ def _add_bias(logits: Tensor, params: Sequence[SamplingParams]) -> None:
         logits[list(rows), list(token_ids)] += torch.tensor(biases, dtype=logits.dtype)
 
 
+def _penalise_encoder_tokens(logits: Tensor, params: Sequence[SamplingParams], history: History) -> None:
+    """As transformers' EncoderRepetitionPenaltyLogitsProcessor: a penalty above 1 favours what the encoder has read."""
+    rows = _rows_where(params, lambda row_params: row_params.encoder_repetition_penalty != 1.0)
+    if len(rows):
+        penalties = [1 / row_params.encoder_repetition_penalty for row_params in params]
+        _scale(logits, history.encoder_pairs(rows), penalties)
+
+
 def _penalise_repetition(logits: Tensor, params: Sequence[SamplingParams], history: History) -> None:
     """As transformers' RepetitionPenaltyLogitsProcessor: prompt and output count, and how often does not matter."""
     rows = _rows_where(params, lambda row_params: row_params.repetition_penalty != 1.0)
-    if not len(rows):
-        return
-    found_rows, token_ids = history.subset(rows).pairs()
-    flat = torch.from_numpy(_flat((rows[found_rows], token_ids), logits.shape[1]))
-    by_row = torch.tensor([row_params.repetition_penalty for row_params in params], dtype=logits.dtype)
-    penalty = by_row[flat // logits.shape[1]]
+    if len(rows):
+        found_rows, token_ids = history.subset(rows).pairs()
+        _scale(logits, (rows[found_rows], token_ids), [row_params.repetition_penalty for row_params in params])
+
+
+def _scale(logits: Tensor, pairs: Pairs, penalties: Sequence[float]) -> None:
+    """Make the tokens `pairs` less likely by the penalty of their row, more likely if that is below 1."""
+    flat = torch.from_numpy(_flat(pairs, logits.shape[1]))
+    penalty = torch.tensor(penalties, dtype=logits.dtype)[flat // logits.shape[1]]
     scores = logits.view(-1)[flat]
     # A token that occurs twice is written twice, with the same value.
     logits.view(-1)[flat] = torch.where(scores < 0, scores * penalty, scores / penalty)

@@ -113,7 +113,7 @@ class ModelRunner:
         assert self._model.encoder is not None, "encoder slots passed the check of a decoder-only model"
         batch = self._batch
         lens = batch.encoder_lens[list(slots)]
-        token_ids = np.concatenate([np.array(batch.encoder_token_ids[slot], np.int64) for slot in slots])
+        token_ids = np.concatenate([batch.encoder_token_ids[slot] for slot in slots])
         positions = np.concatenate([np.arange(length) for length in lens])
         cross = self._model.encoder.encode(
             torch.from_numpy(token_ids), torch.from_numpy(positions), _bounds(lens)

@@ -7,7 +7,7 @@ Order, of which a row does only what its parameters ask for:
    so they come before what counts tokens or mass; each sees what the ones before it have left;
 4. top_k, then top_p within what top_k leaves;
 5. XTC, which asks whether several good tokens are left, so it must come after all that decides which are good;
-6. the draw; forced tokens replace its result.
+6. the draw; forced tokens (`logits_processors.forced_tokens`) replace its result.
 
 Random numbers are a hash of (seed, choice index, output position), so that a request draws the same numbers alone, in
 any batch, after preemption and after a crash. A row's result depends on nothing but its own logits, sequence and
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from trivium.executor.history import History
 from trivium.executor.input_batch import Bools, InputBatch, Longs
-from trivium.executor.logits_processors import edit_logits
+from trivium.executor.logits_processors import NOT_FORCED, edit_logits, forced_tokens
 from trivium.executor.model_config import SpecialTokens
 from trivium.executor.truncation import truncate, without_top_choices
 from trivium.params import SamplingParams
@@ -101,16 +101,15 @@ class Sampler:
         index = torch.from_numpy(edited)
         rows = logits[index]
         params = [batch.sampling.params[slot] for slot in slots[edited]]
-        edit_logits(rows, params, History.of(batch, slots[edited]), self._special.eos)
+        edit_logits(rows, params, History.of(batch, slots[edited]), self._special)
         logits[index] = rows
 
     def _force(self, token_ids: Longs, batch: InputBatch, slots: Longs, output_positions: Longs) -> None:
-        """As in transformers: the BOS follows a decoder prompt of one token, the EOS ends a row at its limit."""
-        if self._special.forced_bos is not None:
-            token_ids[batch.num_tokens[slots] == 1] = self._special.forced_bos
-        if self._special.forced_eos is not None:
-            at_limit = output_positions + 1 == batch.sampling.max_tokens[slots]
-            token_ids[at_limit & ~batch.sampling.ignore_eos[slots]] = self._special.forced_eos
+        columns = batch.sampling
+        num_tokens, max_tokens = batch.num_tokens[slots], columns.max_tokens[slots]
+        params = [columns.params[slot] for slot in slots]
+        forced = forced_tokens(params, num_tokens, output_positions, self._special, max_tokens)
+        np.copyto(token_ids, forced, where=forced != NOT_FORCED)
 
 
 def _row_sampling(batch: InputBatch, slots: Longs, output_positions: Longs) -> RowSampling:
