@@ -32,7 +32,7 @@ from trivium_gateway.json_body import decode_fields, to_struct
 from trivium_gateway.metrics import GatewayMetrics
 from trivium_gateway.openai_protocol import GenerationFields
 from trivium_gateway.routing import ModelRoutes
-from trivium_gateway.sampling import check_fields
+from trivium_gateway.sampling import as_given, check_fields, resolve_aliases
 from trivium_gateway.streaming import ChunkEncoder, stream_generation
 from trivium_gateway.tracing import call_span, describe_call
 from trivium_gateway.usage import Usage
@@ -106,7 +106,7 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
     def _checked(self, fields: dict[str, Any]) -> RequestT:
         if fields.get("model") is None:
             raise InvalidRequestError("model is missing", param="model", code="missing_model")
-        request: Any = to_struct(fields, self.request_type)
+        request: Any = resolve_aliases(to_struct(fields, self.request_type))
         check_fields(fields, request, self.unsupported)
         checked: RequestT = request
         return checked
@@ -115,7 +115,10 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
         assert request.model is not None, "checked before"
         engine = self._routes.find(request.model)
         generation_id = f"{self.id_prefix}-{uuid.uuid4().hex}"
-        jobs = await self.jobs(request, engine, engine.model_info)
+        try:
+            jobs = await self.jobs(request, engine, engine.model_info)
+        except InvalidRequestError as error:
+            raise as_given(error, request) from None
         traceparent = current_traceparent()
         requests = tuple(
             GenerationRequest(

@@ -24,21 +24,30 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
-    """What completions and chat have in common. The sampling fields are checked by `SamplingParams`."""
+    """What completions and chat have in common. The sampling fields are checked by `SamplingParams`.
+
+    The names of `ALIASES` mean the same as other fields; `beams.py` reads what follows `use_beam_search`.
+    """
 
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
+    max_new_tokens: int | None = None
     n: int | None = None
     best_of: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     no_repeat_ngram_size: int | None = None
+    encoder_repetition_penalty: float | None = None
+    encoder_no_repeat_ngram_size: int | None = None
     logit_bias: Any = None
     bad_words: list[str] | None = None
     allowed_token_ids: list[int] | None = None
+    suppress_tokens: list[int] | None = None
+    begin_suppress_tokens: list[int] | None = None
+    forced_bos_token_id: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -58,11 +67,24 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     min_tokens: int | None = None
+    min_new_tokens: int | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    use_beam_search: bool | None = None
+    num_beams: int | None = None
+    beam_width: int | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
+    num_beam_groups: int | None = None
+    diversity_penalty: float | None = None
+    num_return_sequences: int | None = None
     user: str | None = None
     metadata: dict[str, str] | None = None
+
+
+# transformers' name -> the field that it is another name of
+ALIASES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "num_return_sequences": "n"}
 
 
 class CompletionRequest(GenerationFields, frozen=True, kw_only=True):
@@ -146,9 +168,6 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
 _UNUSED: tuple[object, ...] = (None,)
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "echo": (None, False),
-    "use_beam_search": (None, False),
-    "length_penalty": (None, 1),
-    "early_stopping": (None, False),
     "truncate_prompt_tokens": _UNUSED,
     "dry_sequence_breakers": (None, []),
     "dynatemp_min": (None, 0),

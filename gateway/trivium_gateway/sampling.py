@@ -8,16 +8,19 @@ from __future__ import annotations
 import dataclasses
 import re
 import secrets
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from trivium.config import ModelInfo
-from trivium.errors import InvalidRequestError
+from trivium.errors import InvalidRequestError, rename_params
 from trivium.inputs import EncodedPrompt
 from trivium.params import MAX_LOGIT_BIAS, SamplingParams
 from trivium.prompts import resolve_max_tokens
 from trivium.sampling_tokens import check_sampling_tokens
+from trivium_gateway.beams import beam_settings, wants_beams, width_field
 from trivium_gateway.errors import unsupported_parameter
-from trivium_gateway.openai_protocol import FinishName, GenerationFields, first_used
+from trivium_gateway.openai_protocol import ALIASES, FinishName, GenerationFields, first_used
 
 MAX_USER_CHARS = 512
 MAX_METADATA = 16
@@ -29,6 +32,32 @@ _SAMPLING_FIELDS = tuple(
     {field.name for field in dataclasses.fields(SamplingParams)} & set(GenerationFields.__struct_fields__)
 )
 
+RequestT = TypeVar("RequestT", bound=GenerationFields)
+
+
+def resolve_aliases(request: RequestT) -> RequestT:
+    """`request` with the values of ALIASES under our names, too. Raises InvalidRequestError where the two differ."""
+    values = {}
+    for alias, name in ALIASES.items():
+        value = getattr(request, alias)
+        if value is None:
+            continue
+        if getattr(request, name) not in (None, value):
+            raise InvalidRequestError(
+                f"{name} and {alias} differ; give one of them", param=alias, code="conflicting_parameters"
+            )
+        values[name] = value
+    return msgspec.structs.replace(request, **values) if values else request
+
+
+def as_given(error: InvalidRequestError, request: GenerationFields) -> InvalidRequestError:
+    """`error` with the names of the fields that the client used, where there are several."""
+    names = {name: alias for alias, name in ALIASES.items() if getattr(request, alias) is not None}
+    if request.beam_width is None and wants_beams(request):
+        field = width_field(request)
+        names["beam_width"] = names.get(field, field)
+    return rename_params(error, names)
+
 
 def check_fields(fields: dict[str, Any], request: GenerationFields, unsupported: dict[str, tuple[object, ...]]) -> None:
     """Raise InvalidRequestError for a field that is not supported, too long, or set without the one it belongs to."""
@@ -37,7 +66,8 @@ def check_fields(fields: dict[str, Any], request: GenerationFields, unsupported:
     _check_template_fields(fields)
     for name in first_used(fields, unsupported):
         raise unsupported_parameter(name)
-    if request.stream and request.best_of is not None and request.best_of > (request.n or 1):
+    is_best_of = request.best_of is not None and request.best_of > (request.n or 1) and not wants_beams(request)
+    if request.stream and is_best_of:
         raise InvalidRequestError("best_of above n cannot be streamed: the best are known at the end", param="best_of")
     if request.stream_options is not None:
         if not request.stream:
@@ -72,6 +102,9 @@ def sampling_params(request: GenerationFields, *, max_tokens: int | None, info: 
     given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(request, name)) is not None}
     if request.logit_bias is not None:
         given["logit_bias"] = _logit_bias(request.logit_bias)
+    beam = beam_settings(request)
+    if beam is not None:
+        given = {"temperature": 0.0, **given, "beam": beam, "best_of": None}
     sampling = SamplingParams(**given | {"max_tokens": max_tokens})
     check_sampling_tokens(sampling, info)
     return sampling

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from trivium.beam_params import BeamSearchParams
     from trivium.inputs import ExplicitEncoderDecoderPrompt, TextPrompt, TokensPrompt, zip_enc_dec_prompt_lists
     from trivium.llm import LLM
     from trivium.outputs import CompletionOutput, RequestOutput
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LLM",
+    "BeamSearchParams",
     "CompletionOutput",
     "ExplicitEncoderDecoderPrompt",
     "RequestOutput",
@@ -29,6 +31,7 @@ __all__ = [
 
 _HOME = {
     "LLM": "trivium.llm",
+    "BeamSearchParams": "trivium.beam_params",
     "CompletionOutput": "trivium.outputs",
     "ExplicitEncoderDecoderPrompt": "trivium.inputs",
     "RequestOutput": "trivium.outputs",

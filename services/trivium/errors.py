@@ -6,7 +6,9 @@ this module imports the standard library only.
 
 from __future__ import annotations
 
-from typing import ClassVar
+import re
+from collections.abc import Mapping
+from typing import ClassVar, TypeVar
 
 
 class TriviumError(Exception):
@@ -39,6 +41,18 @@ class InvalidRequestError(TriviumError, ValueError):
     grpc_status = "INVALID_ARGUMENT"
     error_type = "invalid_request_error"
     default_code = "invalid_value"
+
+
+InvalidT = TypeVar("InvalidT", bound=InvalidRequestError)
+
+
+def rename_params(error: InvalidT, names: Mapping[str, str]) -> InvalidT:
+    """`error` in the words of the user: `names` has, for our names of parameters, those that were given."""
+    if not names:
+        return error
+    message = re.sub(rf"\b({'|'.join(names)})\b", lambda match: names[match[0]], error.message)
+    param = names.get(error.param or "", error.param)
+    return type(error)(message, param=param, code=error.code)
 
 
 class ContextLengthError(InvalidRequestError):

@@ -91,6 +91,10 @@ class BeamSettings:
                 f"num_beam_groups ({self.num_groups}) must divide beam_width ({self.width})", param="num_beam_groups"
             )
         check_float("diversity_penalty", self.diversity_penalty, 0.0, 100.0)
+        if self.diversity_penalty and self.num_groups == 1:
+            raise InvalidRequestError(
+                "diversity_penalty needs num_beam_groups above 1: it keeps groups apart", param="diversity_penalty"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

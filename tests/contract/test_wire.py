@@ -111,9 +111,9 @@ beam_settings = st.builds(
     width=st.just(6),
     length_penalty=st.floats(-5, 5),
     early_stopping=st.sampled_from([True, False, "never"]),
-    num_groups=st.sampled_from([1, 2, 3, 6]),
+    num_groups=st.sampled_from([2, 3, 6]),
     diversity_penalty=st.floats(0, 5),
-)
+) | st.builds(BeamSettings, width=st.integers(1, 16))
 
 
 @st.composite

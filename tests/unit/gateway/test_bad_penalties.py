@@ -44,6 +44,16 @@ ROWS: list[tuple[dict[str, Any], Error]] = [
             ("repetition_penalty", -1),
             ("no_repeat_ngram_size", -1),
             ("no_repeat_ngram_size", 10**6),
+            ("encoder_repetition_penalty", 0),
+            ("encoder_no_repeat_ngram_size", -1),
+            ("encoder_no_repeat_ngram_size", 10**6),
+            ("suppress_tokens", [-1]),
+            ("suppress_tokens", [1] * 1025),
+            ("begin_suppress_tokens", [2**31]),
+            ("forced_bos_token_id", -1),
+            ("max_new_tokens", 0),
+            ("min_new_tokens", -1),
+            ("min_new_tokens", 5000),
             ("typical_p", 1.1),
             ("top_a", -0.1),
             ("epsilon_cutoff", -1),
@@ -69,6 +79,15 @@ ROWS: list[tuple[dict[str, Any], Error]] = [
             ("frequency_penalty", [0.1]),
             ("repetition_penalty", True),
             ("no_repeat_ngram_size", 2.5),
+            ("encoder_repetition_penalty", "x"),
+            ("encoder_no_repeat_ngram_size", 2.5),
+            ("suppress_tokens", 5),
+            ("suppress_tokens", ["a"]),
+            ("begin_suppress_tokens", [True]),
+            ("forced_bos_token_id", [5]),
+            ("forced_bos_token_id", "5"),
+            ("max_new_tokens", "5"),
+            ("min_new_tokens", 1.5),
             ("bad_words", "x"),
             ("bad_words", [5]),
             ("allowed_token_ids", ["a"]),
@@ -77,6 +96,15 @@ ROWS: list[tuple[dict[str, Any], Error]] = [
     ),
     ({"allowed_token_ids": [1, VOCAB_SIZE]}, bad("invalid_token_id", "allowed_token_ids[1]")),
     ({"dry_sequence_breaker_ids": [VOCAB_SIZE]}, bad("invalid_token_id", "dry_sequence_breaker_ids[0]")),
+    ({"suppress_tokens": [VOCAB_SIZE]}, bad("invalid_token_id", "suppress_tokens[0]")),
+    ({"begin_suppress_tokens": [1, VOCAB_SIZE]}, bad("invalid_token_id", "begin_suppress_tokens[1]")),
+    ({"encoder_repetition_penalty": 1.2}, bad("not_encoder_decoder", "encoder_repetition_penalty")),
+    ({"encoder_no_repeat_ngram_size": 3}, bad("not_encoder_decoder", "encoder_no_repeat_ngram_size")),
+    ({"forced_bos_token_id": 5}, bad("not_encoder_decoder", "forced_bos_token_id")),
+    ({"max_new_tokens": 10**9}, bad("context_length_exceeded", "max_new_tokens")),
+    ({"max_new_tokens": 5, "max_tokens": 6}, bad("conflicting_parameters", "max_new_tokens")),
+    ({"min_new_tokens": 5, "min_tokens": 6}, bad("conflicting_parameters", "min_new_tokens")),
+    ({"max_new_tokens": 5, "min_new_tokens": 6}, bad("invalid_value", "min_new_tokens")),
 ]
 
 
@@ -86,6 +114,11 @@ def test_bad_value(world: World, fields: dict[str, Any], error: Error) -> None:
     chat = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
     assert post(world.port, "/v1/completions", completion | fields).error == error
     assert post(world.port, "/v1/chat/completions", chat | fields).error == error
+
+
+def test_a_forced_bos_outside_the_vocabulary_is_refused(world: World) -> None:
+    fields = {"model": "org/translator", "prompt": "a", "forced_bos_token_id": VOCAB_SIZE}
+    assert post(world.port, "/v1/completions", fields).error == bad("invalid_token_id", "forced_bos_token_id")
 
 
 def test_a_logit_bias_of_another_spelling_is_the_same_token(world: World) -> None:

@@ -87,6 +87,28 @@ def test_penalties_bans_and_filters_reach_the_engine(world: World, client: opena
             assert getattr(sampling, name) == (tuple(value) if isinstance(value, list) else value)
 
 
+def test_encoder_side_parameters_and_names_of_transformers_reach_the_engine(
+    world: World, client: openai.OpenAI
+) -> None:
+    extra = {
+        "encoder_repetition_penalty": 1.5,
+        "encoder_no_repeat_ngram_size": 3,
+        "suppress_tokens": [4, 5],
+        "begin_suppress_tokens": [6],
+        "forced_bos_token_id": 0,
+    }
+    lengths = {"max_new_tokens": 9, "min_new_tokens": 2}
+    client.completions.create(model="org/translator", prompt="abc", extra_body=extra | lengths)
+    first = world.translator.requests[-1].sampling
+    client.chat.completions.create(
+        model="org/translator", messages=[{"role": "user", "content": "abc"}], extra_body=extra | lengths
+    )
+    for sampling in (first, world.translator.requests[-1].sampling):
+        assert (sampling.max_tokens, sampling.min_tokens) == (9, 2)
+        for name, value in extra.items():
+            assert getattr(sampling, name) == (tuple(value) if isinstance(value, list) else value)
+
+
 def test_defaults_are_sixteen_tokens_and_a_drawn_seed(world: World, client: openai.OpenAI) -> None:
     for _ in range(2):
         client.completions.create(model="tiny", prompt="abc")
