@@ -60,6 +60,7 @@ class CompletionOutput:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    cumulative_logprob: float | None = None
 
     def finished(self) -> bool:
         return self.finish_reason is not None
@@ -72,6 +73,7 @@ class CompletionOutput:
         if delta.finish_reason is not None:
             self.finish_reason = delta.finish_reason.value
             self.stop_reason = delta.stop_reason
+            self.cumulative_logprob = delta.cumulative_logprob
 
 
 @dataclass(slots=True)

@@ -88,24 +88,26 @@ class SamplingColumns:
         self.xtc_probability = np.zeros(max_num_seqs, np.float64)
         self.edits_logits = np.zeros(max_num_seqs, np.bool_)
         self.truncates = np.zeros(max_num_seqs, np.bool_)
+        self.is_beam = np.zeros(max_num_seqs, np.bool_)
         self.params: list[SamplingParams] = [SamplingParams()] * max_num_seqs
 
-    def set(self, new: NewRequestData) -> None:
+    def set(self, slot: int, new: NewRequestData) -> None:
         params = new.sampling
-        self.temperature[new.slot] = 0.0 if params.is_greedy else params.temperature
-        self.top_p[new.slot] = params.top_p
-        self.top_k[new.slot] = params.top_k
-        self.min_p[new.slot] = params.min_p
-        self.seed[new.slot] = params.seed or 0
-        self.choice_index[new.slot] = new.choice_index
-        self.min_tokens[new.slot] = params.min_tokens
-        self.max_tokens[new.slot] = new.max_tokens
-        self.ignore_eos[new.slot] = params.ignore_eos
-        self.xtc_threshold[new.slot] = params.xtc_threshold
-        self.xtc_probability[new.slot] = params.xtc_probability
-        self.edits_logits[new.slot] = edits_logits(params)
-        self.truncates[new.slot] = truncates(params)
-        self.params[new.slot] = params
+        self.temperature[slot] = 0.0 if params.is_greedy else params.temperature
+        self.top_p[slot] = params.top_p
+        self.top_k[slot] = params.top_k
+        self.min_p[slot] = params.min_p
+        self.seed[slot] = params.seed or 0
+        self.choice_index[slot] = new.choice_index
+        self.min_tokens[slot] = params.min_tokens
+        self.max_tokens[slot] = new.max_tokens
+        self.ignore_eos[slot] = params.ignore_eos
+        self.xtc_threshold[slot] = params.xtc_threshold
+        self.xtc_probability[slot] = params.xtc_probability
+        self.edits_logits[slot] = edits_logits(params)
+        self.truncates[slot] = truncates(params)
+        self.is_beam[slot] = params.beam is not None
+        self.params[slot] = params
 
 
 class InputBatch:
@@ -137,7 +139,8 @@ class InputBatch:
         """Free, initialise and grow rows. The plan must have passed `check_plan`."""
         self.occupied[list(plan.freed_slots)] = False
         for new in plan.new_requests:
-            self._init_row(new)
+            for slot in new.beam_slots or (new.slot,):
+                self._init_row(slot, new)
         for slot, block_ids in zip(plan.new_blocks.slots, plan.new_blocks.block_ids, strict=True):
             start = self.num_blocks[slot]
             self.block_tables[slot, start : start + len(block_ids)] = block_ids
@@ -178,13 +181,16 @@ class InputBatch:
         at_end: Bools = self.num_computed_tokens[rows.slots] + rows.num_tokens == self.num_tokens[rows.slots]
         return at_end
 
-    def advance(self, rows: ScheduledRows, sampled_slots: Longs, sampled_token_ids: Longs) -> None:
-        """Count the step's tokens as computed and append the sampled ones."""
+    def advance(self, rows: ScheduledRows) -> None:
+        """Count the step's tokens as computed."""
         self.num_computed_tokens[rows.slots] += rows.num_tokens
-        ends = self.num_tokens[sampled_slots]
+
+    def append_tokens(self, slots: Longs, token_ids: Longs) -> None:
+        """Append one token to each row of `slots`."""
+        ends = self.num_tokens[slots]
         fits = ends < self.limits.max_model_len  # the last token of a full row is never computed, so need not be kept
-        self.token_ids[sampled_slots[fits], ends[fits]] = sampled_token_ids[fits]
-        self.num_tokens[sampled_slots] += 1
+        self.token_ids[slots[fits], ends[fits]] = token_ids[fits]
+        self.num_tokens[slots] += 1
 
     def check_invariants(self) -> None:
         """Recompute what must hold for every occupied row; AssertionError names the slot."""
@@ -196,17 +202,19 @@ class InputBatch:
             output = tokens - self.num_prompt_tokens[slot]
             assert 0 <= output <= self.sampling.max_tokens[slot], f"slot {slot}: {output} output tokens"
 
-    def _init_row(self, new: NewRequestData) -> None:
-        slot, token_ids = new.slot, new.prompt_token_ids + new.output_token_ids
+    def _init_row(self, slot: int, new: NewRequestData) -> None:
+        """Fill the row of `slot`. Beams other than the first begin without blocks."""
+        token_ids = new.prompt_token_ids + new.output_token_ids
+        block_ids = new.block_ids if slot == new.slot else ()
         self.occupied[slot] = True
         self.ended[slot] = False
         self.token_ids[slot, : len(token_ids)] = token_ids
         self.num_prompt_tokens[slot] = len(new.prompt_token_ids)
         self.num_tokens[slot] = len(token_ids)
-        self.num_computed_tokens[slot] = new.num_computed_tokens
-        self.num_blocks[slot] = len(new.block_ids)
-        self.block_tables[slot, : len(new.block_ids)] = new.block_ids
+        self.num_computed_tokens[slot] = new.num_computed_tokens if slot == new.slot else 0
+        self.num_blocks[slot] = len(block_ids)
+        self.block_tables[slot, : len(block_ids)] = block_ids
         self.encoder_lens[slot] = len(new.encoder_token_ids)
         self.encoder_token_ids[slot] = np.array(new.encoder_token_ids, np.int64)
         self.cross_block_tables[slot, : len(new.cross_block_ids)] = new.cross_block_ids
-        self.sampling.set(new)
+        self.sampling.set(slot, new)

@@ -6,6 +6,7 @@ Knows sizes and addresses. Which block belongs to whom is the scheduler's busine
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,12 @@ class KVCache:
     @property
     def num_bytes(self) -> int:
         return self._pool.nbytes
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks, all layers: `pairs` are (from, to), and no block that is written is also read."""
+        if pairs:
+            sources, targets = zip(*pairs, strict=True)
+            self._pool[list(targets)] = self._pool[list(sources)]
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """(key_cache, value_cache) of a layer, views [num_blocks, block_size, num_kv_heads, head_dim]."""

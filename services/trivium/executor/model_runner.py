@@ -16,6 +16,7 @@ from torch import Tensor
 from trivium.config import ExecutorConfig, ModelInfo
 from trivium.errors import ConfigurationError
 from trivium.executor.attention import AttentionMetadata, PagedRows
+from trivium.executor.beam_select import BeamGroups
 from trivium.executor.input_batch import BatchLimits, InputBatch, Longs, ScheduledRows
 from trivium.executor.kv_cache import KVCache, affordable_model_len, available_memory_bytes, choose_num_blocks
 from trivium.executor.loader import HUB_PATTERNS, Checkpoint
@@ -26,7 +27,7 @@ from trivium.executor.plan_check import check_plan
 from trivium.executor.sampler import Sampler
 from trivium.executor.threads import choose_num_threads, count_cores, set_num_threads
 from trivium.model_source import find_model
-from trivium.step import ModelRunnerOutput, SchedulerOutput
+from trivium.step import BeamCandidates, ModelRunnerOutput, SchedulerOutput
 from trivium_kernels.dispatch import select_kernels
 
 logger = logging.getLogger(__name__)
@@ -62,10 +63,12 @@ class ModelRunner:
             time.perf_counter() - start,
             num_threads,
         )
+        self._special = special
         self._sampler = Sampler(special)
         self._limits = _choose_limits(config, self._model)
         self._kv_cache = KVCache(self._model.kv_shape, self._limits.num_blocks, self._limits.block_size)
         self._batch = InputBatch(self._limits)
+        self._beam_groups = BeamGroups(special)
         self._model_info = _describe(config, architecture.name, self._model, self._limits, special)
 
     @property
@@ -84,12 +87,14 @@ class ModelRunner:
     def reset(self) -> None:
         """Forget every row. Weights and pool stay; what the pool holds means nothing any more."""
         self._batch = InputBatch(self._limits)
+        self._beam_groups = BeamGroups(self._special)
 
     @torch.inference_mode()
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
         """Run one step. Raises PlanError, having changed nothing, if the plan does not fit the standing batch."""
         check_plan(self._batch, plan)
         self._batch.apply(plan)
+        self._beam_groups.apply(plan.freed_slots, plan.new_requests)
         self._run_encoder(plan.encoder_slots)
         if not plan.scheduled_slots:
             return ModelRunnerOutput(step=plan.step)
@@ -98,10 +103,14 @@ class ModelRunner:
             return ModelRunnerOutput(step=plan.step)
         hidden = self._run_decoder(rows)
         sampling_slots, logits = self._compute_logits(rows, hidden)
-        token_ids = self._sampler.sample(logits, self._batch, sampling_slots)
-        self._batch.advance(rows, sampling_slots, token_ids)
-        self._batch.ended[sampling_slots] = self._sampler.find_ends(self._batch, sampling_slots, token_ids)
-        return ModelRunnerOutput(plan.step, tuple(sampling_slots.tolist()), tuple(token_ids.tolist()))
+        self._batch.advance(rows)
+        beams: tuple[BeamCandidates, ...] = ()
+        is_beam = self._batch.sampling.is_beam[sampling_slots]
+        if is_beam.any():
+            beams = self._select_beams(logits[torch.from_numpy(is_beam)], sampling_slots[is_beam])
+            sampling_slots, logits = sampling_slots[~is_beam], logits[torch.from_numpy(~is_beam)]
+        token_ids = self._sample(logits, sampling_slots)
+        return ModelRunnerOutput(plan.step, tuple(sampling_slots.tolist()), tuple(token_ids.tolist()), beams=beams)
 
     def check_invariants(self) -> None:
         self._batch.check_invariants()
@@ -131,6 +140,18 @@ class ModelRunner:
         return self._model.decoder.forward(
             torch.from_numpy(token_ids), torch.from_numpy(rows.positions), self._kv_cache, self._build_metadata(rows)
         )
+
+    def _sample(self, logits: Tensor, slots: Longs) -> Longs:
+        """Choose and append the next token of each row."""
+        token_ids = self._sampler.sample(logits, self._batch, slots)
+        self._batch.append_tokens(slots, token_ids)
+        self._batch.ended[slots] = self._sampler.find_ends(self._batch, slots, token_ids)
+        return token_ids
+
+    def _select_beams(self, logits: Tensor, slots: Longs) -> tuple[BeamCandidates, ...]:
+        selection = self._beam_groups.select(logits, self._batch, slots)
+        self._kv_cache.copy_blocks(selection.copied_blocks)
+        return selection.candidates
 
     def _build_metadata(self, rows: ScheduledRows) -> AttentionMetadata:
         batch = self._batch

@@ -70,12 +70,27 @@ class _Check:
             _require_ids(ids, limits.vocab_size, f"slot {slot}: token id")
         self._check_blocks(slot, 0, new.block_ids, self._batch.block_tables.shape[1])
         self._check_blocks(slot, 0, new.cross_block_ids, self._batch.cross_block_tables.shape[1])
-        self._occupied[slot] = True
-        self._num_blocks[slot] = len(new.block_ids)
-        self._num_tokens[slot] = num_tokens
-        self._num_computed_tokens[slot] = new.num_computed_tokens
-        self._output_left[slot] = new.max_tokens - len(new.output_token_ids)
-        self._encoder_lens[slot] = len(new.encoder_token_ids)
+        self._check_beam(new)
+        for beam_slot in new.beam_slots or (slot,):
+            is_first = beam_slot == slot
+            self._occupied[beam_slot] = True
+            self._num_blocks[beam_slot] = len(new.block_ids) if is_first else 0
+            self._num_tokens[beam_slot] = num_tokens
+            self._num_computed_tokens[beam_slot] = new.num_computed_tokens if is_first else 0
+            self._output_left[beam_slot] = new.max_tokens - len(new.output_token_ids)
+            self._encoder_lens[beam_slot] = len(new.encoder_token_ids)
+
+    def _check_beam(self, new: NewRequestData) -> None:
+        width = 0 if new.sampling.beam is None else new.sampling.beam.width
+        slots = new.beam_slots
+        _require(len(slots) == width, f"slot {new.slot} has {len(slots)} beam slots for {width} beams")
+        if slots:
+            _require(slots[0] == new.slot, f"slot {new.slot} is not the first of its beam slots")
+            _require(len(set(slots)) == width, f"slot {new.slot} names a beam slot twice")
+            _require(not new.output_token_ids, f"slot {new.slot} resumes a beam search")
+            for slot in slots:
+                _require(0 <= slot < self._limits.max_num_seqs, f"beam slot {slot} is outside the batch")
+                _require(not self._occupied[slot], f"slot {slot} is initialised, but it is in use")
 
     def _check_encoder_input(self, new: NewRequestData) -> None:
         encoder_len, limit = len(new.encoder_token_ids), self._limits.max_encoder_len

@@ -88,9 +88,11 @@ class EngineLoop:
             for index in range(request.sampling.n)
             if not (index in resumed and resumed[index].finished)
         ]
-        for choice in choices:
-            scheduler.check_admission(choice)
-        if choices:
+        if choices and request.sampling.beam is not None:
+            scheduler.add_beams(choices, next(self._keys))
+        elif choices:
+            for choice in choices:
+                scheduler.check_admission(choice)
             scheduler.add_choices(choices)
         for choice in choices:
             emitted_chars = resumed[choice.choice_index].emitted_chars if choice.choice_index in resumed else 0

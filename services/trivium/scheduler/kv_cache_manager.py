@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trivium.beam_search import move_blocks
 from trivium.scheduler.block_hash import cross_hashes
 from trivium.scheduler.block_pool import BlockHash, BlockPool
 from trivium.scheduler.request import Request
@@ -13,7 +15,8 @@ from trivium.scheduler.request import Request
 class Allocation:
     """What a request gets on entering the batch. The first `num_cached_tokens` tokens are computed already.
 
-    `needs_encoder` says that its cross-attention blocks are new, and must be filled by an encoder run.
+    `needs_encoder` says that its cross-attention blocks are new, and must be filled by an encoder run. beam_block_ids:
+    of beam search, when the whole prompt is computed at once: the tables of all beams but the first.
     """
 
     block_ids: tuple[int, ...]
@@ -21,13 +24,15 @@ class Allocation:
     num_cached_tokens: int
     num_new_tokens: int
     needs_encoder: bool
+    beam_block_ids: tuple[tuple[int, ...], ...] = ()
 
 
 class KVCacheManager:
     """Owner: the Scheduler. One pool serves self-attention and cross-attention tables.
 
     A running request holds ceil(tokens / block_size) self-attention blocks for the tokens computed or planned so far,
-    and, with an encoder input, ceil(encoder tokens / block_size) cross-attention blocks.
+    and, with an encoder input, ceil(encoder tokens / block_size) cross-attention blocks. With beam search each beam has
+    a table, from the step on that completes the prompt; full blocks are in the tables of all beams that share them.
 
     Full self-attention blocks become findable (`cache_full_blocks`) when the step that filled them is acknowledged.
     Cross-attention blocks are findable at once, because a plan that shares them runs after the one that fills them.
@@ -38,6 +43,7 @@ class KVCacheManager:
         self._enable_prefix_caching = enable_prefix_caching
         self._pool = BlockPool(num_blocks)
         self._tables: dict[int, list[int]] = {}  # request key -> self-attention blocks
+        self._beam_tables: dict[int, list[list[int]]] = {}  # request key -> tables of the other beams
         self._cross_tables: dict[int, tuple[int, ...]] = {}  # request key -> cross-attention blocks
         self.num_prompt_tokens_queried = 0
         self.num_prompt_tokens_hit = 0
@@ -72,8 +78,11 @@ class KVCacheManager:
 
     def max_blocks_of(self, request: Request) -> int:
         """Blocks of `request` at its full length. The last output token is never computed, so it needs no room."""
-        self_tokens = len(request.prompt_token_ids) + request.max_tokens - 1
-        return self.num_blocks_for(self_tokens) + self.num_blocks_for(len(request.encoder_token_ids))
+        num_self = self.num_blocks_for(len(request.prompt_token_ids) + request.max_tokens - 1)
+        num_shared = len(request.prompt_token_ids) // self.block_size
+        num_beams = 1 if request.beams is None else request.beams.width
+        num_cross = self.num_blocks_for(len(request.encoder_token_ids))
+        return num_shared + num_beams * (num_self - num_shared) + num_cross
 
     def allocate_slots(self, request: Request, num_new_tokens: int) -> tuple[int, ...] | None:
         """Blocks for `num_new_tokens` more tokens of a request that has its first blocks already.
@@ -97,14 +106,16 @@ class KVCacheManager:
         num_new_tokens = min(request.num_tokens - num_cached_tokens, max_new_tokens)
         num_new_blocks = self.num_blocks_for(num_cached_tokens + num_new_tokens) - len(cached)
         num_cross = 0 if cross else self.num_blocks_for(len(request.encoder_token_ids))
+        num_join = self._num_join_blocks(request, num_cached_tokens + num_new_tokens)
         shared = (*cached, *cross)
         num_revived = sum(self._pool.is_free(block_id) for block_id in shared)
-        if num_new_blocks + num_cross + num_revived > self._pool.num_free_blocks:
+        num_needed = num_new_blocks + num_cross + num_join
+        if num_needed + num_revived > self._pool.num_free_blocks:
             return None
         self._pool.share(shared)
-        new = self._pool.allocate(num_new_blocks + num_cross)
+        new = self._pool.allocate(num_needed)
         assert new is not None, "the pool has fewer free blocks than it said"
-        table, new_cross = [*cached, *new[:num_new_blocks]], new[num_new_blocks:]
+        table, new_cross = [*cached, *new[:num_new_blocks]], new[num_new_blocks : num_new_blocks + num_cross]
         self._tables[request.key] = table
         request.num_slots = len(table) * self.block_size
         if cross or new_cross:
@@ -112,7 +123,42 @@ class KVCacheManager:
         self._name_cross(request, new_cross)
         self.num_prompt_tokens_queried += request.num_tokens
         self.num_prompt_tokens_hit += num_cached_tokens
-        return Allocation(tuple(table), cross or new_cross, num_cached_tokens, num_new_tokens, bool(new_cross))
+        beams = self._join_beams(request, num_cached_tokens + num_new_tokens, new[num_new_blocks + num_cross :])
+        return Allocation(tuple(table), cross or new_cross, num_cached_tokens, num_new_tokens, bool(new_cross), beams)
+
+    def allocate_beams(self, request: Request, num_new_tokens: int) -> tuple[tuple[int, ...], ...] | None:
+        """As `allocate_slots`, for the beams of a group: new block ids of each beam, the first one first.
+
+        While the prompt is computed only the first beam has blocks; with its last token the others join.
+        """
+        has_joined, others = request.key in self._beam_tables, self._beam_tables.get(request.key, ())
+        end = request.num_computed_tokens + num_new_tokens
+        missing = max(0, self.num_blocks_for(end - request.num_slots))
+        num_grown = missing * (1 + len(others))
+        new = self._pool.allocate(num_grown + (0 if has_joined else self._num_join_blocks(request, end)))
+        if new is None:
+            return None
+        grown = tuple(new[start : start + missing] for start in range(0, num_grown, missing)) if missing else ()
+        for table, blocks in zip((self._tables[request.key], *others), grown, strict=False):
+            table.extend(blocks)
+        request.num_slots += missing * self.block_size
+        if has_joined:
+            return grown
+        return (grown[0] if grown else (), *self._join_beams(request, end, new[num_grown:]))
+
+    def move_beams(self, request: Request, parents: Sequence[int], num_tokens: int) -> None:
+        """Beam i of a group goes on from beam parents[i], with `num_tokens` tokens computed: as `move_blocks` says."""
+        tables = [self._tables[request.key], *self._beam_tables[request.key]]
+        moved, _ = move_blocks(tables, parents, num_tokens, self.block_size)
+        changed = [
+            (old_id, new_id)
+            for old, new in zip(tables, moved, strict=True)
+            for old_id, new_id in zip(old, new, strict=True)
+            if old_id != new_id
+        ]
+        self._pool.share(new_id for _, new_id in changed)
+        self._pool.free(old_id for old_id, _ in changed)
+        self._tables[request.key], *self._beam_tables[request.key] = moved
 
     def cache_full_blocks(self, request: Request, num_tokens: int) -> None:
         """The first `num_tokens` tokens of a running request are in its blocks: make the full ones findable."""
@@ -130,6 +176,8 @@ class KVCacheManager:
     def free(self, request: Request) -> None:
         """Give back every block of `request`, which must hold some. Of its findable blocks the last are lost first."""
         self._pool.free(reversed(self._tables.pop(request.key)))
+        for table in self._beam_tables.pop(request.key, ()):
+            self._pool.free(reversed(table))
         self._pool.free(reversed(self._cross_tables.pop(request.key, ())))
         request.num_named_blocks = 0
         request.num_slots = 0
@@ -139,8 +187,28 @@ class KVCacheManager:
         self._pool.forget_all()
 
     def check_invariants(self) -> None:
-        self._pool.check_invariants([*self._tables.values(), *self._cross_tables.values()])
+        beams = [table for tables in self._beam_tables.values() for table in tables]
+        self._pool.check_invariants([*self._tables.values(), *beams, *self._cross_tables.values()])
+        assert self._beam_tables.keys() <= self._tables.keys(), "beams without a request"
         assert self._cross_tables.keys() <= self._tables.keys(), "cross-attention table without a request"
+
+    def _num_join_blocks(self, request: Request, num_tokens: int) -> int:
+        """Blocks that the other beams need of their own when `num_tokens` tokens are the whole prompt."""
+        if request.beams is None or num_tokens < request.num_prompt_tokens or num_tokens % self.block_size == 0:
+            return 0
+        return request.beams.width - 1
+
+    def _join_beams(self, request: Request, num_tokens: int, block_ids: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """Give the other beams their tables if the prompt is complete: its full blocks, and one of `block_ids` each."""
+        if request.beams is None or num_tokens < request.num_prompt_tokens:
+            return ()
+        full = self._tables[request.key][: num_tokens // self.block_size]
+        num_others = request.beams.width - 1
+        tables = [[*full, *block_ids[beam : beam + 1]] for beam in range(num_others)]
+        for _ in range(num_others):
+            self._pool.share(full)
+        self._beam_tables[request.key] = tables
+        return tuple(tuple(table) for table in tables)
 
     def _find_prefix(self, request: Request) -> tuple[int, ...]:
         """Blocks with the beginning of the sequence; never all of it, because the last token must be computed."""

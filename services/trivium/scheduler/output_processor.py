@@ -244,6 +244,14 @@ class OutputProcessor:
         if finish_reason is not None:
             self._streams.pop(request.key, None)
             stream.is_closed = True
-            stream.sink.deliver(stream.handle, ChoiceDelta(request.choice_index, ids, text, finish_reason, stop_reason))
+            delta = ChoiceDelta(
+                request.choice_index,
+                ids,
+                text,
+                finish_reason,
+                stop_reason,
+                cumulative_logprob=request.cumulative_logprob,
+            )
+            stream.sink.deliver(stream.handle, delta)
         elif ids or text:
             stream.sink.deliver(stream.handle, ChoiceDelta(request.choice_index, ids, text))

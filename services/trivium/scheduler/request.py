@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from trivium.inputs import EncodedPrompt
 from trivium.outputs import FinishReason
 from trivium.params import SamplingParams
 from trivium.scheduler.block_hash import BlockHashes, root_hash
+
+if TYPE_CHECKING:
+    from trivium.scheduler.beam_group import BeamGroup
 
 
 class RequestStatus(StrEnum):
@@ -58,11 +63,19 @@ class Request:
         self.status = RequestStatus.WAITING
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
+        self.cumulative_logprob: float | None = None  # of a finished choice of a beam search
         self.num_preemptions = 0
         self.num_cached_tokens = 0  # prompt tokens that were found in the cache when the request first ran
         self.block_hashes = BlockHashes(root_hash(cache_salt, self.encoder_token_ids))
         self.num_named_blocks = 0  # blocks of its table that can be found by others
         self.siblings: list[Request] = []  # other choices, which wait until this one has computed their common prompt
+        self.beams: BeamGroup | None = None  # of beam search: of what is scheduled, and of the choices it is done for
+
+    def twin(self, key: int) -> Request:
+        """A new request for the same prompt, with the same parameters, that has generated nothing."""
+        twin = copy.copy(self)
+        twin.key, twin.choice_index, twin.output_token_ids, twin.siblings = key, 0, [], []
+        return twin
 
     @property
     def num_tokens(self) -> int:

@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from trivium.config import ModelInfo
 from trivium.errors import InvalidRequestError
 from trivium.outputs import FinishReason
+from trivium.scheduler.beam_group import BeamGroup
 from trivium.scheduler.kv_cache_manager import Allocation, KVCacheManager
 from trivium.scheduler.request import Request, RequestStatus
 from trivium.scheduler.request_queue import RequestQueue
-from trivium.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
+from trivium.step import BeamCandidates, CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +64,25 @@ class _PlanDraft:
         if computed % self.block_size < num_tokens:
             self.filled.append((request, request.incarnation, computed))
 
-    def drop_row(self, request: Request) -> None:
-        """Take back the row of a request that loses its slot; its entry in `filled` is of an incarnation that ends."""
-        self.budget += self.rows.pop(request.slot, 0)
-        self.sampling.pop(request.slot, None)
-        self.grown.pop(request.slot, None)
+    def add_beam_rows(self, request: Request, group: BeamGroup, num_tokens: int) -> None:
+        """As `add_row`, for a group: its first row computes the prompt, then every live row one token per step."""
+        if request.num_computed_tokens < request.num_prompt_tokens:
+            self.add_row(request, num_tokens)
+        else:
+            for slot in group.live_slots:
+                self.rows[slot] = 1
+                self.budget -= 1
+            request.num_computed_tokens += 1
+            request.num_tokens_in_flight += 1
+        if request.num_tokens_in_flight:
+            self.sampling.update(dict.fromkeys(group.first_slots, (request, request.incarnation)))
+
+    def drop_rows(self, request: Request) -> None:
+        """Take back the rows of a request that loses its slots; its entry in `filled` is of an ended incarnation."""
+        for slot in _slots_of(request):
+            self.budget += self.rows.pop(slot, 0)
+            self.sampling.pop(slot, None)
+            self.grown.pop(slot, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +139,13 @@ class Scheduler:
 
     def check_admission(self, request: Request) -> None:
         """Raise InvalidRequestError, with both numbers, if `request` could not run even alone."""
+        width = _num_slots(request)
+        max_width = min(self.info.max_num_seqs, self.info.max_num_batched_tokens)
+        if width > max_width:
+            raise InvalidRequestError(
+                f"{width} beams are wanted, but the server computes at most {max_width} rows at a time",
+                param="beam_width",
+            )
         if not self.kv_cache.can_ever_fit(request):
             raise InvalidRequestError(
                 f"the request may need {self.kv_cache.max_blocks_of(request)} KV blocks of "
@@ -150,9 +172,25 @@ class Scheduler:
         else:
             leader.siblings = siblings
 
+    def add_beams(self, choices: Sequence[Request], key: int) -> None:
+        """Queue the beam search whose results are `choices`, as one request `key`."""
+        group = self._make_group(choices, key)
+        self.check_admission(group.leader)
+        for choice in choices:
+            choice.beams = group
+        self.add_request(group.leader)
+
     def finish(self, request: Request, reason: FinishReason) -> None:
-        """End `request` now (abort, or a stop string that only its text shows); the next plan may use its blocks."""
+        """End `request` now (abort, or a stop string that only its text shows); the next plan may use its blocks.
+
+        A beam search ends with the last of its choices.
+        """
         if request.is_finished:
+            return
+        if request.beams is not None and request is not request.beams.leader:
+            request.status, request.finish_reason = RequestStatus.FINISHED, reason
+            if all(choice.is_finished for choice in request.beams.choices):
+                self.finish(request.beams.leader, reason)
             return
         if request in self._waiting:
             self._waiting.remove(request)
@@ -172,7 +210,7 @@ class Scheduler:
         unfit: list[Request] = []
         # Finishing a request queues its siblings, which are as large.
         while found := [request for request in self._waiting if not self._fits(request)]:
-            unfit += found
+            unfit += [request if request.beams is None else request.beams.choices[0] for request in found]
             for request in found:
                 self.finish(request, FinishReason.ABORT)
         return unfit
@@ -215,13 +253,15 @@ class Scheduler:
             if reason is not None:
                 self.finish(request, reason)
             updates.append(RequestUpdate(request, (token_id,)))
+        if output.beams:
+            updates += self._advance_beams(plan, output.beams)
         return updates
 
     def check_invariants(self) -> None:
         """Recompute everything that can be derived."""
         self.kv_cache.check_invariants()
         self._waiting.check_invariants()
-        slots = [request.slot for request in self._running.values()]
+        slots = [slot for request in self._running.values() for slot in _slots_of(request)]
         assert sorted([*slots, *self._free_slots]) == list(range(self.info.max_num_seqs)), "slots lost or shared"
         assert set(self._freed_slots) <= set(range(self.info.max_num_seqs)), "freed slot out of range"
         for request in self._running.values():
@@ -246,7 +286,8 @@ class Scheduler:
 
     def _fits(self, request: Request) -> bool:
         in_context = request.num_prompt_tokens + request.max_tokens <= self.info.max_model_len
-        return in_context and self.kv_cache.can_ever_fit(request)
+        has_slots = _num_slots(request) <= min(self.info.max_num_seqs, self.info.max_num_batched_tokens)
+        return in_context and has_slots and self.kv_cache.can_ever_fit(request)
 
     def _new_draft(self) -> _PlanDraft:
         budget = self.info.max_num_batched_tokens
@@ -261,6 +302,9 @@ class Scheduler:
             num_tokens = min(request.num_tokens_to_compute, draft.budget)
             if num_tokens == 0:
                 continue
+            if request.beams is not None:
+                self._schedule_beams(request, request.beams, num_tokens, draft)
+                continue
             if request.num_computed_tokens + num_tokens > request.num_slots:
                 blocks = self._allocate_or_preempt(request, num_tokens, draft)
                 if blocks is None:
@@ -268,20 +312,36 @@ class Scheduler:
                 draft.grown[request.slot] = blocks
             draft.add_row(request, num_tokens)
 
+    def _schedule_beams(self, request: Request, group: BeamGroup, num_tokens: int, draft: _PlanDraft) -> None:
+        """Plan the next tokens of a beam search: all its rows, or none of them."""
+        if request.num_computed_tokens >= request.num_prompt_tokens and len(group.live_slots) > draft.budget:
+            return
+        while (grown := self.kv_cache.allocate_beams(request, num_tokens)) is None:
+            if self._preempt_last(draft) is request:
+                return
+        draft.grown.update({slot: blocks for slot, blocks in zip(group.slots, grown, strict=False) if blocks})
+        draft.add_beam_rows(request, group, num_tokens)
+
     def _allocate_or_preempt(self, request: Request, num_tokens: int, draft: _PlanDraft) -> tuple[int, ...] | None:
         """Blocks for `request`, taken from the last in the queue's order if need be; None if that is itself."""
         while (blocks := self.kv_cache.allocate_slots(request, num_tokens)) is None:
-            victim = max(self._running.values(), key=self._waiting.place)
-            draft.drop_row(victim)
-            draft.has_preempted = True
-            self._preempt(victim)
-            if victim is request:
+            if self._preempt_last(draft) is request:
                 return None
         return blocks
+
+    def _preempt_last(self, draft: _PlanDraft) -> Request:
+        """Preempt the running request that is last in the queue's order."""
+        victim = max(self._running.values(), key=self._waiting.place)
+        draft.drop_rows(victim)
+        draft.has_preempted = True
+        self._preempt(victim)
+        return victim
 
     def _schedule_waiting(self, draft: _PlanDraft) -> None:
         while self._waiting and self._free_slots and draft.budget > 0:
             request = self._waiting.peek()
+            if _num_slots(request) > len(self._free_slots):
+                break
             num_encoder = len(request.encoder_token_ids)
             if num_encoder > draft.encoder_budget and draft.encoder_slots:
                 break  # one encoder input may exceed the budget, but only alone
@@ -290,7 +350,12 @@ class Scheduler:
                 break
             self._waiting.take(request)
             self._start(request, draft, allocation)
-            draft.add_row(request, allocation.num_new_tokens)
+            if request.beams is None:
+                draft.add_row(request, allocation.num_new_tokens)
+            else:
+                others = zip(request.beams.slots[1:], allocation.beam_block_ids, strict=False)
+                draft.grown.update({slot: blocks for slot, blocks in others if blocks})
+                draft.add_beam_rows(request, request.beams, allocation.num_new_tokens)
             if allocation.needs_encoder:
                 draft.encoder_slots.append(request.slot)
                 draft.encoder_budget -= num_encoder
@@ -302,6 +367,10 @@ class Scheduler:
         request.num_named_blocks = allocation.num_cached_tokens // self.kv_cache.block_size
         request.slot = self._free_slots.popleft()
         request.status = RequestStatus.RUNNING
+        beam_slots: tuple[int, ...] = ()
+        if request.beams is not None:
+            beam_slots = (request.slot, *(self._free_slots.popleft() for _ in range(request.beams.width - 1)))
+            request.beams.start(beam_slots)
         self._running[request.key] = request
         self._on_start(request)
         draft.new_requests.append(
@@ -316,6 +385,7 @@ class Scheduler:
                 max_tokens=request.max_tokens,
                 encoder_token_ids=request.encoder_token_ids,
                 cross_block_ids=allocation.cross_block_ids,
+                beam_slots=beam_slots,
             )
         )
 
@@ -332,6 +402,36 @@ class Scheduler:
             encoder_slots=tuple(draft.encoder_slots),
             freed_slots=freed,
         )
+
+    def _make_group(self, choices: Sequence[Request], key: int) -> BeamGroup:
+        first = choices[0]
+        beam = first.sampling.beam
+        assert beam is not None, f"request {first.key} has no beams"
+        leader = first.twin(key)
+        leader.beams = BeamGroup(leader, beam, choices, self.info.eos_token_ids)
+        return leader.beams
+
+    def _advance_beams(self, plan: _PlanInFlight, found: Sequence[BeamCandidates]) -> list[RequestUpdate]:
+        """Take a step of every beam search that has candidates."""
+        by_request: dict[int, list[BeamCandidates]] = {}
+        for candidates in found:
+            by_request.setdefault(plan.sampling[candidates.slot][0].key, []).append(candidates)
+        updates: list[RequestUpdate] = []
+        for group_candidates in by_request.values():
+            request, incarnation = plan.sampling[group_candidates[0].slot]
+            if request.is_finished or request.incarnation != incarnation:
+                continue
+            group = request.beams
+            assert group is not None, f"candidates for request {request.key}, which has no beams"
+            num_computed = request.num_prompt_tokens + len(request.output_token_ids)
+            parents = group.advance(group_candidates)
+            self.kv_cache.move_beams(request, parents, num_computed)
+            request.num_tokens_in_flight -= 1
+            request.output_token_ids.append(group_candidates[0].token_ids[0])  # for its length: beams have their own
+            updates += [RequestUpdate(choice, token_ids) for choice, token_ids in group.take_news()]
+            if group.is_done:
+                self.finish(request, FinishReason.STOP)
+        return updates
 
     def _queue_siblings(self, request: Request) -> None:
         """Their common prompt is computed, or never will be: the other choices go next."""
@@ -350,13 +450,26 @@ class Scheduler:
         request.status = RequestStatus.PREEMPTED
         request.num_computed_tokens = 0
         request.num_tokens_in_flight = 0
+        if request.beams is not None:
+            request.beams.reset()
+            request.output_token_ids.clear()
         self._waiting.push(request)
 
     def _release(self, request: Request) -> None:
         """Take slot and blocks from a running request. Tokens in flight for it are void from now on."""
         del self._running[request.key]
         self.kv_cache.free(request)
-        self._freed_slots.append(request.slot)
-        self._free_slots.append(request.slot)
+        slots = _slots_of(request)
+        self._freed_slots += slots
+        self._free_slots += slots
         request.slot = -1
         request.incarnation += 1
+
+
+def _slots_of(request: Request) -> tuple[int, ...]:
+    """The slots of a running request."""
+    return (request.slot,) if request.beams is None else request.beams.slots
+
+
+def _num_slots(request: Request) -> int:
+    return 1 if request.beams is None else request.beams.width

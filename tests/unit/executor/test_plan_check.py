@@ -42,7 +42,8 @@ def make_batch() -> InputBatch:
     row = replace(NEW, slot=0, prompt_token_ids=(1, 2, 3, 4), block_ids=(0,), max_tokens=2)
     batch.apply(SchedulerOutput(1, new_requests=(row,)))
     rows = batch.schedule_rows(SchedulerOutput(1, (0,), (4,)))
-    batch.advance(rows, np.array([0]), np.array([50]))
+    batch.advance(rows)
+    batch.append_tokens(np.array([0]), np.array([50]))
     batch.check_invariants()
     return batch
 

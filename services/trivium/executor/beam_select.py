@@ -1,0 +1,190 @@
+"""Beam search on the executor: candidates of every group in the batch, and the rows and block tables that follow.
+
+Order of effects in `select`: log-probabilities of all beams are edited together (bans, penalties, forced tokens, as in
+transformers: on log-probabilities, not on logits); then group by group candidates are found, the search advances, and
+rows and block tables are moved. The blocks to copy are returned: the caller copies them before the next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trivium.beam_search import BeamSearch, move_blocks
+from trivium.executor.history import History
+from trivium.executor.input_batch import InputBatch, Longs
+from trivium.executor.logits_processors import edit_logits
+from trivium.executor.model_config import SpecialTokens
+from trivium.params import BeamSettings
+from trivium.step import BeamCandidates, NewRequestData
+
+
+@dataclass(frozen=True, slots=True)
+class BeamGroup:
+    """The rows of one request: `searches[g]` owns slots [g * width, (g + 1) * width) of `slots`."""
+
+    slots: Longs
+    searches: tuple[BeamSearch, ...]
+    beam: BeamSettings
+
+    @property
+    def is_started(self) -> bool:
+        return self.searches[0].num_tokens > 0
+
+    def slots_of(self, index: int) -> Longs:
+        width = self.searches[index].width
+        slots: Longs = self.slots[index * width : (index + 1) * width]
+        return slots
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a step did to the groups: their candidates, and the block copies (from, to) that the beams need."""
+
+    candidates: tuple[BeamCandidates, ...]
+    copied_blocks: tuple[tuple[int, int], ...]
+
+
+class BeamGroups:
+    """The beam searches of a standing batch. Owner: the ModelRunner."""
+
+    def __init__(self, special: SpecialTokens) -> None:
+        self._special = special
+        self._groups: dict[int, BeamGroup] = {}  # slot of the first beam -> group
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def apply(self, freed_slots: Sequence[int], new_requests: Sequence[NewRequestData]) -> None:
+        """Forget groups whose first slot is freed; begin a search for each new group."""
+        for slot in freed_slots:
+            self._groups.pop(slot, None)
+        for new in new_requests:
+            beam = new.sampling.beam
+            if beam is not None:
+                searches = tuple(
+                    BeamSearch(beam, new.sampling, new.max_tokens, self._special.eos) for _ in range(beam.num_groups)
+                )
+                self._groups[new.slot] = BeamGroup(np.array(new.beam_slots, np.int64), searches, beam)
+
+    def select(self, logits: Tensor, batch: InputBatch, slots: Longs) -> Selection:
+        """Advance the groups whose rows `slots` reached the end of their sequences.
+
+        logits [num_rows, vocab_size] of those rows. Appends the chosen tokens to the rows and marks rows of searches
+        that are done as ended.
+        """
+        scores = torch.log_softmax(logits.float(), dim=-1)
+        self._edit(scores, batch, slots)
+        num_best = min(
+            scores.shape[1], max(s.num_candidates for group in self._groups.values() for s in group.searches)
+        )
+        values, token_ids = scores.topk(num_best, dim=-1)
+        best = _Best(values.numpy(), token_ids.numpy(), {int(slot): row for row, slot in enumerate(slots)}, scores)
+        candidates: list[BeamCandidates] = []
+        copies: list[tuple[int, int]] = []
+        for first_slot, group in self._groups.items():
+            if not group.is_started and first_slot in best.row_of:
+                _start_rows(batch, group)
+                best.alias(first_slot, group.slots)
+            chosen = np.zeros(0, np.int64)  # tokens of the groups before, which the next one avoids
+            for index in range(len(group.searches)):
+                group_slots = group.slots_of(index)
+                if int(group_slots[0]) not in best.row_of:
+                    continue
+                found = _find_candidates(group, index, best, chosen)
+                candidates.append(found)
+                copies += _advance(batch, group.searches[index], group_slots, found)
+                chosen = np.concatenate((chosen, _live_token_ids(group.searches[index])))
+        return Selection(tuple(candidates), tuple(copies))
+
+    def _edit(self, scores: Tensor, batch: InputBatch, slots: Longs) -> None:
+        columns = batch.sampling
+        output_positions = batch.num_tokens[slots] - batch.num_prompt_tokens[slots]
+        edited = np.flatnonzero(columns.edits_logits[slots] | (output_positions < columns.min_tokens[slots]))
+        if len(edited):
+            index = torch.from_numpy(edited)
+            rows = scores[index]
+            params = [columns.params[slot] for slot in slots[edited]]
+            edit_logits(rows, params, History.of(batch, slots[edited]), self._special.eos)
+            scores[index] = rows
+        self._force(scores, batch, slots, output_positions)
+
+    def _force(self, scores: Tensor, batch: InputBatch, slots: Longs, output_positions: Longs) -> None:
+        columns = batch.sampling
+        for row, slot in enumerate(slots):
+            if self._special.forced_bos is not None and batch.num_tokens[slot] == 1:
+                _force(scores[row], self._special.forced_bos)
+            at_limit = output_positions[row] + 1 == columns.max_tokens[slot]
+            if self._special.forced_eos is not None and at_limit and not columns.ignore_eos[slot]:
+                _force(scores[row], self._special.forced_eos)
+
+
+@dataclass(slots=True)
+class _Best:
+    """The best continuations of every row: values, token_ids [num_rows, num_best], of `scores` [num_rows, vocab]."""
+
+    values: np.typing.NDArray[np.float32]
+    token_ids: Longs
+    row_of: dict[int, int]  # slot -> row
+    scores: Tensor
+
+    def alias(self, slot: int, others: Longs) -> None:
+        """Let `others` have the row of `slot`."""
+        self.row_of.update({int(other): self.row_of[slot] for other in others})
+
+
+def _find_candidates(group: BeamGroup, index: int, best: _Best, chosen: Longs) -> BeamCandidates:
+    search = group.searches[index]
+    slots = group.slots_of(index)
+    rows = np.array([best.row_of[int(slot)] for slot in slots])
+    if len(chosen) and group.beam.diversity_penalty:
+        scores = best.scores[torch.from_numpy(rows)].clone()
+        counts = torch.bincount(torch.from_numpy(chosen), minlength=scores.shape[1])
+        top = (scores - group.beam.diversity_penalty * counts).topk(best.values.shape[1], dim=-1)
+        values, token_ids = top.values.numpy(), top.indices.numpy()
+    else:
+        values, token_ids = best.values[rows], best.token_ids[rows]
+    sums = values + np.array(search.scores, np.float32)[:, None]
+    order = np.argsort(-sums, axis=None, kind="stable")[: search.num_candidates]
+    return BeamCandidates(
+        slot=int(slots[0]),
+        scores=tuple(sums.reshape(-1)[order].tolist()),
+        beams=tuple((order // sums.shape[1]).tolist()),
+        token_ids=tuple(token_ids.reshape(-1)[order].tolist()),
+    )
+
+
+def _start_rows(batch: InputBatch, group: BeamGroup) -> None:
+    """The prompt is computed: the other beams are where the first one is."""
+    batch.num_computed_tokens[group.slots] = batch.num_computed_tokens[group.slots[0]]
+
+
+def _advance(batch: InputBatch, search: BeamSearch, slots: Longs, candidates: BeamCandidates) -> list[tuple[int, int]]:
+    """Advance the search of the rows `slots`; move and extend the rows as it says. Returns the block copies."""
+    num_computed = int(batch.num_computed_tokens[slots[0]])
+    parents = search.advance(candidates)
+    if search.is_done:
+        batch.ended[slots] = True
+        return []
+    num_blocks = batch.num_blocks[slots]
+    tables = [batch.block_tables[slot, :count].tolist() for slot, count in zip(slots, num_blocks, strict=True)]
+    moved, copies = move_blocks(tables, parents, num_computed, batch.limits.block_size)
+    for slot, table in zip(slots, moved, strict=True):
+        batch.block_tables[slot, : len(table)] = table
+    start, end = int(batch.num_prompt_tokens[slots[0]]), int(batch.num_tokens[slots[0]])
+    batch.token_ids[slots, start:end] = batch.token_ids[slots[list(parents)], start:end]
+    batch.append_tokens(slots, _live_token_ids(search))
+    return copies
+
+
+def _live_token_ids(search: BeamSearch) -> Longs:
+    return np.array([tail.token_id for tail in search.tails if tail is not None], np.int64)
+
+
+def _force(scores: Tensor, token_id: int) -> None:
+    scores.fill_(-torch.inf)
+    scores[token_id] = 0.0
