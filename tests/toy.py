@@ -11,13 +11,14 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from trivium.beam_search import BeamSearch, move_blocks
 from trivium.config import ModelInfo
 from trivium.errors import EngineUnavailableError
 from trivium.inputs import EncodedPrompt
 from trivium.params import SamplingParams
 from trivium.scheduler.detokenizer_client import StopHit, TextPush, TextResult
 from trivium.scheduler.request import Request
-from trivium.step import ModelRunnerOutput, NewRequestData, SchedulerOutput
+from trivium.step import BeamCandidates, ModelRunnerOutput, NewRequestData, SchedulerOutput
 from trivium.tokenizer.detokenizer import IncrementalDetokenizer
 
 EOS = 1
@@ -75,6 +76,49 @@ def expected_output(request: Request) -> list[int]:
             return output
 
 
+def next_candidates(
+    encoder: tuple[int, ...], sequences: list[list[int]], search: BeamSearch, *, seed: int, slot: int
+) -> BeamCandidates:
+    """What the toy model says after the sequences of all beams: a few tokens each, some of them EOS."""
+    found: list[tuple[float, int, int]] = []
+    for beam, (sequence, score) in enumerate(zip(sequences, search.scores, strict=True)):
+        digest = hashlib.blake2b(repr((encoder, sequence, seed)).encode(), digest_size=64).digest()
+        tokens = {digest[2 * i] % VOCAB: digest[2 * i + 1] for i in range(32)}
+        assert len(tokens) >= search.num_candidates, "too few different tokens"
+        ranked = sorted(tokens.items(), key=lambda item: -item[1])[: search.num_candidates]
+        found += [(score - (256 - value) / 100, beam, token) for token, value in ranked]
+    found.sort(key=lambda item: -item[0])
+    best = found[: search.num_candidates]
+    return BeamCandidates(
+        slot,
+        tuple(score for score, _, _ in best),
+        tuple(beam for _, beam, _ in best),
+        tuple(token for _, _, token in best),
+    )
+
+
+def make_search(sampling: SamplingParams, max_tokens: int) -> BeamSearch:
+    assert sampling.beam is not None
+    return BeamSearch(sampling.beam, sampling, max_tokens, (EOS,))
+
+
+def expected_beams(request: Request) -> list[list[int]]:
+    """The output of every choice of a beam search run alone, from the definition: sequences, and no blocks."""
+    search = make_search(request.sampling, request.max_tokens)
+    while not search.is_done:
+        outputs = [[] if tail is None else [node.token_id for node in tail.nodes()] for tail in search.tails]
+        sequences = [[*request.prompt_token_ids, *output] for output in outputs]
+        seed = request.sampling.seed or 0
+        search.advance(next_candidates(request.encoder_token_ids, sequences, search, seed=seed, slot=0))
+    return [[node.token_id for node in hypothesis.tail.nodes()] for hypothesis in search.hypotheses]
+
+
+@dataclass
+class _Group:
+    slots: tuple[int, ...]
+    search: BeamSearch
+
+
 @dataclass
 class _Row:
     new: NewRequestData
@@ -89,6 +133,7 @@ class ToyExecutor:
 
     info: ModelInfo
     rows: dict[int, _Row] = field(default_factory=dict)
+    groups: dict[int, _Group] = field(default_factory=dict)  # first slot -> group
     last_step: int = 0
     num_encoder_runs: int = 0
     num_computed_tokens: int = 0
@@ -103,20 +148,59 @@ class ToyExecutor:
         assert sum(plan.num_scheduled_tokens) <= self.info.max_num_batched_tokens
         for slot in plan.freed_slots:
             self.rows.pop(slot, None)
+            self.groups.pop(slot, None)
         for new in plan.new_requests:
-            assert new.slot not in self.rows, "slot initialised while in use"
-            tokens = [*new.prompt_token_ids, *new.output_token_ids]
-            self.rows[new.slot] = _Row(new, tokens, new.num_computed_tokens, list(new.block_ids))
+            for slot in new.beam_slots or (new.slot,):
+                assert slot not in self.rows, "slot initialised while in use"
+                tokens = [*new.prompt_token_ids, *new.output_token_ids]
+                blocks = list(new.block_ids) if slot == new.slot else []
+                self.rows[slot] = _Row(new, tokens, new.num_computed_tokens, blocks)
+            if new.beam_slots:
+                self.groups[new.slot] = _Group(new.beam_slots, make_search(new.sampling, new.max_tokens))
         for slot, blocks in zip(plan.new_blocks.slots, plan.new_blocks.block_ids, strict=True):
             self.rows[slot].blocks.extend(blocks)
         for slot in plan.encoder_slots:
             self._encode(self.rows[slot])
+        done = {slot for group in self.groups.values() if group.search.is_done for slot in group.slots}
         sampled = [
             (slot, token)
             for slot, count in zip(plan.scheduled_slots, plan.num_scheduled_tokens, strict=True)
-            if (token := self._compute(self.rows[slot], count)) is not None
+            if slot not in done and (token := self._compute(self.rows[slot], count)) is not None
         ]
-        return ModelRunnerOutput(plan.step, tuple(slot for slot, _ in sampled), tuple(token for _, token in sampled))
+        scheduled = set(plan.scheduled_slots)
+        beams = [self._select(slot, group) for slot, group in self.groups.items() if self._is_due(group, scheduled)]
+        return ModelRunnerOutput(
+            plan.step, tuple(slot for slot, _ in sampled), tuple(token for _, token in sampled), beams=tuple(beams)
+        )
+
+    def _is_due(self, group: _Group, scheduled: set[int]) -> bool:
+        first = self.rows[group.slots[0]]
+        if group.search.is_done or group.slots[0] not in scheduled or first.num_computed < len(first.tokens):
+            return False
+        assert group.search.num_tokens == 0 or scheduled.issuperset(group.slots), "some beams of a group are left out"
+        return True
+
+    def _select(self, slot: int, group: _Group) -> BeamCandidates:
+        """Read every beam from its blocks, and move beams and blocks on."""
+        first, rows = self.rows[slot], [self.rows[beam] for beam in group.slots]
+        if group.search.num_tokens == 0:
+            sequences = [self._read(first.blocks, first.num_computed)] * len(rows)
+        else:
+            sequences = [self._read(row.blocks, first.num_computed) for row in rows]
+        encoder = tuple(self._read(list(first.new.cross_block_ids), len(first.new.encoder_token_ids)))
+        seed = first.new.sampling.seed or 0
+        candidates = next_candidates(encoder, sequences, group.search, seed=seed, slot=slot)
+        parents = group.search.advance(candidates)
+        if group.search.is_done:
+            return candidates
+        moved, copies = move_blocks([row.blocks for row in rows], parents, first.num_computed, self.info.block_size)
+        for source, target in copies:
+            self.blocks[target] = list(self.blocks[source])
+        tokens = [list(rows[parent].tokens) for parent in parents]
+        for row, blocks, before, tail in zip(rows, moved, tokens, group.search.tails, strict=True):
+            assert tail is not None
+            row.blocks, row.tokens, row.num_computed = blocks, [*before, tail.token_id], first.num_computed
+        return candidates
 
     def _encode(self, row: _Row) -> None:
         self.num_encoder_runs += 1
@@ -129,7 +213,7 @@ class ToyExecutor:
         self._write(row.blocks, row.num_computed, row.tokens[row.num_computed : end])
         self.num_computed_tokens += count
         row.num_computed = end
-        if end < len(row.tokens):
+        if end < len(row.tokens) or row.new.beam_slots:
             return None
         encoder = row.new.encoder_token_ids
         sequence = self._read(row.blocks, end)

@@ -169,6 +169,7 @@ def _advance(batch: InputBatch, search: BeamSearch, slots: Longs, candidates: Be
     parents = search.advance(candidates)
     if search.is_done:
         batch.ended[slots] = True
+        batch.append_tokens(slots, _live_token_ids(search))  # plans that are on their way expect one
         return []
     num_blocks = batch.num_blocks[slots]
     tables = [batch.block_tables[slot, :count].tolist() for slot, count in zip(slots, num_blocks, strict=True)]

@@ -118,6 +118,7 @@ def test_sampling_beyond_max_tokens_is_refused() -> None:
     batch = make_batch()
     plan = SchedulerOutput(2, (0,), (1,), new_blocks=grown(3))
     batch.apply(plan)
-    batch.advance(batch.schedule_rows(plan), np.array([0]), np.array([51]))
+    batch.advance(batch.schedule_rows(plan))
+    batch.append_tokens(np.array([0]), np.array([51]))
     with pytest.raises(PlanError, match="slot 0 is to sample more than its max_tokens"):
         check_plan(batch, SchedulerOutput(3, (0,), (1,)))

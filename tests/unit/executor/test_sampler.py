@@ -95,7 +95,8 @@ def test_a_row_gets_the_same_token_with_its_output_resumed_as_output() -> None:
     for _ in range(4):
         counts = batch.num_tokens[slots] - batch.num_computed_tokens[slots]
         scheduled = batch.schedule_rows(SchedulerOutput(1, tuple(slots.tolist()), tuple(counts.tolist())))
-        batch.advance(scheduled, scheduled.slots, np.ones(len(slots), np.int64))
+        batch.advance(scheduled)
+        batch.append_tokens(scheduled.slots, np.ones(len(slots), np.int64))
     continued = Sampler(PLAIN).sample(logits.clone(), batch, slots).tolist()
     assert continued == sample(logits, *(make_row(slot, output=4, **params) for slot, params in enumerate(_MIXED)))
 
