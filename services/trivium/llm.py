@@ -9,21 +9,23 @@ import threading
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeAlias, TypeVar
 
 from tqdm import tqdm
 
+from trivium.beam_params import BeamSearchParams
 from trivium.config import ExecutorConfig, ModelInfo
 from trivium.errors import InvalidRequestError
 from trivium.inputs import EncodedPrompt, GenerationRequest, Prompt
 from trivium.local_engine import LocalEngine
-from trivium.outputs import CompletionOutput, RequestOutput
+from trivium.outputs import BeamSearchOutput, BeamSearchSequence, CompletionOutput, RequestOutput
 from trivium.params import SamplingParams
 from trivium.prompts import encode_prompt, resolve_max_tokens
 from trivium.sampling_tokens import check_sampling_tokens, resolve_bad_words
 from trivium.scheduler.engine_loop import EngineLoop
 
 T = TypeVar("T")
+Params: TypeAlias = SamplingParams | BeamSearchParams
 
 
 class LLM:
@@ -94,19 +96,30 @@ class LLM:
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: Params | Sequence[Params] | None = None,
         *,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Generate for every prompt, batched; results are in the order of `prompts`.
 
-        `sampling_params` is one for all prompts or one for each. Raises InvalidRequestError, before anything runs, if
+        `sampling_params` is one for all prompts or one for each; BeamSearchParams mean beam search. Raises
+        InvalidRequestError, before anything runs, if
         any prompt or parameter is wrong.
         """
         items = [prompts] if isinstance(prompts, (str, dict)) else list(prompts)
         requests = self._call(self._make_requests(items, self._params_for(items, sampling_params)))
         with tqdm(total=len(requests), desc="Generating", unit="prompt", disable=not use_tqdm) as progress:
             return self._call(self._run_all(requests, progress))
+
+    def beam_search(
+        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, *, use_tqdm: bool = True
+    ) -> list[BeamSearchOutput]:
+        """All beams of every prompt, best first, with the prompt in front of tokens and text.
+
+        `params.num_return_sequences` is not heeded: there are as many sequences as beams. Raises InvalidRequestError.
+        """
+        every_beam = replace(params, num_return_sequences=params.beam_width)
+        return [_to_beam_output(output) for output in self.generate(prompts, every_beam, use_tqdm=use_tqdm)]
 
     def close(self) -> None:
         """Abort what runs and free the model. Further calls raise."""
@@ -135,10 +148,8 @@ class LLM:
             raise
 
     @staticmethod
-    def _params_for(
-        prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
-    ) -> list[SamplingParams]:
-        if params is None or isinstance(params, SamplingParams):
+    def _params_for(prompts: Sequence[Prompt], params: Params | Sequence[Params] | None) -> list[Params]:
+        if params is None or isinstance(params, SamplingParams | BeamSearchParams):
             return [params or SamplingParams()] * len(prompts)
         if len(params) != len(prompts):
             raise InvalidRequestError(
@@ -146,13 +157,14 @@ class LLM:
             )
         return list(params)
 
-    async def _make_requests(
-        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams]
-    ) -> list[GenerationRequest]:
+    async def _make_requests(self, prompts: Sequence[Prompt], params: Sequence[Params]) -> list[GenerationRequest]:
         info = self._engine.model_info
         requests = []
-        for prompt, sampling in zip(prompts, params, strict=True):
+        for prompt, given in zip(prompts, params, strict=True):
             encoded = await encode_prompt(prompt, self._engine, info)
+            sampling = given
+            if isinstance(sampling, BeamSearchParams):
+                sampling = sampling.to_sampling_params(num_prompt_tokens=len(encoded.token_ids))
             resolve_max_tokens(encoded, sampling, info)
             sampling = await resolve_bad_words(sampling, self._engine)
             check_sampling_tokens(sampling, info)
@@ -188,3 +200,17 @@ def _to_output(request_id: str, prompt: EncodedPrompt, outputs: list[CompletionO
         encoder_prompt=prompt.encoder_text,
         encoder_prompt_token_ids=None if encoder_ids is None else list(encoder_ids),
     )
+
+
+def _to_beam_output(output: RequestOutput) -> BeamSearchOutput:
+    sequences = [
+        BeamSearchSequence(
+            tokens=[*output.prompt_token_ids, *choice.token_ids],
+            text=(output.prompt or "") + choice.text,
+            cum_logprob=choice.cumulative_logprob or 0.0,
+            finish_reason=choice.finish_reason,
+            stop_reason=choice.stop_reason,
+        )
+        for choice in output.outputs
+    ]
+    return BeamSearchOutput(sequences)

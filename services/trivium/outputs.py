@@ -91,3 +91,21 @@ class RequestOutput:
     finished: bool = False
     encoder_prompt: str | None = None
     encoder_prompt_token_ids: list[int] | None = None
+
+
+@dataclass(slots=True)
+class BeamSearchSequence:
+    """One beam, as vLLM's `beam_search` shows it: tokens and text begin with those of the (decoder) prompt."""
+
+    tokens: list[int]
+    text: str
+    cum_logprob: float
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+@dataclass(slots=True)
+class BeamSearchOutput:
+    """The beams of one prompt, best first."""
+
+    sequences: list[BeamSearchSequence]

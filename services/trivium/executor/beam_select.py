@@ -17,7 +17,7 @@ from torch import Tensor
 from trivium.beam_search import BeamSearch, move_blocks
 from trivium.executor.history import History
 from trivium.executor.input_batch import InputBatch, Longs
-from trivium.executor.logits_processors import edit_logits
+from trivium.executor.logits_processors import edit_logits, force_scores
 from trivium.executor.model_config import SpecialTokens
 from trivium.params import BeamSettings
 from trivium.step import BeamCandidates, NewRequestData
@@ -109,18 +109,12 @@ class BeamGroups:
             index = torch.from_numpy(edited)
             rows = scores[index]
             params = [columns.params[slot] for slot in slots[edited]]
-            edit_logits(rows, params, History.of(batch, slots[edited]), self._special.eos)
+            edit_logits(rows, params, History.of(batch, slots[edited]), self._special)
             scores[index] = rows
-        self._force(scores, batch, slots, output_positions)
-
-    def _force(self, scores: Tensor, batch: InputBatch, slots: Longs, output_positions: Longs) -> None:
-        columns = batch.sampling
-        for row, slot in enumerate(slots):
-            if self._special.forced_bos is not None and batch.num_tokens[slot] == 1:
-                _force(scores[row], self._special.forced_bos)
-            at_limit = output_positions[row] + 1 == columns.max_tokens[slot]
-            if self._special.forced_eos is not None and at_limit and not columns.ignore_eos[slot]:
-                _force(scores[row], self._special.forced_eos)
+        params = [columns.params[slot] for slot in slots]
+        force_scores(
+            scores, params, batch.num_tokens[slots], output_positions, self._special, columns.max_tokens[slots]
+        )
 
 
 @dataclass(slots=True)
@@ -184,8 +178,3 @@ def _advance(batch: InputBatch, search: BeamSearch, slots: Longs, candidates: Be
 
 def _live_token_ids(search: BeamSearch) -> Longs:
     return np.array([tail.token_id for tail in search.tails if tail is not None], np.int64)
-
-
-def _force(scores: Tensor, token_id: int) -> None:
-    scores.fill_(-torch.inf)
-    scores[token_id] = 0.0
