@@ -9,12 +9,24 @@ from torch import Tensor
 
 
 class Activation(StrEnum):
-    """relu; silu(x) = x * sigmoid(x); gelu with the error function; gelu_tanh with its tanh approximation."""
+    """The names are torch's, except: quick_gelu(x) = x * sigmoid(1.702 x), relu2(x) = relu(x)^2, linear(x) = x.
+
+    gelu is exact, with the error function; gelu_tanh is its approximation by tanh; leaky_relu has slope 0.01 below 0.
+    """
 
     RELU = "relu"
     SILU = "silu"
     GELU = "gelu"
     GELU_TANH = "gelu_tanh"
+    QUICK_GELU = "quick_gelu"
+    RELU2 = "relu2"
+    RELU6 = "relu6"
+    LEAKY_RELU = "leaky_relu"
+    HARDSWISH = "hardswish"
+    MISH = "mish"
+    TANH = "tanh"
+    SIGMOID = "sigmoid"
+    LINEAR = "linear"
 
 
 class Activate(Protocol):

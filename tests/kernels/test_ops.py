@@ -181,12 +181,21 @@ _FORMULAS = {
     Activation.SILU: lambda x: x / (1 + math.exp(-x)),
     Activation.GELU: lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2))),
     Activation.GELU_TANH: lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    Activation.QUICK_GELU: lambda x: x / (1 + math.exp(-1.702 * x)),
+    Activation.RELU2: lambda x: max(x, 0.0) ** 2,
+    Activation.RELU6: lambda x: min(max(x, 0.0), 6.0),
+    Activation.LEAKY_RELU: lambda x: x if x > 0 else 0.01 * x,
+    Activation.HARDSWISH: lambda x: x * min(max(x + 3, 0.0), 6.0) / 6,
+    Activation.MISH: lambda x: x * math.tanh(math.log1p(math.exp(x))),
+    Activation.TANH: math.tanh,
+    Activation.SIGMOID: lambda x: 1 / (1 + math.exp(-x)),
+    Activation.LINEAR: lambda x: x,
 }
 
 
 @pytest.mark.parametrize("kind", list(Activation))
 def test_activations(kernels: Kernels, kind: Activation) -> None:
-    gate, up = randn(3, 5), randn(3, 5, seed=1)
+    gate, up = 4 * randn(3, 5), randn(3, 5, seed=1)
     expected = torch.tensor([_FORMULAS[kind](value) for value in gate.flatten().tolist()]).view(3, 5)
     torch.testing.assert_close(kernels.gated_activate(torch.cat((gate, up), -1), kind), expected * up)
     torch.testing.assert_close(kernels.activate(gate.clone(), kind), expected)

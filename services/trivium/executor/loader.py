@@ -81,15 +81,19 @@ class Checkpoint:
             self._read_into(target, f"{name}.bias")
         return Linear(weight, stacked_bias)
 
-    def output_weight(self, name: str, embedding: Tensor, *, tied: bool) -> Tensor:
-        """The output projection [vocab_size, hidden]: the embedding itself if they are tied and nothing else is stored.
+    def tensor_or(self, name: str, tied: Tensor) -> Tensor:
+        """The tensor `name`, of the shape of `tied`, or `tied` itself if nothing else is stored.
 
-        As in transformers, a stored projection that differs from the embedding wins over the setting.
+        As in transformers, a stored tensor that differs from the one it should be tied to wins over the setting.
         """
-        if name not in self and tied:
-            return embedding
-        weight = self.tensor(name, *embedding.shape)
-        return embedding if tied and torch.equal(weight, embedding) else weight
+        if name not in self:
+            return tied
+        stored = self.tensor(name, *tied.shape)
+        return tied if torch.equal(stored, tied) else stored
+
+    def output_weight(self, name: str, embedding: Tensor, *, tied: bool) -> Tensor:
+        """The output projection [vocab_size, hidden]. Raises ConfigurationError if an untied one is missing."""
+        return self.tensor_or(name, embedding) if tied else self.tensor(name, *embedding.shape)
 
     def _read_into(self, target: Tensor, name: str) -> None:
         if name not in self._files:

@@ -27,6 +27,12 @@ class JsonConfig:
     def integer(self, key: str, default: int | None = None) -> int:
         return int(self._typed(key, default, int, "an integer"))
 
+    def positive_integer(self, key: str, default: int | None = None) -> int:
+        value = self.integer(key, default)
+        if value < 1:
+            raise ConfigurationError(f"{self.file}: {key} must be at least 1, got {value}")
+        return value
+
     def number(self, key: str, default: float | None = None) -> float:
         return float(self._typed(key, default, (int, float), "a number"))
 

@@ -70,7 +70,7 @@ _NORM, _OUTPUT = "model.norm.weight", "model.layers.1.self_attn.o_proj.weight"
         (lambda path: edit_config(path, architectures=None), "config.json: architectures is missing"),
         (lambda path: edit_config(path, architectures=["X"]), "architecture 'X' is not supported: LlamaForCausalLM, "),
         (lambda path: edit_config(path, hidden_size="48"), "hidden_size must be an integer, got '48'"),
-        (lambda path: edit_config(path, hidden_act="mish"), "hidden_act 'mish' is not supported"),
+        (lambda path: edit_config(path, hidden_act="prelu"), "hidden_act 'prelu' is not supported"),
         (lambda path: edit_config(path, rope_parameters={"rope_type": "yarn"}), "rope type 'yarn' is not supported"),
         (lambda path: (path / "generation_config.json").write_text("?"), "generation_config.json is not valid JSON"),
         (lambda path: (path / "model.safetensors").unlink(), "has neither model.safetensors nor"),

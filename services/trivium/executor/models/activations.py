@@ -14,8 +14,21 @@ _BY_NAME = MappingProxyType(
         "silu": Activation.SILU,
         "swish": Activation.SILU,
         "gelu": Activation.GELU,
+        "gelu_python": Activation.GELU,
         "gelu_new": Activation.GELU_TANH,
+        "gelu_fast": Activation.GELU_TANH,
+        "gelu_accurate": Activation.GELU_TANH,
         "gelu_pytorch_tanh": Activation.GELU_TANH,
+        "gelu_python_tanh": Activation.GELU_TANH,
+        "quick_gelu": Activation.QUICK_GELU,
+        "relu2": Activation.RELU2,
+        "relu6": Activation.RELU6,
+        "leaky_relu": Activation.LEAKY_RELU,
+        "hardswish": Activation.HARDSWISH,
+        "mish": Activation.MISH,
+        "tanh": Activation.TANH,
+        "sigmoid": Activation.SIGMOID,
+        "linear": Activation.LINEAR,
     }
 )
 

@@ -1,10 +1,14 @@
-"""Encoder-decoder graph of BART: LayerNorm after each block, learned positions, by default one embedding for all."""
+"""Encoder-decoder graph of BART and its relatives: LayerNorm before or after each block, positions added to tokens.
+
+Which relative it is, `bart_families` says: BART, mBART, Marian, Pegasus, M2M100 and NLLB, Blenderbot, BlenderbotSmall.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,33 +17,23 @@ from trivium.executor.kv_cache import KVCache, KVCacheShape
 from trivium.executor.linear import Linear
 from trivium.executor.loader import Checkpoint
 from trivium.executor.model_config import JsonConfig
-from trivium.executor.models.activations import read_activation
+from trivium.executor.models.bart_families import (
+    BartConfig,
+    BartFamily,
+    EmbeddingNorm,
+    Positions,
+    StackConfig,
+    read_bart_config,
+)
 from trivium.executor.models.model import LanguageModel
-from trivium_kernels.activation import Activation
+from trivium.executor.models.positions import PositionTable, padded_sinusoidal_table, sinusoidal_table
 from trivium_kernels.dispatch import Kernels
 from trivium_kernels.paged_attention import PagedAttentionPlan
 
-_POSITION_OFFSET = 2  # position p is row p + 2 of the table
 _NORM_EPS = 1e-5
-_EMBEDDING_NAMES = ("model.shared.weight", "model.decoder.embed_tokens.weight", "model.encoder.embed_tokens.weight")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StackConfig:
-    """One side, encoder or decoder. prefix: where its tensors are."""
-
-    prefix: str
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    ffn_size: int
-    max_positions: int
-    embedding_scale: float
-    activation: Activation
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
+_HEAD = "lm_head.weight"
+_ENCODER_TOKENS, _DECODER_TOKENS = "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"
+_SHARED_NAMES = ("model.shared.weight", _HEAD, _DECODER_TOKENS, _ENCODER_TOKENS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,32 +61,53 @@ class BartStack:
     """What both sides share: embedding, residual blocks and their norms. Weights only."""
 
     def __init__(self, config: StackConfig, embedding: Tensor, checkpoint: Checkpoint, kernels: Kernels) -> None:
+        hidden, family = config.hidden_size, config.family
         self.config = config
         self.scale = config.head_dim**-0.5
+        self.positions = _load_positions(config, checkpoint)
         self._kernels = kernels
         self._embedding = embedding
-        self._positions = checkpoint.tensor(
-            f"{config.prefix}.embed_positions.weight", config.max_positions + _POSITION_OFFSET, config.hidden_size
-        )
-        self._embedding_norm = _load_norm(checkpoint, f"{config.prefix}.layernorm_embedding", config.hidden_size)
+        self._embedding_norm: Norm | None = None
+        if family.embedding_norm is not EmbeddingNorm.NONE:
+            self._embedding_norm = _load_norm(checkpoint, f"{config.prefix}.layernorm_embedding", hidden)
+        self._norms_tokens = family.embedding_norm is EmbeddingNorm.DECODER_TOKENS and config.is_decoder
         self.layers = tuple(_load_layer(config, checkpoint, index) for index in range(config.num_layers))
+        self._final_norm = _load_norm(checkpoint, f"{config.prefix}.layer_norm", hidden) if family.pre_norm else None
 
     def embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """[num_tokens] ids and positions -> [num_tokens, hidden]."""
         tokens = F.embedding(token_ids, self._embedding) * self.config.embedding_scale
-        return self.norm(tokens + F.embedding(positions + _POSITION_OFFSET, self._positions), self._embedding_norm)
+        places = self.positions.embed(token_ids, positions)
+        if self._embedding_norm is None:
+            return tokens + places
+        if self._norms_tokens:
+            return self._norm(tokens, self._embedding_norm) + places
+        return self._norm(tokens + places, self._embedding_norm)
 
     def project(self, layer: BartLayer, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value, each [num_tokens, num_heads, head_dim]."""
-        query, key, value = layer.qkv(hidden).view(len(hidden), 3, self.config.num_heads, -1).unbind(1)
+        qkv = layer.qkv(self.enter(hidden, layer.attention_norm))
+        query, key, value = qkv.view(len(hidden), 3, self.config.num_heads, -1).unbind(1)
         return query, key, value
 
-    def norm(self, x: Tensor, norm: Norm) -> Tensor:
-        return self._kernels.layer_norm(x, norm.weight, norm.bias, _NORM_EPS)
+    def enter(self, hidden: Tensor, norm: Norm) -> Tensor:
+        """The residual stream as a block with this norm sees it."""
+        return self._norm(hidden, norm) if self.config.family.pre_norm else hidden
+
+    def leave(self, hidden: Tensor, update: Tensor, norm: Norm) -> Tensor:
+        """The residual stream after a block with this norm has put out `update`."""
+        return hidden + update if self.config.family.pre_norm else self._norm(hidden + update, norm)
 
     def feed_forward(self, layer: BartLayer, hidden: Tensor) -> Tensor:
-        wide = self._kernels.activate(layer.fc1(hidden), self.config.activation)
-        return self.norm(hidden + layer.fc2(wide), layer.final_norm)
+        wide = layer.fc1(self.enter(hidden, layer.final_norm))
+        return self.leave(hidden, layer.fc2(self._kernels.activate(wide, self.config.activation)), layer.final_norm)
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """What the stack puts out when its last layer has left `hidden`."""
+        return hidden if self._final_norm is None else self._norm(hidden, self._final_norm)
+
+    def _norm(self, x: Tensor, norm: Norm) -> Tensor:
+        return self._kernels.layer_norm(x, norm.weight, norm.bias, _NORM_EPS)
 
 
 class BartEncoder:
@@ -107,13 +122,15 @@ class BartEncoder:
     def encode(self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor) -> Tensor:
         stack = self._stack
         plan = self._kernels.plan_varlen_attention(cu_seqlens, causal=False)
-        hidden = stack.embed(token_ids, positions)
+        hidden = stack.embed(token_ids, stack.positions.skip_padding(token_ids, positions))
         for layer in stack.layers:
             attended = self._kernels.varlen_attention(*stack.project(layer, hidden), plan, scale=stack.scale)
-            hidden = stack.norm(hidden + layer.output(attended.flatten(1)), layer.attention_norm)
+            hidden = stack.leave(hidden, layer.output(attended.flatten(1)), layer.attention_norm)
             hidden = stack.feed_forward(layer, hidden)
         shape = self._cross_shape
-        return self._cross(hidden).view(len(hidden), shape.num_layers, 2, shape.num_kv_heads, shape.head_dim)
+        return self._cross(stack.finish(hidden)).view(
+            len(hidden), shape.num_layers, 2, shape.num_kv_heads, shape.head_dim
+        )
 
 
 class BartDecoder:
@@ -134,10 +151,10 @@ class BartDecoder:
             query, key, value = stack.project(layer, hidden)
             self._kernels.reshape_and_cache(key, value, key_cache, value_cache, metadata.slot_mapping)
             attended = self._kernels.paged_attention(query, key_cache, value_cache, self_plan, scale=stack.scale)
-            hidden = stack.norm(hidden + layer.output(attended.flatten(1)), layer.attention_norm)
+            hidden = stack.leave(hidden, layer.output(attended.flatten(1)), layer.attention_norm)
             hidden = self._attend_to_encoder(layer, hidden, key_cache, value_cache, cross_plan)
             hidden = stack.feed_forward(layer, hidden)
-        return hidden
+        return stack.finish(hidden)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         return self._head(hidden)
@@ -146,58 +163,87 @@ class BartDecoder:
         self, layer: BartLayer, hidden: Tensor, key_cache: Tensor, value_cache: Tensor, plan: PagedAttentionPlan
     ) -> Tensor:
         assert layer.cross_query and layer.cross_output and layer.cross_norm, "a decoder layer has cross-attention"
-        query = layer.cross_query(hidden).view(len(hidden), self._stack.config.num_heads, -1)
-        attended = self._kernels.paged_attention(query, key_cache, value_cache, plan, scale=self._stack.scale)
-        return self._stack.norm(hidden + layer.cross_output(attended.flatten(1)), layer.cross_norm)
+        stack = self._stack
+        query = layer.cross_query(stack.enter(hidden, layer.cross_norm)).view(len(hidden), stack.config.num_heads, -1)
+        attended = self._kernels.paged_attention(query, key_cache, value_cache, plan, scale=stack.scale)
+        return stack.leave(hidden, layer.cross_output(attended.flatten(1)), layer.cross_norm)
 
 
-def build_bart(config: JsonConfig, checkpoint: Checkpoint, kernels: Kernels) -> LanguageModel:
-    vocab_size, hidden_size = config.integer("vocab_size", 50265), config.integer("d_model", 1024)
-    encoder_config, decoder_config = (_read_stack(config, side, hidden_size) for side in ("encoder", "decoder"))
-    tied = config.boolean("tie_word_embeddings", True)
-    embedding = checkpoint.tensor(checkpoint.first_of(_EMBEDDING_NAMES), vocab_size, hidden_size)
-    encoder, decoder = (
-        BartStack(side, embedding if tied else _load_embedding(side, checkpoint, embedding), checkpoint, kernels)
-        for side in (encoder_config, decoder_config)
-    )
-    kv_shape = KVCacheShape(decoder_config.num_layers, decoder_config.num_heads, decoder_config.head_dim)
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What embeds tokens on each side and what scores them; each has `size` rows. Tied ones are one tensor."""
+
+    size: int
+    encoder: Tensor
+    decoder: Tensor
+    head: Linear
+
+
+def build_bart(family: BartFamily, json: JsonConfig, checkpoint: Checkpoint, kernels: Kernels) -> LanguageModel:
+    config = read_bart_config(json, family)
+    vocabulary = _load_vocabulary(config, checkpoint)
+    encoder = BartStack(config.encoder, vocabulary.encoder, checkpoint, kernels)
+    decoder = BartStack(config.decoder, vocabulary.decoder, checkpoint, kernels)
+    kv_shape = KVCacheShape(config.decoder.num_layers, config.decoder.num_heads, config.decoder.head_dim)
     cross_names = [
-        f"{decoder_config.prefix}.layers.{index}.encoder_attn.{name}_proj"
-        for index in range(decoder_config.num_layers)
+        f"{config.decoder.prefix}.layers.{index}.encoder_attn.{name}_proj"
+        for index in range(config.decoder.num_layers)
         for name in "kv"
     ]
+    hidden_size = config.decoder.hidden_size
     cross = checkpoint.linear(cross_names, (hidden_size,) * len(cross_names), hidden_size, bias=True)
-    head_bias = None
-    if "final_logits_bias" in checkpoint:
-        head_bias = checkpoint.tensor("final_logits_bias", 1, vocab_size).squeeze(0)
-    head = Linear(checkpoint.output_weight("lm_head.weight", embedding, tied=tied), head_bias)
     return LanguageModel(
-        decoder=BartDecoder(decoder, head, kernels),
+        decoder=BartDecoder(decoder, vocabulary.head, kernels),
         encoder=BartEncoder(encoder, cross, kv_shape, kernels),
         kv_shape=kv_shape,
-        vocab_size=vocab_size,
-        max_model_len=decoder_config.max_positions,
-        max_encoder_len=encoder_config.max_positions,
+        vocab_size=vocabulary.size,
+        max_model_len=config.decoder.max_positions,
+        max_encoder_len=config.encoder.max_positions,
     )
 
 
-def _read_stack(config: JsonConfig, side: str, hidden_size: int) -> StackConfig:
-    return StackConfig(
-        prefix=f"model.{side}",
-        hidden_size=hidden_size,
-        num_layers=config.integer(f"{side}_layers", 12),
-        num_heads=config.integer(f"{side}_attention_heads", 16),
-        ffn_size=config.integer(f"{side}_ffn_dim", 4096),
-        max_positions=config.integer("max_position_embeddings", 1024),
-        embedding_scale=math.sqrt(hidden_size) if config.boolean("scale_embedding", False) else 1.0,
-        activation=read_activation(config, "activation_function", "gelu"),
-    )
+def _load_vocabulary(config: BartConfig, checkpoint: Checkpoint) -> Vocabulary:
+    """Vocabularies of different sizes are filled up to the larger one with tokens that are zero and never sampled."""
+    hidden_size, size = config.decoder.hidden_size, max(config.encoder_vocab_size, config.decoder_vocab_size)
+    if config.shared:
+        tied_to = checkpoint.tensor(checkpoint.first_of(_SHARED_NAMES), size, hidden_size)
+        encoder, decoder = (checkpoint.tensor_or(name, tied_to) for name in (_ENCODER_TOKENS, _DECODER_TOKENS))
+    else:
+        encoder = checkpoint.tensor(_ENCODER_TOKENS, config.encoder_vocab_size, hidden_size)
+        names = (_DECODER_TOKENS, _HEAD) if config.tied else (_DECODER_TOKENS,)
+        tied_to = decoder = checkpoint.tensor(checkpoint.first_of(names), config.decoder_vocab_size, hidden_size)
+    output = checkpoint.output_weight(_HEAD, tied_to, tied=config.tied)
+    rows = {id(table): _fill_rows(table, size) for table in (encoder, decoder, output)}
+    head = Linear(rows[id(output)], _load_logits_bias(config, checkpoint, size))
+    return Vocabulary(size, rows[id(encoder)], rows[id(decoder)], head)
 
 
-def _load_embedding(config: StackConfig, checkpoint: Checkpoint, shared: Tensor) -> Tensor:
-    """An untied side's own embedding, or the shared one where it has none."""
-    name = f"{config.prefix}.embed_tokens.weight"
-    return checkpoint.tensor(name, *shared.shape) if name in checkpoint else shared
+def _load_logits_bias(config: BartConfig, checkpoint: Checkpoint, size: int) -> Tensor | None:
+    """[size], minus infinity for the tokens that only fill the vocabulary up."""
+    num_missing = size - config.decoder_vocab_size
+    bias = None
+    if config.decoder.family.has_logits_bias and "final_logits_bias" in checkpoint:
+        bias = checkpoint.tensor("final_logits_bias", 1, config.decoder_vocab_size).squeeze(0)
+    if not num_missing:
+        return bias
+    known = torch.zeros(config.decoder_vocab_size) if bias is None else bias
+    return F.pad(known, (0, num_missing), value=-math.inf)
+
+
+def _fill_rows(table: Tensor, num_rows: int) -> Tensor:
+    return table if len(table) == num_rows else F.pad(table, (0, 0, 0, num_rows - len(table)))
+
+
+def _load_positions(config: StackConfig, checkpoint: Checkpoint) -> PositionTable:
+    name, family, size = f"{config.prefix}.embed_positions.weight", config.family, config.hidden_size
+    if config.padding_id is not None:
+        offset = config.padding_id + 1
+        table = padded_sinusoidal_table(config.max_positions + offset, size, config.padding_id)
+        return PositionTable(table, offset, config.padding_id)
+    if family.positions is Positions.SINUSOIDAL and name not in checkpoint:
+        return PositionTable(sinusoidal_table(config.max_positions, size))
+    offset = family.position_offset
+    return PositionTable(checkpoint.tensor(name, config.max_positions + offset, size), offset)
 
 
 def _load_norm(checkpoint: Checkpoint, name: str, hidden_size: int) -> Norm:
@@ -206,7 +252,7 @@ def _load_norm(checkpoint: Checkpoint, name: str, hidden_size: int) -> Norm:
 
 def _load_layer(config: StackConfig, checkpoint: Checkpoint, index: int) -> BartLayer:
     prefix, hidden = f"{config.prefix}.layers.{index}", config.hidden_size
-    has_cross = f"{prefix}.encoder_attn.q_proj.weight" in checkpoint
+    has_cross = config.is_decoder
     qkv_names = [f"{prefix}.self_attn.{name}_proj" for name in "qkv"]
 
     def linear(name: str, width: int, in_features: int) -> Linear:

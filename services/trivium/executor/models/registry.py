@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 from trivium.errors import ConfigurationError
 from trivium.executor.loader import Checkpoint
 from trivium.executor.model_config import JsonConfig
+from trivium.executor.models import bart_families, t5_families
 from trivium.executor.models.bart import build_bart
 from trivium.executor.models.llama import build_llama, build_mistral, build_qwen2, build_qwen3
 from trivium.executor.models.model import LanguageModel
@@ -33,7 +35,32 @@ _BART_TOKENS = {
     "decoder_start_token_id": 2,
     "forced_eos_token_id": 2,
 }
+_MBART_TOKENS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "forced_eos_token_id": 2}
+_MARIAN_TOKENS = {
+    "pad_token_id": 58100,
+    "eos_token_id": 0,
+    "decoder_start_token_id": 58100,
+    "forced_eos_token_id": 0,
+}
+_PEGASUS_TOKENS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "forced_eos_token_id": 1}
+_M2M100_TOKENS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+_BLENDERBOT_TOKENS = {
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+    "forced_eos_token_id": 2,
+}
 _T5_TOKENS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+
+
+def _bart(name: str, family: bart_families.BartFamily, default_tokens: Mapping[str, int]) -> Architecture:
+    return Architecture(name, partial(build_bart, family), default_tokens)
+
+
+def _t5(name: str, family: t5_families.T5Family) -> Architecture:
+    return Architecture(name, partial(build_t5, family), _T5_TOKENS)
+
 
 ARCHITECTURES = MappingProxyType(
     {
@@ -43,8 +70,16 @@ ARCHITECTURES = MappingProxyType(
             Architecture("MistralForCausalLM", build_mistral, _LLAMA_TOKENS),
             Architecture("Qwen2ForCausalLM", build_qwen2, {}),
             Architecture("Qwen3ForCausalLM", build_qwen3, {}),
-            Architecture("BartForConditionalGeneration", build_bart, _BART_TOKENS),
-            Architecture("T5ForConditionalGeneration", build_t5, _T5_TOKENS),
+            _bart("BartForConditionalGeneration", bart_families.BART, _BART_TOKENS),
+            _bart("MBartForConditionalGeneration", bart_families.MBART, _MBART_TOKENS),
+            _bart("MarianMTModel", bart_families.MARIAN, _MARIAN_TOKENS),
+            _bart("PegasusForConditionalGeneration", bart_families.PEGASUS, _PEGASUS_TOKENS),
+            _bart("M2M100ForConditionalGeneration", bart_families.M2M100, _M2M100_TOKENS),
+            _bart("BlenderbotForConditionalGeneration", bart_families.BLENDERBOT, _BLENDERBOT_TOKENS),
+            _bart("BlenderbotSmallForConditionalGeneration", bart_families.BLENDERBOT_SMALL, _BLENDERBOT_TOKENS),
+            _t5("T5ForConditionalGeneration", t5_families.T5),
+            _t5("MT5ForConditionalGeneration", t5_families.MT5),
+            _t5("UMT5ForConditionalGeneration", t5_families.UMT5),
         )
     }
 )

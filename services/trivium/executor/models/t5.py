@@ -1,57 +1,31 @@
 """Encoder-decoder graph of T5: RMSNorm before each block, relative position biases, attention without a scale.
 
-By configuration it is T5 (ReLU, tied and scaled output) or T5 v1.1 and Flan-T5 (gated GELU, an output of its own).
+By configuration it is T5, ByT5 or MADLAD (ReLU, tied and scaled output), T5 v1.1 or Flan-T5 (gated GELU, an output of
+its own), mT5 or UMT5 (biases for every layer); see `t5_families`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import cycle
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trivium.errors import ConfigurationError
 from trivium.executor.attention import AttentionMetadata
 from trivium.executor.kv_cache import KVCache, KVCacheShape
 from trivium.executor.linear import Linear
 from trivium.executor.loader import Checkpoint
 from trivium.executor.model_config import JsonConfig
-from trivium.executor.models.activations import activation_by_name
 from trivium.executor.models.model import LanguageModel
-from trivium_kernels.activation import Activation
+from trivium.executor.models.t5_families import T5Config, T5Family, read_t5_config
 from trivium_kernels.dispatch import Kernels
 
-# Relative positions set no limit; `n_positions` says only what the model was trained with. This bounds what a request
-# may ask for, and with it the arrays that are kept per request.
-DEFAULT_MAX_LEN = 4096
 _ATTENTION_SCALE = 1.0
-_EMBEDDING_NAMES = ("shared.weight", "decoder.embed_tokens.weight", "encoder.embed_tokens.weight", "lm_head.weight")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class T5Config:
-    """max_distance: all distances from there on share one bias."""
-
-    vocab_size: int
-    hidden_size: int
-    head_dim: int
-    num_heads: int
-    ffn_size: int
-    num_encoder_layers: int
-    num_decoder_layers: int
-    num_buckets: int
-    max_distance: int
-    norm_eps: float
-    activation: Activation
-    gated: bool
-    output_scale: float
-    max_len: int
-
-    @property
-    def inner_size(self) -> int:
-        return self.num_heads * self.head_dim
+_HEAD = "lm_head.weight"
+_SHARED_NAMES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", _HEAD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +44,10 @@ class T5Layer:
 
 
 class T5Stack:
-    """What both sides share: embedding, projections and feed-forward. bias_table: [num_heads, 2 * max_distance + 1]."""
+    """What both sides share: embedding, projections and feed-forward. Weights only.
+
+    bias_tables: of each layer, or of all in one, [num_heads, 2 * max_distance + 1].
+    """
 
     def __init__(
         self, config: T5Config, side: str, embedding: Tensor, checkpoint: Checkpoint, kernels: Kernels
@@ -78,12 +55,12 @@ class T5Stack:
         num_layers = config.num_encoder_layers if side == "encoder" else config.num_decoder_layers
         self.config = config
         self._kernels = kernels
-        self._embedding = embedding
+        self._embedding = checkpoint.tensor_or(f"{side}.embed_tokens.weight", embedding)
         self._final_norm = checkpoint.tensor(f"{side}.final_layer_norm.weight", config.hidden_size)
-        buckets = checkpoint.tensor(
-            f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight", config.num_buckets, config.num_heads
+        self.bias_tables = tuple(
+            _load_bias_table(config, side, checkpoint, index)
+            for index in range(num_layers if config.per_layer_bias else 1)
         )
-        self.bias_table = compact_bias_table(buckets, config.max_distance, bidirectional=side == "encoder")
         self.layers = tuple(_load_layer(config, side, checkpoint, index) for index in range(num_layers))
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -117,9 +94,12 @@ class T5Encoder:
 
     def encode(self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor) -> Tensor:
         stack, config = self._stack, self._stack.config
-        plan = self._kernels.plan_varlen_attention(cu_seqlens, causal=False, bias_table=stack.bias_table)
+        plans = [
+            self._kernels.plan_varlen_attention(cu_seqlens, causal=False, bias_table=bias_table)
+            for bias_table in stack.bias_tables
+        ]
         hidden = stack.embed(token_ids)
-        for layer in stack.layers:
+        for layer, plan in zip(stack.layers, cycle(plans), strict=False):
             attended = self._kernels.varlen_attention(*stack.project(layer, hidden), plan, scale=_ATTENTION_SCALE)
             hidden = hidden + layer.output(attended.flatten(1))
             hidden = stack.feed_forward(layer, hidden)
@@ -137,10 +117,13 @@ class T5Decoder:
 
     def forward(self, token_ids: Tensor, positions: Tensor, kv_cache: KVCache, metadata: AttentionMetadata) -> Tensor:
         stack = self._stack
-        self_plan = metadata.plan_self(self._kernels, kv_cache.block_size, bias_table=stack.bias_table)
+        self_plans = [
+            metadata.plan_self(self._kernels, kv_cache.block_size, bias_table=bias_table)
+            for bias_table in stack.bias_tables
+        ]
         cross_plan = metadata.plan_cross(self._kernels, kv_cache.block_size)
         hidden = stack.embed(token_ids)  # [num_tokens, hidden]
-        for index, layer in enumerate(stack.layers):
+        for index, (layer, self_plan) in enumerate(zip(stack.layers, cycle(self_plans), strict=False)):
             assert layer.cross_norm is not None and layer.cross_query and layer.cross_output, "no cross-attention"
             key_cache, value_cache = kv_cache.layer(index)
             query, key, value = stack.project(layer, hidden)
@@ -174,9 +157,9 @@ def compact_bias_table(buckets: Tensor, max_distance: int, *, bidirectional: boo
     return buckets[offset + torch.where(distance < num_exact, distance, far)].T.contiguous()
 
 
-def build_t5(config: JsonConfig, checkpoint: Checkpoint, kernels: Kernels) -> LanguageModel:
-    settings = _read(config)
-    embedding = checkpoint.tensor(checkpoint.first_of(_EMBEDDING_NAMES), settings.vocab_size, settings.hidden_size)
+def build_t5(family: T5Family, config: JsonConfig, checkpoint: Checkpoint, kernels: Kernels) -> LanguageModel:
+    settings = read_t5_config(config, family)
+    embedding = checkpoint.tensor(checkpoint.first_of(_SHARED_NAMES), settings.vocab_size, settings.hidden_size)
     encoder, decoder = (T5Stack(settings, side, embedding, checkpoint, kernels) for side in ("encoder", "decoder"))
     cross_names = [
         f"decoder.block.{index}.layer.1.EncDecAttention.{name}"
@@ -185,7 +168,7 @@ def build_t5(config: JsonConfig, checkpoint: Checkpoint, kernels: Kernels) -> La
     ]
     widths = (settings.inner_size,) * len(cross_names)
     cross = checkpoint.linear(cross_names, widths, settings.hidden_size, bias=False)
-    head = Linear(checkpoint.output_weight("lm_head.weight", embedding, tied=True))
+    head = Linear(checkpoint.output_weight(_HEAD, embedding, tied=True))
     return LanguageModel(
         decoder=T5Decoder(decoder, head, kernels),
         encoder=T5Encoder(encoder, cross, kernels),
@@ -196,33 +179,10 @@ def build_t5(config: JsonConfig, checkpoint: Checkpoint, kernels: Kernels) -> La
     )
 
 
-def _read(config: JsonConfig) -> T5Config:
-    projection = config.string("feed_forward_proj", "relu")
-    gate, _, name = projection.rpartition("-")
-    if gate not in ("", "gated"):
-        raise ConfigurationError(f"{config.file}: feed_forward_proj {projection!r} is not supported")
-    if projection == "gated-gelu":
-        name = "gelu_new"  # what the name has meant since T5 v1.1
-    num_layers, hidden_size = config.integer("num_layers", 6), config.integer("d_model", 512)
-    # Original T5 scales the output and ties it. Later checkpoints say which they are by `tie_word_embeddings`, and by
-    # a key of its own since transformers 5.
-    scaled = config.boolean("scale_decoder_outputs", config.boolean("tie_word_embeddings", True))
-    return T5Config(
-        vocab_size=config.integer("vocab_size", 32128),
-        hidden_size=hidden_size,
-        head_dim=config.integer("d_kv", 64),
-        num_heads=config.integer("num_heads", 8),
-        ffn_size=config.integer("d_ff", 2048),
-        num_encoder_layers=num_layers,
-        num_decoder_layers=config.integer("num_decoder_layers", num_layers),
-        num_buckets=config.integer("relative_attention_num_buckets", 32),
-        max_distance=config.integer("relative_attention_max_distance", 128),
-        norm_eps=config.number("layer_norm_epsilon", 1e-6),
-        activation=activation_by_name(name, config.file, "feed_forward_proj"),
-        gated=gate == "gated",
-        output_scale=hidden_size**-0.5 if scaled else 1.0,
-        max_len=max(config.integer("n_positions", 512), DEFAULT_MAX_LEN),
-    )
+def _load_bias_table(config: T5Config, side: str, checkpoint: Checkpoint, index: int) -> Tensor:
+    name = f"{side}.block.{index}.layer.0.SelfAttention.relative_attention_bias.weight"
+    buckets = checkpoint.tensor(name, config.num_buckets, config.num_heads)
+    return compact_bias_table(buckets, config.max_distance, bidirectional=side == "encoder")
 
 
 def _load_layer(config: T5Config, side: str, checkpoint: Checkpoint, index: int) -> T5Layer:
