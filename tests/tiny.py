@@ -15,10 +15,25 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    BlenderbotConfig,
+    BlenderbotForConditionalGeneration,
+    BlenderbotSmallConfig,
+    BlenderbotSmallForConditionalGeneration,
     LlamaConfig,
     LlamaForCausalLM,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
+    MarianConfig,
+    MarianMTModel,
+    MBartConfig,
+    MBartForConditionalGeneration,
     MistralConfig,
     MistralForCausalLM,
+    MT5Config,
+    MT5ForConditionalGeneration,
+    PegasusConfig,
+    PegasusForConditionalGeneration,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -27,6 +42,8 @@ from transformers import (
     Qwen3ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
+    UMT5Config,
+    UMT5ForConditionalGeneration,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -38,7 +55,9 @@ SLIDING_WINDOW = 7
 
 DECODER_ONLY = ("llama", "mistral", "qwen2", "qwen3")
 ENCODER_DECODER = ("bart", "t5", "t5_gated")
-FAMILIES = DECODER_ONLY + ENCODER_DECODER
+FAMILIES = DECODER_ONLY + ENCODER_DECODER  # those that every test of whole requests runs with
+BART_LIKE = ("bart", "mbart", "marian", "pegasus", "m2m_100", "blenderbot", "blenderbot_small")
+T5_LIKE = ("t5", "t5_gated", "mt5", "umt5")
 
 _IDS = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
 _DECODER = {
@@ -82,6 +101,40 @@ _T5 = {
     "decoder_start_token_id": PAD,
     **_IDS,
 }
+_GATED = {**_T5, "feed_forward_proj": "gated-gelu"}
+
+# family -> (class, class of its config, the config)
+_BUILDERS: dict[str, tuple[type[PreTrainedModel], type[PreTrainedConfig], dict[str, Any]]] = {
+    "llama": (LlamaForCausalLM, LlamaConfig, _DECODER),
+    "mistral": (MistralForCausalLM, MistralConfig, {**_DECODER, "sliding_window": SLIDING_WINDOW}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {**_DECODER, "tie_word_embeddings": True}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {**_DECODER, "head_dim": 16}),
+    "bart": (BartForConditionalGeneration, BartConfig, _BART),
+    "mbart": (MBartForConditionalGeneration, MBartConfig, _BART),
+    "marian": (MarianMTModel, MarianConfig, {**_BART, "decoder_start_token_id": PAD, "activation_function": "swish"}),
+    "pegasus": (
+        PegasusForConditionalGeneration,
+        PegasusConfig,
+        {**_BART, "decoder_start_token_id": PAD, "activation_function": "relu"},
+    ),
+    "m2m_100": (M2M100ForConditionalGeneration, M2M100Config, _BART),
+    "blenderbot": (
+        BlenderbotForConditionalGeneration,
+        BlenderbotConfig,
+        {**_BART, "decoder_start_token_id": BOS, "encoder_no_repeat_ngram_size": 0},
+    ),
+    "blenderbot_small": (
+        BlenderbotSmallForConditionalGeneration,
+        BlenderbotSmallConfig,
+        {**_BART, "decoder_start_token_id": BOS},
+    ),
+    "t5": (T5ForConditionalGeneration, T5Config, _T5),
+    "t5_gated": (T5ForConditionalGeneration, T5Config, _GATED),
+    "mt5": (MT5ForConditionalGeneration, MT5Config, _GATED),
+    "umt5": (UMT5ForConditionalGeneration, UMT5Config, _GATED),
+}
+_OWN_HEAD = ("t5_gated", "mt5", "umt5")  # published checkpoints have an output of their own
+_FORCES_BOS = ("bart", "mbart", "m2m_100")
 
 
 def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
@@ -90,10 +143,12 @@ def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     model = _build(family, overrides).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            _unsettle(name, parameter)
-        if family == "bart":
+            if parameter.requires_grad:  # sinusoids do not
+                _unsettle(name, parameter)
+        if hasattr(model, "final_logits_bias"):
             model.final_logits_bias.copy_(0.3 * torch.randn_like(model.final_logits_bias))
-            model.generation_config.forced_bos_token_id = BOS
+    if family in _FORCES_BOS:
+        model.generation_config.forced_bos_token_id = BOS
     return model
 
 
@@ -105,7 +160,7 @@ def save_tiny(family: str, path: Path, seed: int = 0, *, with_tokenizer: bool = 
     try:
         tiny_model(family, seed, **overrides).save_pretrained(path)
         if with_tokenizer:
-            tiny_tokenizer(adds_eos=family in ENCODER_DECODER).save_pretrained(path)
+            tiny_tokenizer(adds_eos=family in BART_LIKE + T5_LIKE).save_pretrained(path)
     finally:
         transformers_logging.set_verbosity(verbosity)
     return path
@@ -139,23 +194,16 @@ def tiny_tokenizer(*, adds_eos: bool) -> PreTrainedTokenizerFast:
 
 
 def _build(family: str, overrides: dict[str, Any]) -> PreTrainedModel:
-    match family:
-        case "llama":
-            return LlamaForCausalLM(LlamaConfig(**{**_DECODER, **overrides}))
-        case "mistral":
-            return MistralForCausalLM(MistralConfig(**{**_DECODER, "sliding_window": SLIDING_WINDOW, **overrides}))
-        case "qwen2":
-            return Qwen2ForCausalLM(Qwen2Config(**{**_DECODER, "tie_word_embeddings": True, **overrides}))
-        case "qwen3":
-            return Qwen3ForCausalLM(Qwen3Config(**{**_DECODER, "head_dim": 16, **overrides}))
-        case "bart":
-            return BartForConditionalGeneration(BartConfig(**{**_BART, **overrides}))
-        case "t5":
-            return T5ForConditionalGeneration(T5Config(**{**_T5, **overrides}))
-        case "t5_gated":
-            return _untied_t5(T5Config(**{**_T5, "feed_forward_proj": "gated-gelu", **overrides}))
-        case _:
-            raise ValueError(f"unknown family {family!r}: {', '.join(FAMILIES)}")
+    if family not in _BUILDERS:
+        raise ValueError(f"unknown family {family!r}: {', '.join(_BUILDERS)}")
+    kind, config_kind, settings = _BUILDERS[family]
+    config = config_kind(**{**settings, **overrides})
+    if family == "t5_gated":
+        config.scale_decoder_outputs = False
+    model = kind(config)
+    if family in _OWN_HEAD:
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    return model
 
 
 def _unsettle(name: str, parameter: torch.Tensor) -> None:
@@ -178,11 +226,3 @@ def _unsettle(name: str, parameter: torch.Tensor) -> None:
         parameter.mul_(6.0)
     elif name == "model.shared.weight":
         parameter.copy_(1.5 * torch.nn.functional.normalize(parameter, dim=-1))
-
-
-def _untied_t5(config: T5Config) -> PreTrainedModel:
-    """As in T5 v1.1: the output has weights of its own and the decoder's output is not scaled."""
-    config.scale_decoder_outputs = False
-    model = T5ForConditionalGeneration(config)
-    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
-    return model

@@ -29,7 +29,7 @@ HUB_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 class Checkpoint:
     """The tensors of a model directory, read one by one as float32. A context manager: it holds the files open.
 
-    `loaded_bytes` counts what was read, in float32.
+    `loaded_bytes` counts what was read and kept, in float32.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -89,7 +89,10 @@ class Checkpoint:
         if name not in self:
             return tied
         stored = self.tensor(name, *tied.shape)
-        return tied if torch.equal(stored, tied) else stored
+        if not torch.equal(stored, tied):
+            return stored
+        self.loaded_bytes -= stored.nbytes
+        return tied
 
     def output_weight(self, name: str, embedding: Tensor, *, tied: bool) -> Tensor:
         """The output projection [vocab_size, hidden]. Raises ConfigurationError if an untied one is missing."""

@@ -33,7 +33,7 @@ from trivium_kernels.paged_attention import PagedAttentionPlan
 _NORM_EPS = 1e-5
 _HEAD = "lm_head.weight"
 _ENCODER_TOKENS, _DECODER_TOKENS = "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"
-_SHARED_NAMES = ("model.shared.weight", _HEAD, _DECODER_TOKENS, _ENCODER_TOKENS)
+_SHARED = "model.shared.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,6 @@ class BartStack:
         self._embedding_norm: Norm | None = None
         if family.embedding_norm is not EmbeddingNorm.NONE:
             self._embedding_norm = _load_norm(checkpoint, f"{config.prefix}.layernorm_embedding", hidden)
-        self._norms_tokens = family.embedding_norm is EmbeddingNorm.DECODER_TOKENS and config.is_decoder
         self.layers = tuple(_load_layer(config, checkpoint, index) for index in range(config.num_layers))
         self._final_norm = _load_norm(checkpoint, f"{config.prefix}.layer_norm", hidden) if family.pre_norm else None
 
@@ -80,7 +79,7 @@ class BartStack:
         places = self.positions.embed(token_ids, positions)
         if self._embedding_norm is None:
             return tokens + places
-        if self._norms_tokens:
+        if self.config.norms_tokens:
             return self._norm(tokens, self._embedding_norm) + places
         return self._norm(tokens + places, self._embedding_norm)
 
@@ -179,8 +178,8 @@ class Vocabulary:
     head: Linear
 
 
-def build_bart(family: BartFamily, json: JsonConfig, checkpoint: Checkpoint, kernels: Kernels) -> LanguageModel:
-    config = read_bart_config(json, family)
+def build_bart(family: BartFamily, json_config: JsonConfig, checkpoint: Checkpoint, kernels: Kernels) -> LanguageModel:
+    config = read_bart_config(json_config, family)
     vocabulary = _load_vocabulary(config, checkpoint)
     encoder = BartStack(config.encoder, vocabulary.encoder, checkpoint, kernels)
     decoder = BartStack(config.decoder, vocabulary.decoder, checkpoint, kernels)
@@ -206,7 +205,8 @@ def _load_vocabulary(config: BartConfig, checkpoint: Checkpoint) -> Vocabulary:
     """Vocabularies of different sizes are filled up to the larger one with tokens that are zero and never sampled."""
     hidden_size, size = config.decoder.hidden_size, max(config.encoder_vocab_size, config.decoder_vocab_size)
     if config.shared:
-        tied_to = checkpoint.tensor(checkpoint.first_of(_SHARED_NAMES), size, hidden_size)
+        names = (_SHARED, *((_HEAD,) if config.tied else ()), _DECODER_TOKENS, _ENCODER_TOKENS)
+        tied_to = checkpoint.tensor(checkpoint.first_of(names), size, hidden_size)
         encoder, decoder = (checkpoint.tensor_or(name, tied_to) for name in (_ENCODER_TOKENS, _DECODER_TOKENS))
     else:
         encoder = checkpoint.tensor(_ENCODER_TOKENS, config.encoder_vocab_size, hidden_size)

@@ -25,7 +25,7 @@ class Positions(StrEnum):
 
 
 class EmbeddingNorm(StrEnum):
-    """Which embeddings are normed: none, the sums of tokens and positions, or, in a decoder, its tokens alone."""
+    """Which embeddings are normed: none; the sums of tokens and positions; in the decoder its unscaled tokens alone."""
 
     NONE = "none"
     SUM = "sum"
@@ -119,9 +119,18 @@ class StackConfig:
     ffn_size: int
     max_positions: int
     padding_id: int | None
-    embedding_scale: float
+    scale_embedding: bool
     activation: Activation
     family: BartFamily
+
+    @property
+    def norms_tokens(self) -> bool:
+        """Whether positions are added only after the norm."""
+        return self.is_decoder and self.family.embedding_norm is EmbeddingNorm.DECODER_TOKENS
+
+    @property
+    def embedding_scale(self) -> float:
+        return math.sqrt(self.hidden_size) if self.scale_embedding and not self.norms_tokens else 1.0
 
     @property
     def head_dim(self) -> int:
@@ -171,7 +180,7 @@ def _read_stack(config: JsonConfig, family: BartFamily, side: str) -> StackConfi
         ffn_size=_positive(config, family, f"{side}_ffn_dim"),
         max_positions=_positive(config, family, "max_position_embeddings"),
         padding_id=_read_padding_id(config) if has_padding else None,
-        embedding_scale=math.sqrt(hidden_size) if config.boolean("scale_embedding", family.scale_embedding) else 1.0,
+        scale_embedding=config.boolean("scale_embedding", family.scale_embedding),
         activation=read_activation(config, "activation_function", family.activation),
         family=family,
     )
