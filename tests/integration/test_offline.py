@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from oracle import PROMPTS, oracle
-from tiny import ENCODER_DECODER, FAMILIES
+from tiny import BART_LIKE, ENCODER_DECODER, FAMILIES, T5_LIKE, save_tiny
 from trivium import (
     LLM,
     ExplicitEncoderDecoderPrompt,
@@ -34,6 +34,17 @@ def test_greedy_equals_transformers_alone_and_in_a_batch(checkpoints: dict[str, 
         for prompt, tokens in zip(prompts[:3], expected, strict=False):
             assert llm.generate(prompt, GREEDY, use_tqdm=False)[0].outputs[0].token_ids == tokens
         assert len({tuple(tokens) for tokens in expected}) > 8, "the oracle says the same to everything"
+
+
+@pytest.mark.parametrize("family", sorted({*BART_LIKE, *T5_LIKE} - {*FAMILIES}))
+def test_greedy_of_the_other_families_equals_transformers(tmp_path: Path, family: str) -> None:
+    path = save_tiny(family, tmp_path, seed=3, with_tokenizer=True)
+    sources = PROMPTS[3:7]
+    expected = [oracle(path, source) for source in sources]
+    with LLM(str(path), num_threads=1) as llm:
+        prompts = [TokensPrompt(prompt_token_ids=source) for source in sources]
+        outputs = llm.generate(prompts, GREEDY, use_tqdm=False)
+    assert [output.outputs[0].token_ids for output in outputs] == expected
 
 
 @pytest.mark.parametrize("family", ENCODER_DECODER)

@@ -20,6 +20,7 @@ from trivium.executor.models import bart_families, t5_families
 from trivium.executor.models.bart_families import BartFamily, read_bart_config
 from trivium.executor.models.registry import ARCHITECTURES
 from trivium.executor.models.t5_families import T5Family, read_t5_config
+from trivium.params import SamplingParams
 from unit.executor.mini_scheduler import GREEDY, MiniScheduler
 from unit.executor.parity import add_random_requests, generate, make_runner, random_ids, record_logits
 
@@ -224,6 +225,17 @@ def test_logits_bias_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with_bias = assert_same_logits(path, monkeypatch)
     edit_weights(path, lambda tensors: tensors.pop("final_logits_bias"))
     assert not torch.equal(with_bias, assert_same_logits(path, monkeypatch))
+
+
+def test_tokens_that_only_the_encoder_has_are_never_sampled(tmp_path: Path) -> None:
+    num_known = 20
+    path = save_tiny("marian", tmp_path, share_encoder_decoder_embeddings=False, decoder_vocab_size=num_known)
+    scheduler = MiniScheduler(make_runner(path))
+    assert scheduler.info.vocab_size == VOCAB_SIZE
+    sampling = SamplingParams(temperature=2.0, seed=1, max_tokens=60, min_tokens=60)
+    requests = [scheduler.add([0], sampling, encoder=(VOCAB_SIZE - 1, 9)) for _ in range(3)]
+    scheduler.run()
+    assert {token for request in requests for token in request.output} <= set(range(num_known))
 
 
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "forced_eos_token_id")

@@ -139,7 +139,7 @@ class StackConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BartConfig:
-    """shared: both sides embed tokens with one table, of which decoder_vocab_size then has no part."""
+    """shared: one vocabulary for both sides. tied: logits are products with the decoder's token embeddings."""
 
     encoder: StackConfig
     decoder: StackConfig
