@@ -184,6 +184,15 @@ async def check_health(channel: grpc.aio.Channel, service: str, timeout_s: float
     return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
 
+async def start_stream(context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    """Send the headers of a stream now. Call it first in a handler that may end its stream while it is writing.
+
+    Headers otherwise travel with the first message: one that is given up on its way counts as never sent, the status
+    tries to send headers again, gRPC refuses it, and the client waits until the server stops.
+    """
+    await context.send_initial_metadata(())
+
+
 async def abort_with(context: grpc.aio.ServicerContext[Any, Any], error: TriviumError) -> None:
     """End an RPC with the status, code and parameter of `error`. Does not return."""
     metadata = [(CODE_METADATA, error.code)]

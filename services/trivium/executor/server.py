@@ -100,6 +100,7 @@ class ExecutorService(executor_pb2_grpc.ExecutorServicer):
         if self._end is not None:
             stream.end(*self._end)
         try:
+            await rpc.start_stream(context)
             await _first_to_finish(stream.ended, self._converse(stream, request_iterator, context))
             if stream.ended.done():
                 raise stream.ended.result()

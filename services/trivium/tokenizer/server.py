@@ -80,6 +80,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
         self._epoch = epoch
         self._tokenizers: dict[str, Tokenizer] = {}  # served name -> tokenizer
         self._is_loaded = False
+        self._is_stopping = False
         self._num_waiting = 0
         self._streams: set[asyncio.Task[Any]] = set()
         self._sessions: set[DetokenizeSession] = set()
@@ -103,7 +104,8 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
         self._is_loaded = True
 
     def end_streams(self) -> None:
-        """End every Detokenize stream with UNAVAILABLE: they would never end by themselves."""
+        """End every Detokenize stream with UNAVAILABLE, also those to come: they would never end by themselves."""
+        self._is_stopping = True
         for task in self._streams:
             task.cancel()
 
@@ -146,6 +148,9 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
     async def Detokenize(
         self, request_iterator: AsyncIterator[tokenizer_pb2.DetokenizeCommand], context: Context
     ) -> None:
+        await rpc.start_stream(context)
+        if self._is_stopping:
+            await rpc.abort_with(context, EngineUnavailableError("the service is shutting down", code="draining"))
         task = asyncio.current_task()
         assert task is not None, "a handler runs in a task"
         self._streams.add(task)

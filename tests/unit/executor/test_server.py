@@ -13,14 +13,14 @@ import pytest
 
 from tiny import save_tiny
 from trivium import rpc, wire
-from trivium.config import PROTOCOL_REVISION, ExecutorConfig
+from trivium.config import PROTOCOL_REVISION, ExecutorConfig, ModelInfo
 from trivium.errors import ConfigurationError
 from trivium.executor import server
 from trivium.executor.model_runner import ModelRunner
 from trivium.ledger import ask_ledger
 from trivium.params import SamplingParams
 from trivium.step import ModelRunnerOutput, NewRequestData, SchedulerOutput
-from trivium.v1 import executor_pb2, executor_pb2_grpc
+from trivium.v1 import executor_pb2, executor_pb2_grpc, types_pb2
 
 Stream = grpc.aio.StreamStreamCall[executor_pb2.ExecuteCommand, executor_pb2.ExecuteEvent]
 
@@ -244,6 +244,30 @@ async def test_stop_ends_the_streams_and_serve(checkpoint: Path, tmp_path: Path)
         stop.set()
         assert await end_of(stream) == (grpc.StatusCode.UNAVAILABLE, "the executor is shutting down")
         await asyncio.wait_for(task, 10)
+
+
+@pytest.mark.asyncio
+async def test_a_stream_that_ends_while_its_welcome_is_written_sees_why(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams: list[server.ExecuteStream] = []
+
+    class NotedStream(server.ExecuteStream):
+        def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+            super().__init__(loop)
+            streams.append(self)
+
+    to_proto = wire.model_info_to_proto
+
+    def end_soon(info: ModelInfo) -> types_pb2.ModelInfo:
+        asyncio.get_running_loop().call_soon(streams[-1].end, grpc.StatusCode.ABORTED, "ended early")
+        return to_proto(info)
+
+    monkeypatch.setattr(server, "ExecuteStream", NotedStream)
+    monkeypatch.setattr(wire, "model_info_to_proto", end_soon)
+    async with running_executor(checkpoint, tmp_path) as channel:
+        for _ in range(5):
+            assert await end_of(await open_stream(channel)) == (grpc.StatusCode.ABORTED, "ended early")
 
 
 @pytest.mark.asyncio

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 from collections.abc import AsyncIterator
@@ -20,7 +21,7 @@ from trivium.errors import ConfigurationError
 from trivium.ledger import ask_ledger
 from trivium.tokenizer import chat_template
 from trivium.tokenizer import server as server_module
-from trivium.tokenizer.server import SERVICE_NAME, serve
+from trivium.tokenizer.server import SERVICE_NAME, TokenizerServicer, serve
 from trivium.tokenizer.tokenizer import Tokenizer
 from trivium.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from unit.tokenizer.tiny_tokenizers import make_tokenizer, save_model
@@ -192,6 +193,31 @@ async def test_stopping_ends_open_streams_at_once(tmp_path: Path) -> None:
         await stream.hello()
         stop.set()
         assert await stream.status() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.asyncio
+async def test_a_stream_that_is_ended_while_its_welcome_is_written_sees_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servicers: list[TokenizerServicer] = []
+    start, make_session = TokenizerServicer.__init__, server_module.DetokenizeSession
+
+    def note(self: TokenizerServicer, *args: Any) -> None:
+        start(self, *args)
+        servicers.append(self)
+
+    def end_soon(tokenizer: Tokenizer) -> Any:
+        asyncio.get_running_loop().call_soon(servicers[0].end_streams)
+        return make_session(tokenizer)
+
+    monkeypatch.setattr(TokenizerServicer, "__init__", note)
+    monkeypatch.setattr(server_module, "DetokenizeSession", end_soon)
+    async with running_server(tmp_path) as (channel, _):
+        stream = Stream(channel)
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await stream.hello()
+        assert await stream.status() is grpc.StatusCode.UNAVAILABLE
+        assert await stream.call.details() == "the service is shutting down"
 
 
 @pytest.mark.asyncio
