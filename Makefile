@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 MODELS ?=
 SERVE_FLAGS ?=
 PYTEST_FLAGS ?=
+SOAK := $(BIN)/pytest -q --timeout 0 -o faulthandler_timeout=0
 # Processes start from the installed package, never from a folder name in the working directory.
 export PYTHONSAFEPATH := 1
 
@@ -13,13 +14,14 @@ export PYTHONSAFEPATH := 1
 serve: $(VENV)/.serve
 	$(BIN)/trivium serve $(MODELS) $(SERVE_FLAGS)
 
+# No worker is replaced: with --dist loadgroup a run that lost one at its end would wait for ever.
 test: $(VENV)/.dev
-	$(BIN)/pytest -q -n 2 --dist loadgroup $(PYTEST_FLAGS)
+	$(BIN)/pytest -q -n 2 --dist loadgroup --max-worker-restart 0 $(PYTEST_FLAGS)
 
 # A million steps of random scheduler histories instead of ten thousand, a thousand random timelines instead of fifty.
 soak: $(VENV)/.dev
-	TRIVIUM_SOAK_STEPS=1000000 $(BIN)/pytest -q -k no_history_breaks tests/unit/scheduler/test_state_machine.py
-	TRIVIUM_SOAK_TRACES=1000 $(BIN)/pytest -q -k random_timelines tests/unit/scheduler/test_scheduler.py
+	TRIVIUM_SOAK_STEPS=1000000 $(SOAK) -k no_history_breaks tests/unit/scheduler/test_state_machine.py
+	TRIVIUM_SOAK_TRACES=1000 $(SOAK) -k random_timelines tests/unit/scheduler/test_scheduler.py
 
 check: $(VENV)/.dev $(VENV)/proto/.done
 	$(BIN)/ruff check .

@@ -161,7 +161,6 @@ def run(num_steps: int, *, shrink: bool = True) -> None:
     )
 
 
-@pytest.mark.timeout(0)
 def test_no_history_breaks_the_scheduler() -> None:
     run(NUM_STEPS)
 
@@ -260,7 +259,6 @@ MUTANTS: list[tuple[Any, str, Callable[..., Any]]] = [
 
 
 @pytest.mark.parametrize(("owner", "name", "mutant"), MUTANTS, ids=[mutant.__name__ for _, _, mutant in MUTANTS])
-@pytest.mark.timeout(0)
 def test_a_planted_mistake_is_caught(
     owner: Any, name: str, mutant: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,5 +266,5 @@ def test_a_planted_mistake_is_caught(
         monkeypatch.setattr(owner, mutant)
     else:
         monkeypatch.setattr(owner, name, mutant)
-    with pytest.raises(BaseException):  # noqa: B017 (an assertion, a group of them, or an error in the toy executor)
+    with pytest.raises(Exception):  # noqa: B017 (an assertion, a group of them, or an error in the toy executor)
         run(10_000, shrink=False)
