@@ -18,10 +18,12 @@ serve: $(VENV)/.serve
 test: $(VENV)/.dev
 	$(BIN)/pytest -q -n 2 --dist loadgroup --max-worker-restart 0 $(PYTEST_FLAGS)
 
-# A million steps of random scheduler histories instead of ten thousand, a thousand random timelines instead of fifty.
+# A million steps of random scheduler histories instead of ten thousand, a thousand random timelines instead of fifty,
+# with the toy executor and with real models.
 soak: $(VENV)/.dev
 	TRIVIUM_SOAK_STEPS=1000000 $(SOAK) -k no_history_breaks tests/unit/scheduler/test_state_machine.py
 	TRIVIUM_SOAK_TRACES=1000 $(SOAK) -k random_timelines tests/unit/scheduler/test_scheduler.py
+	TRIVIUM_SOAK_TRACES=1000 $(SOAK) -s tests/integration/test_random_timelines.py
 
 check: $(VENV)/.dev $(VENV)/proto/.done
 	$(BIN)/ruff check .

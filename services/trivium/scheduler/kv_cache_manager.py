@@ -61,6 +61,11 @@ class KVCacheManager:
         return self._pool.num_cached_blocks
 
     @property
+    def num_evictions(self) -> int:
+        """Findable blocks whose contents were lost to somebody else, so far."""
+        return self._pool.num_evictions
+
+    @property
     def num_cross_blocks(self) -> int:
         """Cross-attention blocks that running requests hold, each counted once."""
         return len({block_id for table in self._cross_tables.values() for block_id in table})
