@@ -25,9 +25,12 @@ from trivium.scheduler.request_queue import RequestQueue
 from trivium.step import BeamCandidates, CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestUpdate:
-    """What a result did to one request: the tokens it brought; `request.finish_reason` is set if it ended."""
+    """What a result did to one request: the tokens it brought; `request.finish_reason` is set if it ended.
+
+    A value, not frozen: each running request gets one per step, and a frozen one takes three times as long to make.
+    """
 
     request: Request
     new_token_ids: tuple[int, ...]
@@ -58,8 +61,9 @@ class _PlanDraft:
         self.rows[slot] = num_tokens
         self.budget -= num_tokens
         computed = request.num_computed_tokens = request.num_computed_tokens + num_tokens
-        if computed == request.num_tokens:
-            request.num_tokens_in_flight += 1
+        in_flight = request.num_tokens_in_flight
+        if computed == request.num_prompt_tokens + len(request.output_token_ids) + in_flight:
+            request.num_tokens_in_flight = in_flight + 1
             self.sampling[slot] = request, request.incarnation
         if computed % self.block_size < num_tokens:
             self.filled.append((request, request.incarnation, computed))
@@ -238,18 +242,19 @@ class Scheduler:
         plan = self._in_flight.popleft()
         assert plan.step == output.step, f"result of step {output.step}, expected {plan.step}"
         for request, incarnation, num_tokens in plan.filled:
-            if request.incarnation == incarnation and not request.is_finished:
+            if request.incarnation == incarnation:
                 self.kv_cache.cache_full_blocks(request, num_tokens)
         updates = []
+        sampling, eos_token_ids = plan.sampling, self._eos_token_ids
         for slot, token_id in zip(output.slots, output.token_ids, strict=True):
-            request, incarnation = plan.sampling[slot]
-            if request.is_finished or request.incarnation != incarnation:
+            request, incarnation = sampling[slot]
+            if request.incarnation != incarnation:  # it has lost its slot, or finished
                 continue
             request.num_tokens_in_flight -= 1
             request.output_token_ids.append(token_id)
             if request.siblings:
                 self._queue_siblings(request)
-            reason = request.check_stop(self._eos_token_ids)
+            reason = request.check_stop(eos_token_ids)
             if reason is not None:
                 self.finish(request, reason)
             updates.append(RequestUpdate(request, (token_id,)))
@@ -297,11 +302,13 @@ class Scheduler:
         for request in list(self._running.values()):
             if draft.budget == 0:
                 break
-            if request.status is not RequestStatus.RUNNING:  # preempted for an earlier one in this very loop
+            if request.slot < 0:  # preempted for an earlier one in this very loop
                 continue
-            num_tokens = min(request.num_tokens_to_compute, draft.budget)
+            num_tokens = request.num_tokens_to_compute
             if num_tokens == 0:
                 continue
+            if num_tokens > draft.budget:
+                num_tokens = draft.budget
             if request.beams is not None:
                 self._schedule_beams(request, request.beams, num_tokens, draft)
                 continue
