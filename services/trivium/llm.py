@@ -51,6 +51,7 @@ class LLM:
         max_num_batched_tokens: int = 2048,
         kv_cache_memory_bytes: int | None = None,
         num_threads: int = 0,
+        enable_prefix_caching: bool = True,
     ) -> None:
         config = ExecutorConfig(
             model=model,
@@ -69,7 +70,7 @@ class LLM:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="trivium-llm", daemon=True)
         self._thread.start()
-        self._engine = LocalEngine(config, tokenizer=tokenizer)
+        self._engine = LocalEngine(config, tokenizer=tokenizer, enable_prefix_caching=enable_prefix_caching)
         try:
             self._call(self._engine.start())
         except BaseException:

@@ -36,8 +36,11 @@ UNBOUNDED_QUEUE = 2**31  # offline, the caller's own list of prompts is the queu
 class LocalEngine:
     """EngineClient for one model in this process. All methods run on one event loop; the model has a thread."""
 
-    def __init__(self, config: ExecutorConfig, *, tokenizer: str | None = None) -> None:
+    def __init__(
+        self, config: ExecutorConfig, *, tokenizer: str | None = None, enable_prefix_caching: bool = True
+    ) -> None:
         self._config = config
+        self._enable_prefix_caching = enable_prefix_caching
         self._tokenizer_source = tokenizer or config.model
         self._executor = InProcessExecutorClient(config)
         self._detokenizer: InProcessDetokenizerClient | None = None
@@ -56,7 +59,7 @@ class LocalEngine:
         self._loop = EngineLoop(
             self._executor,
             self._detokenizer,
-            SchedulerConfig(max_waiting_requests=UNBOUNDED_QUEUE),
+            SchedulerConfig(max_waiting_requests=UNBOUNDED_QUEUE, enable_prefix_caching=self._enable_prefix_caching),
             on_ready=lambda is_ready: ready.set(),
         )
         self._task = asyncio.create_task(self._loop.run())

@@ -47,6 +47,15 @@ def test_greedy_of_the_other_families_equals_transformers(tmp_path: Path, family
     assert [output.outputs[0].token_ids for output in outputs] == expected
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_prompt_is_cached_unless_that_is_switched_off(checkpoints: dict[str, Path], enabled: bool) -> None:
+    prompt = TokensPrompt(prompt_token_ids=list(range(5, 45)))
+    with LLM(str(checkpoints["llama"]), num_threads=1, enable_prefix_caching=enabled) as llm:
+        first, second = (llm.generate(prompt, GREEDY, use_tqdm=False)[0].outputs[0].token_ids for _ in range(2))
+        assert first == second
+        assert (llm.engine_loop.scheduler.kv_cache.num_prompt_tokens_hit > 0) == enabled
+
+
 @pytest.mark.parametrize("family", ENCODER_DECODER)
 def test_prompts_of_every_kind_in_one_batch(checkpoints: dict[str, Path], family: str) -> None:
     path = checkpoints[family]
