@@ -15,10 +15,11 @@ from trivium.beam_search import BeamSearch, move_blocks
 from trivium.config import ModelInfo
 from trivium.errors import EngineUnavailableError
 from trivium.inputs import EncodedPrompt
+from trivium.outputs import TokenLogprobs
 from trivium.params import SamplingParams
 from trivium.scheduler.detokenizer_client import StopHit, TextPush, TextResult
 from trivium.scheduler.request import Request
-from trivium.step import BeamCandidates, ModelRunnerOutput, NewRequestData, SchedulerOutput
+from trivium.step import BeamCandidates, ModelRunnerOutput, NewRequestData, SchedulerOutput, SlotLogprobs
 from trivium.tokenizer.detokenizer import IncrementalDetokenizer
 
 EOS = 1
@@ -113,6 +114,23 @@ def expected_beams(request: Request) -> list[list[int]]:
     return [[node.token_id for node in hypothesis.tail.nodes()] for hypothesis in search.hypotheses]
 
 
+def toy_logprobs(encoder: tuple[int, ...], sequence: list[int], token_id: int, num_top: int) -> TokenLogprobs:
+    """What the toy model reports of `token_id` after `sequence`."""
+    digest = hashlib.blake2b(repr((encoder, sequence, token_id)).encode(), digest_size=4).digest()
+    number = int.from_bytes(digest, "little")
+    top_ids = tuple((number + index) % VOCAB for index in range(num_top))
+    return TokenLogprobs(-float(number % 997), 1 + number % VOCAB, top_ids, tuple(-float(index) for index in top_ids))
+
+
+def expected_logprobs(request: Request, *, of_prompt: bool) -> list[TokenLogprobs]:
+    """Of the prompt from its second token on, or of the whole output of `request`, from the definition."""
+    prompt, encoder = list(request.prompt_token_ids), request.encoder_token_ids
+    sequence = prompt if of_prompt else prompt + expected_output(request)
+    num_top = request.sampling.prompt_logprobs if of_prompt else request.sampling.logprobs
+    start = 1 if of_prompt else len(prompt)
+    return [toy_logprobs(encoder, sequence[:i], sequence[i], num_top or 0) for i in range(start, len(sequence))]
+
+
 @dataclass
 class _Group:
     slots: tuple[int, ...]
@@ -162,16 +180,22 @@ class ToyExecutor:
         for slot in plan.encoder_slots:
             self._encode(self.rows[slot])
         done = {slot for group in self.groups.values() if group.search.is_done for slot in group.slots}
-        sampled = [
-            (slot, token)
-            for slot, count in zip(plan.scheduled_slots, plan.num_scheduled_tokens, strict=True)
-            if slot not in done and (token := self._compute(self.rows[slot], count)) is not None
-        ]
+        sampled, logprobs = [], []
+        for slot, count in zip(plan.scheduled_slots, plan.num_scheduled_tokens, strict=True):
+            if slot in done:
+                continue
+            row = self.rows[slot]
+            start, token = row.num_computed, self._compute(row, count)
+            of_prompt = self._prompt_logprobs(row, start)
+            if token is not None:
+                sampled.append((slot, token))
+            of_token = self._sampled_logprobs(row) if token is not None else None
+            if of_token is not None or of_prompt:
+                logprobs.append(SlotLogprobs(slot, of_token, start + 1 if of_prompt else 0, of_prompt))
+        slots, tokens = tuple(slot for slot, _ in sampled), tuple(token for _, token in sampled)
         scheduled = set(plan.scheduled_slots)
         beams = [self._select(slot, group) for slot, group in self.groups.items() if self._is_due(group, scheduled)]
-        return ModelRunnerOutput(
-            plan.step, tuple(slot for slot, _ in sampled), tuple(token for _, token in sampled), beams=tuple(beams)
-        )
+        return ModelRunnerOutput(plan.step, slots, tokens, tuple(logprobs), tuple(beams))
 
     def _is_due(self, group: _Group, scheduled: set[int]) -> bool:
         first = self.rows[group.slots[0]]
@@ -221,6 +245,22 @@ class ToyExecutor:
         token = next_token(written_encoder, sequence, row.new.sampling.seed or 0)
         row.tokens.append(token)
         return token
+
+    def _sampled_logprobs(self, row: _Row) -> TokenLogprobs | None:
+        if row.new.sampling.logprobs is None:
+            return None
+        return self._logprobs_at(row, len(row.tokens) - 1, row.new.sampling.logprobs)
+
+    def _prompt_logprobs(self, row: _Row, start: int) -> tuple[TokenLogprobs, ...]:
+        num_top = row.new.sampling.prompt_logprobs
+        if num_top is None or row.new.choice_index != 0:
+            return ()
+        end = min(row.num_computed, len(row.new.prompt_token_ids) - 1)
+        return tuple(self._logprobs_at(row, position + 1, num_top) for position in range(start, end))
+
+    def _logprobs_at(self, row: _Row, position: int, num_top: int) -> TokenLogprobs:
+        encoder = tuple(self._read(list(row.new.cross_block_ids), len(row.new.encoder_token_ids)))
+        return toy_logprobs(encoder, self._read(row.blocks, position), row.tokens[position], num_top)
 
     def _write(self, table: list[int], start: int, tokens: list[int]) -> None:
         size = self.info.block_size

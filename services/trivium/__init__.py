@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from trivium.beam_params import BeamSearchParams
     from trivium.inputs import ExplicitEncoderDecoderPrompt, TextPrompt, TokensPrompt, zip_enc_dec_prompt_lists
     from trivium.llm import LLM
-    from trivium.outputs import CompletionOutput, RequestOutput
+    from trivium.outputs import CompletionOutput, Logprob, RequestOutput
     from trivium.params import SamplingParams
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "BeamSearchParams",
     "CompletionOutput",
     "ExplicitEncoderDecoderPrompt",
+    "Logprob",
     "RequestOutput",
     "SamplingParams",
     "TextPrompt",
@@ -34,6 +35,7 @@ _HOME = {
     "BeamSearchParams": "trivium.beam_params",
     "CompletionOutput": "trivium.outputs",
     "ExplicitEncoderDecoderPrompt": "trivium.inputs",
+    "Logprob": "trivium.outputs",
     "RequestOutput": "trivium.outputs",
     "SamplingParams": "trivium.params",
     "TextPrompt": "trivium.inputs",

@@ -6,12 +6,12 @@ Two implementations: `RemoteEngine` (remote_engine.py) talks to scheduler and to
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from trivium.config import ModelInfo
 from trivium.inputs import GenerationRequest
-from trivium.outputs import ChoiceDelta
+from trivium.outputs import ChoiceDelta, TokenText
 from trivium.v1.ledger_pb2 import LedgerReply
 
 
@@ -43,6 +43,10 @@ class EngineClient(Protocol):
 
         Raises InvalidRequestError if the model has no template or the template refuses the messages.
         """
+        ...
+
+    async def token_texts(self, token_ids: Collection[int]) -> Mapping[int, TokenText]:
+        """What the tokens of the model stand for: at least `token_ids`, which are in its vocabulary."""
         ...
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[ChoiceDelta, None]:

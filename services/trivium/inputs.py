@@ -62,6 +62,8 @@ class EncodedPrompt:
 class ResumedChoice:
     """What a client already holds of one choice: generation goes on after it, and nothing of it is sent again.
 
+    That includes log-probabilities: of its tokens, and of the prompt if it is choice 0 and anything of it was sent.
+
     `output_token_ids` are output, not prompt: limits, seeds and usage count them. `emitted_chars` is the length of the
     text that was delivered. A `finished` choice is complete: nothing is generated for it.
     """
@@ -92,6 +94,11 @@ class GenerationRequest:
     priority: int = 0
     tenant: str = ""
     cache_salt: str = ""
+
+    @property
+    def num_open_choices(self) -> int:
+        """Choices that will get a last delta: all but those that the caller holds whole."""
+        return self.sampling.n - len({choice.index for choice in self.resume if choice.finished})
 
 
 _EXPLICIT_KEYS = frozenset({"encoder_prompt", "decoder_prompt"})

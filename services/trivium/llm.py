@@ -18,7 +18,15 @@ from trivium.config import ExecutorConfig, ModelInfo
 from trivium.errors import InvalidRequestError
 from trivium.inputs import EncodedPrompt, GenerationRequest, Prompt
 from trivium.local_engine import LocalEngine
-from trivium.outputs import BeamSearchOutput, BeamSearchSequence, CompletionOutput, RequestOutput
+from trivium.logprobs import named_ids, to_dicts
+from trivium.outputs import (
+    BeamSearchOutput,
+    BeamSearchSequence,
+    CompletionOutput,
+    Logprob,
+    RequestOutput,
+    TokenLogprobs,
+)
 from trivium.params import SamplingParams
 from trivium.prompts import encode_prompt, resolve_max_tokens
 from trivium.sampling_tokens import check_sampling_tokens, resolve_bad_words
@@ -183,11 +191,26 @@ class LLM:
         return [task.result() for task in running]
 
     async def _run_one(self, request: GenerationRequest, progress: tqdm[Any]) -> RequestOutput:
-        outputs = [CompletionOutput(index) for index in range(request.sampling.n)]
+        sampling = request.sampling
+        outputs = [CompletionOutput(index) for index in range(sampling.n)]
+        logprobs: list[list[TokenLogprobs]] = [[] for _ in outputs]
+        prompt_logprobs: list[TokenLogprobs] = []
         async for delta in self._engine.generate(request):
             outputs[delta.index].add(delta)
+            logprobs[delta.index] += delta.logprobs
+            prompt_logprobs += delta.prompt_logprobs
         progress.update()
-        return _to_output(request.request_id, request.prompt, outputs)
+        result = _to_output(request.request_id, request.prompt, outputs)
+        if sampling.logprobs is not None:
+            for output, values in zip(outputs, logprobs, strict=True):
+                output.logprobs = await self._named(output.token_ids, values)
+        if sampling.prompt_logprobs is not None:
+            result.prompt_logprobs = [None, *await self._named(result.prompt_token_ids[1:], prompt_logprobs)]
+        return result
+
+    async def _named(self, token_ids: list[int], logprobs: list[TokenLogprobs]) -> list[dict[int, Logprob]]:
+        texts = await self._engine.token_texts(named_ids(token_ids, logprobs))
+        return to_dicts(token_ids, logprobs, texts)
 
 
 def _to_output(request_id: str, prompt: EncodedPrompt, outputs: list[CompletionOutput]) -> RequestOutput:

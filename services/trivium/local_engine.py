@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from trivium.executor.model_runner import ModelRunner
 from trivium.executor.model_thread import ModelThread
 from trivium.inputs import GenerationRequest
 from trivium.ledger import ProcessLedger
-from trivium.outputs import ChoiceDelta
+from trivium.outputs import ChoiceDelta, TokenText
 from trivium.rpc import new_epoch
 from trivium.scheduler.detokenizer_client import TextPush, TextResult, push_to_proto, result_from_proto
 from trivium.scheduler.engine_loop import EngineLoop
@@ -100,11 +100,14 @@ class LocalEngine:
             continue_final_message=continue_final_message,
         )
 
+    async def token_texts(self, token_ids: Collection[int]) -> Mapping[int, TokenText]:
+        return dict(zip(token_ids, self.tokenizer.token_texts(token_ids), strict=True))
+
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[ChoiceDelta, None]:
         loop = self._started_loop()
         inbox = _Inbox()
         keys = loop.submit(request, inbox, 0)
-        num_left = len(keys)
+        num_left = request.num_open_choices
         try:
             while num_left:
                 news = await inbox.get()

@@ -29,6 +29,28 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenText:
+    """What one token stands for, alone. raw: its bytes, which may be a part of a character.
+
+    text: `raw` as text, with U+FFFD for what is no whole character. is_special: not part of the text of an output,
+    unless the caller wants to see special tokens. A token that the tokenizer does not know has neither text nor bytes.
+    """
+
+    text: str
+    raw: bytes
+    is_special: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """Natural logarithm of a token's probability, its rank (1: the most likely) and its text."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+@dataclass(frozen=True, slots=True)
 class ChoiceDelta:
     """News of one choice of one request: tokens and text since the last delta.
 
@@ -53,7 +75,11 @@ class ChoiceDelta:
 
 @dataclass(slots=True)
 class CompletionOutput:
-    """One choice, whole. `token_ids` includes the EOS token if it was generated; `text` does not."""
+    """One choice, whole. `token_ids` includes the EOS token if it was generated; `text` does not.
+
+    logprobs: for each token the most likely ones, by token id, and always the token itself; None if not asked for.
+    cumulative_logprob: the sum over the tokens.
+    """
 
     index: int
     text: str = ""
@@ -61,15 +87,20 @@ class CompletionOutput:
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     cumulative_logprob: float | None = None
+    logprobs: list[dict[int, Logprob]] | None = None
 
     def finished(self) -> bool:
         return self.finish_reason is not None
 
     def add(self, delta: ChoiceDelta) -> None:
-        """Append `delta`, which must be of this choice."""
+        """Append `delta`, which must be of this choice. `logprobs` are left alone: they need the texts of tokens."""
         assert delta.index == self.index, f"delta of choice {delta.index} added to {self.index}"
         self.text += delta.text
         self.token_ids.extend(delta.token_ids)
+        if delta.logprobs:
+            self.cumulative_logprob = sum((value.logprob for value in delta.logprobs), self.cumulative_logprob or 0.0)
+        if delta.cumulative_logprob is not None:
+            self.cumulative_logprob = delta.cumulative_logprob
         if delta.finish_reason is not None:
             self.finish_reason = delta.finish_reason.value
             self.stop_reason = delta.stop_reason
@@ -81,7 +112,8 @@ class RequestOutput:
     """The result of one prompt.
 
     For an encoder-decoder model `prompt` and `prompt_token_ids` are the decoder's, `encoder_prompt` and
-    `encoder_prompt_token_ids` the encoder's.
+    `encoder_prompt_token_ids` the encoder's. prompt_logprobs: as CompletionOutput's; None for the first token, which
+    nothing predicts.
     """
 
     request_id: str
@@ -91,6 +123,7 @@ class RequestOutput:
     finished: bool = False
     encoder_prompt: str | None = None
     encoder_prompt_token_ids: list[int] | None = None
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
 
 
 @dataclass(slots=True)

@@ -101,7 +101,8 @@ class BeamSettings:
 class SamplingParams:
     """Parameters of one generation. How they act together, and in which order: `executor/sampler.py`.
 
-    n: choices per prompt. best_of: choices to pick the `n` from; None is `n`. temperature: 0 is greedy. top_k: 0 or -1
+    n: choices per prompt. best_of: choices to pick the `n` with the highest log-probability per token from; None is
+    `n`. temperature: 0 is greedy. top_k: 0 or -1
     keeps all. max_tokens: None means up to the model's limit. seed: any int64; None draws one.
     stop: strings that end a choice and are not part of its text unless `include_stop_str_in_output`.
     min_tokens: neither EOS nor a stop token id is chosen before so many tokens.
@@ -196,6 +197,11 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         return self.temperature < GREEDY_EPSILON
 
+    @property
+    def picks_best(self) -> bool:
+        """Whether more choices are run than returned. Greedy choices are all equal: any `n` of them are the best."""
+        return self.best_of is not None and self.best_of > self.n and not self.is_greedy
+
     def _normalise(self) -> None:
         """Give lists their one form, checked."""
         set_field = object.__setattr__
@@ -224,13 +230,6 @@ class SamplingParams:
             raise InvalidRequestError("stop strings need detokenize=True", param="stop")
         if self.best_of is not None:
             check_int("best_of", self.best_of, self.n, MAX_N)
-            if self.best_of > self.n and not self.is_greedy:
-                # Greedy choices are all equal, so any n of them are the best; others would have to be scored.
-                raise InvalidRequestError(
-                    f"best_of ({self.best_of}) above n ({self.n}) is not supported with a temperature",
-                    param="best_of",
-                    code="unsupported_parameter",
-                )
         if self.beam is not None:
             self._check_beam(self.beam)
 

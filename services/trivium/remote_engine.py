@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from trivium.config import PROTOCOL_REVISION, ModelInfo
 from trivium.errors import EngineUnavailableError, InternalError, TriviumError
 from trivium.inputs import GenerationRequest, ResumedChoice
 from trivium.ledger import ask_ledger
-from trivium.outputs import ChoiceDelta
+from trivium.outputs import ChoiceDelta, TokenText
 from trivium.tokenizer_client import TokenizerClient
 from trivium.v1 import scheduler_pb2, scheduler_pb2_grpc
 from trivium.v1.ledger_pb2 import LedgerReply
@@ -122,6 +122,9 @@ class RemoteEngine:
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )
+
+    async def token_texts(self, token_ids: Collection[int]) -> Mapping[int, TokenText]:
+        return await self._tokenizer.token_texts(token_ids)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[ChoiceDelta, None]:
         assert request.sampling.seed is not None, "the caller draws a seed, so that the request can be resumed"

@@ -7,27 +7,33 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import grpc
 import grpc.aio
 
 from trivium.errors import EngineUnavailableError, InvalidRequestError
+from trivium.outputs import TokenText
 from trivium.rpc import error_from_rpc
 from trivium.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 
 CALL_TIMEOUT_S = 20.0  # for all tries together: a tokenizer that crashed is back in a few seconds
+MAX_TOKENS = 16384  # ids in one call
 FIRST_RETRY_S = 0.05
 MAX_RETRY_S = 0.5
 
 
 class TokenizerClient:
-    """The tokenizer of `model` behind `channel`. The channel belongs to the caller, who closes it."""
+    """The tokenizer of `model` behind `channel`. The channel belongs to the caller, who closes it.
+
+    Remembers the tokens that it was asked for: they are at most the model's vocabulary, and never change.
+    """
 
     def __init__(self, model: str, channel: grpc.aio.Channel) -> None:
         self._model = model
         self._stub = tokenizer_pb2_grpc.TokenizerStub(channel)
+        self._tokens: dict[int, TokenText] = {}  # token id -> what it stands for
 
     async def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         """Token ids of each text. Raises TriviumError."""
@@ -61,6 +67,17 @@ class TokenizerClient:
         )
         response: tokenizer_pb2.RenderResponse = await self._call(self._stub.Render, request)
         return list(response.prompt.ids)
+
+    async def token_texts(self, token_ids: Collection[int]) -> Mapping[int, TokenText]:
+        """What the tokens of this model stand for: at least `token_ids`. Raises TriviumError."""
+        missing = list({token_id for token_id in token_ids if token_id not in self._tokens})
+        for start in range(0, len(missing), MAX_TOKENS):
+            ids = missing[start : start + MAX_TOKENS]
+            request = tokenizer_pb2.GetTokensRequest(model=self._model, ids=ids)
+            response: tokenizer_pb2.GetTokensResponse = await self._call(self._stub.GetTokens, request)
+            for token_id, token in zip(ids, response.tokens, strict=True):
+                self._tokens[token_id] = TokenText(token.text, token.raw, token.is_special)
+        return self._tokens
 
     async def _call(self, method: grpc.aio.UnaryUnaryMultiCallable[Any, Any], request: Any) -> Any:
         """Call until an answer comes, the error is none of availability, or CALL_TIMEOUT_S are over."""

@@ -115,14 +115,13 @@ def test_a_bias_that_is_wrong_has_a_code_of_its_own() -> None:
     assert info.value.code == "invalid_logit_bias"
 
 
-def test_best_of_is_at_least_n_and_needs_no_score_where_all_choices_are_equal() -> None:
+def test_best_of_is_at_least_n_and_picks_only_where_choices_differ() -> None:
     assert SamplingParams(n=2, best_of=5, temperature=0.0).best_of == 5
     assert SamplingParams(n=2, best_of=2).best_of == 2
     with pytest.raises(InvalidRequestError, match="best_of"):
         SamplingParams(n=3, best_of=2, temperature=0.0)
-    with pytest.raises(InvalidRequestError) as info:
-        SamplingParams(n=2, best_of=3)
-    assert (info.value.param, info.value.code) == ("best_of", "unsupported_parameter")
+    assert SamplingParams(n=2, best_of=3).picks_best
+    assert not SamplingParams(n=2, best_of=2).picks_best and not SamplingParams(best_of=3, temperature=0.0).picks_best
 
 
 def test_a_tiny_temperature_is_greedy() -> None:

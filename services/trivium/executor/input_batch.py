@@ -89,6 +89,8 @@ class SamplingColumns:
         self.edits_logits = np.zeros(max_num_seqs, np.bool_)
         self.truncates = np.zeros(max_num_seqs, np.bool_)
         self.is_beam = np.zeros(max_num_seqs, np.bool_)
+        self.num_logprobs = np.full(max_num_seqs, -1, np.int64)  # -1: none are asked for
+        self.num_prompt_logprobs = np.full(max_num_seqs, -1, np.int64)
         self.params: list[SamplingParams] = [SamplingParams()] * max_num_seqs
 
     def set(self, slot: int, new: NewRequestData) -> None:
@@ -107,6 +109,10 @@ class SamplingColumns:
         self.edits_logits[slot] = edits_logits(params)
         self.truncates[slot] = truncates(params)
         self.is_beam[slot] = params.beam is not None
+        self.num_logprobs[slot] = -1 if params.logprobs is None else params.logprobs
+        # Choice 0 reports for all choices, and the first beam for all beams.
+        of_prompt = params.prompt_logprobs if new.choice_index == 0 and slot == new.slot else None
+        self.num_prompt_logprobs[slot] = -1 if of_prompt is None else of_prompt
         self.params[slot] = params
 
 

@@ -20,6 +20,7 @@ from trivium.executor.beam_select import BeamGroups
 from trivium.executor.input_batch import BatchLimits, InputBatch, Longs, ScheduledRows
 from trivium.executor.kv_cache import KVCache, affordable_model_len, available_memory_bytes, choose_num_blocks
 from trivium.executor.loader import HUB_PATTERNS, Checkpoint
+from trivium.executor.logprobs import SampledLogprobs, prompt_logprobs, slot_logprobs
 from trivium.executor.model_config import CONFIG_FILE, SpecialTokens, read_json, read_special_tokens
 from trivium.executor.models.model import LanguageModel
 from trivium.executor.models.registry import find_architecture
@@ -102,6 +103,7 @@ class ModelRunner:
         if not len(rows.slots):
             return ModelRunnerOutput(step=plan.step)
         hidden = self._run_decoder(rows)
+        prompts = prompt_logprobs(self._batch, rows, hidden, self._model.decoder.compute_logits)
         sampling_slots, logits = self._compute_logits(rows, hidden)
         self._batch.advance(rows)
         beams: tuple[BeamCandidates, ...] = ()
@@ -109,8 +111,10 @@ class ModelRunner:
         if is_beam.any():
             beams = self._select_beams(logits[torch.from_numpy(is_beam)], sampling_slots[is_beam])
             sampling_slots, logits = sampling_slots[~is_beam], logits[torch.from_numpy(~is_beam)]
+        sampled = SampledLogprobs(logits, self._batch, sampling_slots)
         token_ids = self._sample(logits, sampling_slots)
-        return ModelRunnerOutput(plan.step, tuple(sampling_slots.tolist()), tuple(token_ids.tolist()), beams=beams)
+        logprobs = slot_logprobs(sampling_slots, sampled.of(token_ids), prompts)
+        return ModelRunnerOutput(plan.step, tuple(sampling_slots.tolist()), tuple(token_ids.tolist()), logprobs, beams)
 
     def check_invariants(self) -> None:
         self._batch.check_invariants()

@@ -12,12 +12,14 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from trivium.config import ModelInfo, SchedulerConfig
 from trivium.errors import EngineUnavailableError, InternalError, InvalidRequestError, OverloadedError, TriviumError
 from trivium.inputs import GenerationRequest, ResumedChoice
 from trivium.outputs import FinishReason
 from trivium.prompts import resolve_max_tokens
+from trivium.scheduler.best_of import BestOfSink, check_streaming, run_all_choices
 from trivium.scheduler.detokenizer_client import DetokenizerClient
 from trivium.scheduler.executor_client import ExecutorClient
 from trivium.scheduler.output_processor import DeltaSink, OutputProcessor, OutputStream
@@ -76,13 +78,18 @@ class EngineLoop:
     def submit(self, request: GenerationRequest, sink: DeltaSink, handle: int) -> tuple[int, ...]:
         """Start all choices of `request`; their deltas go to `sink` under `handle`.
 
-        The keys to abort them with. Raises InvalidRequestError, ContextLengthError, OverloadedError.
+        The keys to abort them with; `request.num_open_choices` last deltas will come. Raises InvalidRequestError,
+        ContextLengthError, OverloadedError.
         """
-        scheduler = self._admit(request)
-        max_tokens = resolve_max_tokens(request.prompt, request.sampling, scheduler.info)
+        check_streaming(request)
         resumed = {choice.index: choice for choice in request.resume}
         if any(index >= request.sampling.n for index in resumed):
             raise InvalidRequestError(f"resume names choices {sorted(resumed)}, but n is {request.sampling.n}")
+        if request.sampling.picks_best and request.num_open_choices:
+            sink = BestOfSink(sink, request.sampling, resumed)
+            request, resumed = run_all_choices(request), {}
+        scheduler = self._admit(request)
+        max_tokens = resolve_max_tokens(request.prompt, request.sampling, scheduler.info)
         choices = [
             self._make_choice(request, resumed.get(index, ResumedChoice(index, ())), max_tokens)
             for index in range(request.sampling.n)
@@ -143,7 +150,7 @@ class EngineLoop:
         while True:
             output = await self._executor.next_result()  # with nothing in flight: of a plan that `_act` will make
             for update in self.scheduler.update_from_output(output):
-                self._outputs.add(update.request, update.new_token_ids)
+                self._outputs.add(update.request, update.new_token_ids, update.logprobs)
             self._fill_pipeline()  # before publishing: the executor must not wait for it
             self._outputs.flush()
 
@@ -218,11 +225,14 @@ class EngineLoop:
             self.scheduler.finish(choice, FinishReason.ABORT)
 
     def _make_choice(self, request: GenerationRequest, resumed: ResumedChoice, max_tokens: int) -> Request:
-        assert request.sampling.seed is not None, "the front door draws a seed"
+        sampling = request.sampling
+        assert sampling.seed is not None, "the front door draws a seed"
+        if sampling.prompt_logprobs is not None and (resumed.output_token_ids or resumed.emitted_chars):
+            sampling = replace(sampling, prompt_logprobs=None)  # the client has them
         return Request(
             next(self._keys),
             request.prompt,
-            request.sampling,
+            sampling,
             max_tokens=max_tokens,
             choice_index=resumed.index,
             output_token_ids=resumed.output_token_ids,

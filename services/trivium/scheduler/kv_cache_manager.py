@@ -216,10 +216,10 @@ class KVCacheManager:
         return tuple(tuple(table) for table in tables)
 
     def _find_prefix(self, request: Request) -> tuple[int, ...]:
-        """Blocks with the beginning of the sequence; never all of it, because the last token must be computed."""
+        """Blocks with the beginning of the sequence, as far as it need not be computed."""
         if not self._enable_prefix_caching:
             return ()
-        num_full = (request.num_tokens - 1) // self.block_size
+        num_full = request.num_skippable_tokens // self.block_size
         found = []
         for block_hash in request.block_hashes.up_to(
             num_full, self.block_size, request.prompt_token_ids, request.output_token_ids

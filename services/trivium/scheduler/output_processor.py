@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from trivium.errors import TriviumError
-from trivium.outputs import ChoiceDelta, FinishReason
+from trivium.outputs import ChoiceDelta, FinishReason, TokenLogprobs
 from trivium.scheduler.detokenizer_client import DetokenizerClient, OpenText, StopHit, TextPush, TextResult, TextRow
 from trivium.scheduler.request import Request
 
@@ -36,6 +36,7 @@ class OutputStream:
 
     New ids wait in `unpushed` for a push and in `unsent` for the text of that push. The detokenizer has answered for
     the first `num_answered_ids` ids of the output; `num_chars` is the length of the text that it has made of them.
+    `logprobs` wait for their ids, which are delivered in order: the first of them is of the next id to be delivered.
     """
 
     request: Request
@@ -46,6 +47,8 @@ class OutputStream:
     num_chars: int = 0
     unpushed: list[int] = field(default_factory=list)
     unsent: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    has_prompt_logprobs: bool = False
     text: str = ""
     is_open: bool = False
     is_closed: bool = False
@@ -98,12 +101,17 @@ class OutputProcessor:
             if stream.is_open:
                 self._closed_handles.append(request.key)
 
-    def add(self, request: Request, new_token_ids: tuple[int, ...]) -> None:
-        """New output of `request`, whose `finish_reason` is set if these are the last."""
+    def add(self, request: Request, new_token_ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...] = ()) -> None:
+        """New output of `request`, whose `finish_reason` is set if these are the last.
+
+        logprobs: one for each new id, or none.
+        """
         stream = self._streams.get(request.key)
         if stream is None:
             return
         stream.unpushed.extend(new_token_ids)
+        if logprobs:
+            stream.logprobs.extend(logprobs)
         if not request.sampling.detokenize:
             self._deliver_tokens(stream)
         elif stream.needs_text_each_step or request.is_finished:
@@ -241,17 +249,33 @@ class OutputProcessor:
         request = stream.request
         text, stream.text = stream.text, ""
         stop_reason = stop_string if stop_string is not None else request.stop_reason
+        logprobs = self._take_logprobs(stream, len(ids)) if stream.logprobs else ()
         if finish_reason is not None:
             self._streams.pop(request.key, None)
             stream.is_closed = True
-            delta = ChoiceDelta(
+        elif ids or text:
+            stop_reason = None
+        else:
+            return
+        prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+        if request.wants_prompt_logprobs and not stream.has_prompt_logprobs:
+            prompt_logprobs, stream.has_prompt_logprobs = tuple(request.prompt_logprobs), True
+        stream.sink.deliver(
+            stream.handle,
+            ChoiceDelta(
                 request.choice_index,
                 ids,
                 text,
                 finish_reason,
                 stop_reason,
-                cumulative_logprob=request.cumulative_logprob,
-            )
-            stream.sink.deliver(stream.handle, delta)
-        elif ids or text:
-            stream.sink.deliver(stream.handle, ChoiceDelta(request.choice_index, ids, text))
+                logprobs,
+                prompt_logprobs,
+                None if finish_reason is None else request.cumulative_logprob,
+            ),
+        )
+
+    @staticmethod
+    def _take_logprobs(stream: OutputStream, count: int) -> tuple[TokenLogprobs, ...]:
+        logprobs = tuple(stream.logprobs[:count])
+        del stream.logprobs[:count]
+        return logprobs

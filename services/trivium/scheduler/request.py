@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from trivium.inputs import EncodedPrompt
-from trivium.outputs import FinishReason
+from trivium.outputs import FinishReason, TokenLogprobs
 from trivium.params import SamplingParams
 from trivium.scheduler.block_hash import BlockHashes, root_hash
 
@@ -68,6 +68,8 @@ class Request:
         self.num_cached_tokens = 0  # prompt tokens that were found in the cache when the request first ran
         self.block_hashes = BlockHashes(root_hash(cache_salt, self.encoder_token_ids))
         self.num_named_blocks = 0  # blocks of its table that can be found by others
+        self.prompt_logprobs: list[TokenLogprobs] = []  # of the prompt from its second token on, as far as computed
+        self.wants_prompt_logprobs = sampling.prompt_logprobs is not None and choice_index == 0
         self.siblings: list[Request] = []  # other choices, which wait until this one has computed their common prompt
         self.beams: BeamGroup | None = None  # of beam search: of what is scheduled, and of the choices it is done for
 
@@ -89,6 +91,22 @@ class Request:
         if num_output_tokens >= self.max_tokens:
             return 0
         return self.num_prompt_tokens + num_output_tokens - self.num_computed_tokens
+
+    @property
+    def needs_prompt_logprobs(self) -> bool:
+        """Whether prompt tokens have still to be computed for their log-probabilities."""
+        return self.wants_prompt_logprobs and len(self.prompt_logprobs) < self.num_prompt_tokens - 1
+
+    @property
+    def num_skippable_tokens(self) -> int:
+        """How many tokens need not be computed if their keys and values are known; the last one always is."""
+        return len(self.prompt_logprobs) if self.needs_prompt_logprobs else self.num_tokens - 1
+
+    def add_prompt_logprobs(self, start: int, values: tuple[TokenLogprobs, ...]) -> None:
+        """Keep what is new in `values`, the first of which is of position `start`: a preempted prompt comes again."""
+        num_known = 1 + len(self.prompt_logprobs) - start
+        assert num_known >= 0, f"request {self.key}: log-probabilities before position {start} are missing"
+        self.prompt_logprobs.extend(values[num_known:])
 
     @property
     def is_finished(self) -> bool:

@@ -30,9 +30,16 @@ class RequestTrace:
     """
 
     def __init__(
-        self, span: Span, sink: DeltaSink, *, is_streamed: bool, on_end: Callable[[RequestTrace], None]
+        self,
+        span: Span,
+        sink: DeltaSink,
+        *,
+        is_streamed: bool,
+        num_choices: int,
+        on_end: Callable[[RequestTrace], None],
     ) -> None:
-        self.keys: tuple[int, ...] = ()  # of the choices that will finish
+        self.keys: tuple[int, ...] = ()  # of the choices that run
+        self._num_choices = num_choices  # that will finish
         self._span = span
         self._sink = sink
         self._is_streamed = is_streamed
@@ -54,7 +61,7 @@ class RequestTrace:
         self._num_tokens += len(delta.token_ids)
         if delta.finish_reason is not None:
             self._finish_reasons[delta.index] = delta.finish_reason.value
-        if len(self._finish_reasons) == len(self.keys):
+        if len(self._finish_reasons) == self._num_choices:
             self.end(is_aborted=False)
         self._sink.deliver(handle, delta)
 
@@ -70,7 +77,7 @@ class RequestTrace:
             telemetry.record_error(self._span, error)
         reasons = [reason for _, reason in sorted(self._finish_reasons.items())]
         if is_aborted:
-            reasons += [FinishReason.ABORT.value] * (len(self.keys) - len(reasons))
+            reasons += [FinishReason.ABORT.value] * (self._num_choices - len(reasons))
         self._span.set_attribute(telemetry.USAGE_OUTPUT_TOKENS, self._num_tokens)
         self._span.set_attribute(telemetry.RESPONSE_FINISH_REASONS, reasons)
         self._span.set_attribute(telemetry.ABORTED, is_aborted)
@@ -106,7 +113,9 @@ class TracedEngineLoop(EngineLoop):
         span.set_attributes(telemetry.request_attributes(self._model, request.sampling))
         span.set_attribute(telemetry.REQUEST_ID, request.request_id)
         span.set_attribute(telemetry.USAGE_INPUT_TOKENS, num_input_tokens)
-        trace = RequestTrace(span, sink, is_streamed=request.stream, on_end=self._forget)
+        trace = RequestTrace(
+            span, sink, is_streamed=request.stream, num_choices=request.num_open_choices, on_end=self._forget
+        )
         try:
             trace.keys = super().submit(request, trace, handle)
         except TriviumError as error:

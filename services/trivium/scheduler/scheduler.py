@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from trivium.config import ModelInfo
 from trivium.errors import InvalidRequestError
-from trivium.outputs import FinishReason
+from trivium.outputs import FinishReason, TokenLogprobs
+from trivium.params import SamplingParams
 from trivium.scheduler.beam_group import BeamGroup
 from trivium.scheduler.kv_cache_manager import Allocation, KVCacheManager
 from trivium.scheduler.request import Request, RequestStatus
@@ -29,11 +30,14 @@ from trivium.step import BeamCandidates, CachedRequestData, ModelRunnerOutput, N
 class RequestUpdate:
     """What a result did to one request: the tokens it brought; `request.finish_reason` is set if it ended.
 
+    logprobs: one for each new token, if the request asked for them.
+
     A value, not frozen: each running request gets one per step, and a frozen one takes three times as long to make.
     """
 
     request: Request
     new_token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(slots=True)
@@ -41,7 +45,8 @@ class _PlanDraft:
     """A plan being built. `budget` is the number of tokens that the step may still compute.
 
     sampling: slot -> (request, its incarnation) of the rows that will sample. filled: (request, incarnation, tokens
-    computed) of the rows that complete a block, which others may share once the plan is acknowledged.
+    computed) of the rows that complete a block, which others may share once the plan is acknowledged. prompts: slot ->
+    request of the rows that compute prompt tokens for their log-probabilities.
     """
 
     budget: int
@@ -50,6 +55,7 @@ class _PlanDraft:
     rows: dict[int, int] = field(default_factory=dict)  # slot -> number of tokens
     sampling: dict[int, tuple[Request, int]] = field(default_factory=dict)
     filled: list[tuple[Request, int, int]] = field(default_factory=list)
+    prompts: dict[int, Request] = field(default_factory=dict)
     new_requests: list[NewRequestData] = field(default_factory=list)
     grown: dict[int, tuple[int, ...]] = field(default_factory=dict)  # slot -> new blocks
     encoder_slots: list[int] = field(default_factory=list)
@@ -67,6 +73,8 @@ class _PlanDraft:
             self.sampling[slot] = request, request.incarnation
         if computed % self.block_size < num_tokens:
             self.filled.append((request, request.incarnation, computed))
+        if request.wants_prompt_logprobs and computed - num_tokens < request.num_prompt_tokens:
+            self.prompts[slot] = request
 
     def add_beam_rows(self, request: Request, group: BeamGroup, num_tokens: int) -> None:
         """As `add_row`, for a group: its first row computes the prompt, then every live row one token per step."""
@@ -86,6 +94,7 @@ class _PlanDraft:
         for slot in _slots_of(request):
             self.budget += self.rows.pop(slot, 0)
             self.sampling.pop(slot, None)
+            self.prompts.pop(slot, None)
             self.grown.pop(slot, None)
 
 
@@ -96,6 +105,7 @@ class _PlanInFlight:
     step: int
     sampling: dict[int, tuple[Request, int]]
     filled: list[tuple[Request, int, int]]
+    prompts: dict[int, Request]
 
 
 class Scheduler:
@@ -244,6 +254,7 @@ class Scheduler:
         for request, incarnation, num_tokens in plan.filled:
             if request.incarnation == incarnation:
                 self.kv_cache.cache_full_blocks(request, num_tokens)
+        logprobs = _take_logprobs(plan, output) if output.logprobs else {}
         updates = []
         sampling, eos_token_ids = plan.sampling, self._eos_token_ids
         for slot, token_id in zip(output.slots, output.token_ids, strict=True):
@@ -257,7 +268,7 @@ class Scheduler:
             reason = request.check_stop(eos_token_ids)
             if reason is not None:
                 self.finish(request, reason)
-            updates.append(RequestUpdate(request, (token_id,)))
+            updates.append(RequestUpdate(request, (token_id,), (logprobs[slot],) if slot in logprobs else ()))
         if output.beams:
             updates += self._advance_beams(plan, output.beams)
         return updates
@@ -387,7 +398,7 @@ class Scheduler:
                 output_token_ids=tuple(request.output_token_ids),
                 num_computed_tokens=allocation.num_cached_tokens,
                 block_ids=allocation.block_ids,
-                sampling=request.sampling,
+                sampling=_executor_sampling(request),
                 choice_index=request.choice_index,
                 max_tokens=request.max_tokens,
                 encoder_token_ids=request.encoder_token_ids,
@@ -398,7 +409,7 @@ class Scheduler:
 
     def _issue(self, draft: _PlanDraft) -> SchedulerOutput:
         self._step += 1
-        self._in_flight.append(_PlanInFlight(self._step, draft.sampling, draft.filled))
+        self._in_flight.append(_PlanInFlight(self._step, draft.sampling, draft.filled, draft.prompts))
         freed, self._freed_slots = tuple(self._freed_slots), []
         return SchedulerOutput(
             step=self._step,
@@ -480,3 +491,24 @@ def _slots_of(request: Request) -> tuple[int, ...]:
 
 def _num_slots(request: Request) -> int:
     return 1 if request.beams is None else request.beams.width
+
+
+def _take_logprobs(plan: _PlanInFlight, output: ModelRunnerOutput) -> dict[int, TokenLogprobs]:
+    """Slot -> log-probabilities of the token that it sampled. Those of prompts are kept with their requests.
+
+    A prompt's are kept even if the request has lost its slot since: they are facts about the prompt.
+    """
+    sampled = {}
+    for item in output.logprobs:
+        if item.sampled is not None:
+            sampled[item.slot] = item.sampled
+        if item.prompt and item.slot in plan.prompts:
+            plan.prompts[item.slot].add_prompt_logprobs(item.prompt_start, item.prompt)
+    return sampled
+
+
+def _executor_sampling(request: Request) -> SamplingParams:
+    """The parameters of `request`, without those that it has no use for any more."""
+    if request.sampling.prompt_logprobs is None or request.needs_prompt_logprobs:
+        return request.sampling
+    return replace(request.sampling, prompt_logprobs=None)

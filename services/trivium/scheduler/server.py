@@ -147,7 +147,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
                 scheduler_epoch=self._epoch,
             )
             yield scheduler_pb2.GenerateResponse(accepted=accepted)
-            num_left = len(keys)
+            num_left = request.num_open_choices
             while num_left:
                 rows, errors = await outbox.take(HEARTBEAT_S)
                 if errors:

@@ -151,7 +151,7 @@ class Session:
         try:
             request = await self._request_from(message)
             self._keys[handle] = self._loop.submit(request, self, handle)
-            self._num_left[handle] = len(self._keys[handle])
+            self._num_left[handle] = request.num_open_choices
         except TriviumError as error:
             self.fail(handle, error)
         except Exception:

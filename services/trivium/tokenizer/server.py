@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 SERVICE_NAME = "trivium.v1.Tokenizer"
 MAX_WAITING_CALLS = 1024
 MAX_INLINE_IDS = 256
+MAX_TOKENS = 16384  # ids in one GetTokens
 
 T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -142,6 +143,24 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
                 )
                 raise EngineUnavailableError("rendering the chat took too long", code="render_timeout") from None
             return tokenizer_pb2.RenderResponse(prompt=types_pb2.TokensPrompt(ids=ids))
+
+        return await rpc.answer(context, handler)  # type: ignore[no-any-return]
+
+    async def GetTokens(
+        self, request: tokenizer_pb2.GetTokensRequest, context: Context
+    ) -> tokenizer_pb2.GetTokensResponse:
+        async def handler() -> tokenizer_pb2.GetTokensResponse:
+            tokenizer = self._tokenizer(request.model)
+            if len(request.ids) > MAX_TOKENS:
+                raise InvalidRequestError(f"{len(request.ids)} ids, at most {MAX_TOKENS} are taken", param="ids")
+            return await self._in_thread(
+                lambda: tokenizer_pb2.GetTokensResponse(
+                    tokens=[
+                        tokenizer_pb2.TokenText(text=token.text, raw=token.raw, is_special=token.is_special)
+                        for token in tokenizer.token_texts(request.ids)
+                    ]
+                )
+            )
 
         return await rpc.answer(context, handler)  # type: ignore[no-any-return]
 

@@ -8,15 +8,17 @@ module costs nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from trivium.errors import ConfigurationError, InvalidRequestError
 from trivium.model_source import find_model
+from trivium.outputs import TokenText
 from trivium.tokenizer import chat_template
 from trivium.tokenizer.chat_template import MAX_PROMPT_CHARS, Messages, Tools
 from trivium.tokenizer.detokenizer import Decode, IncrementalDetokenizer
 from trivium.tokenizer.files import TOKENIZER_FILES, has_vocabulary
+from trivium.tokenizer.token_bytes import token_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +36,7 @@ class Tokenizer:
         self._decode = _fast_decode(backend) or _slow_decode(backend)
         self._special_ids = _special_ids(backend)
         self._has_token = _token_test(backend)
+        self._token_bytes = token_bytes(backend, self._decode)
         # The first call takes truncation and padding settings out of the backend; later calls change nothing.
         self.encode([" "])
 
@@ -119,6 +122,10 @@ class Tokenizer:
         is_silent = self._silence(skip_special_tokens)
         return self._decode([token_id for token_id in token_ids if not is_silent(token_id)])
 
+    def token_texts(self, token_ids: Iterable[int]) -> list[TokenText]:
+        """What each of `token_ids` stands for, alone."""
+        return [self._token_text(token_id) for token_id in token_ids]
+
     def detokenizer(
         self,
         *,
@@ -133,6 +140,12 @@ class Tokenizer:
             stop=stop,
             include_stop_str_in_output=include_stop_str_in_output,
         )
+
+    def _token_text(self, token_id: int) -> TokenText:
+        if not self._has_token(token_id):
+            return TokenText("", b"")
+        raw = self._token_bytes(token_id)
+        return TokenText(raw.decode(errors="replace"), raw, token_id in self._special_ids)
 
     def _silence(self, skip_special_tokens: bool) -> Callable[[int], bool]:
         has_token, skipped = self._has_token, self._special_ids if skip_special_tokens else frozenset()

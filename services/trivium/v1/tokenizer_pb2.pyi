@@ -43,6 +43,30 @@ class RenderResponse(_message.Message):
     prompt: _types_pb2.TokensPrompt
     def __init__(self, prompt: _Optional[_Union[_types_pb2.TokensPrompt, _Mapping]] = ...) -> None: ...
 
+class GetTokensRequest(_message.Message):
+    __slots__ = ("model", "ids")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[str] = ..., ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class GetTokensResponse(_message.Message):
+    __slots__ = ("tokens",)
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    tokens: _containers.RepeatedCompositeFieldContainer[TokenText]
+    def __init__(self, tokens: _Optional[_Iterable[_Union[TokenText, _Mapping]]] = ...) -> None: ...
+
+class TokenText(_message.Message):
+    __slots__ = ("text", "raw", "is_special")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    RAW_FIELD_NUMBER: _ClassVar[int]
+    IS_SPECIAL_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    raw: bytes
+    is_special: bool
+    def __init__(self, text: _Optional[str] = ..., raw: _Optional[bytes] = ..., is_special: bool = ...) -> None: ...
+
 class DetokenizeCommand(_message.Message):
     __slots__ = ("hello", "push")
     HELLO_FIELD_NUMBER: _ClassVar[int]

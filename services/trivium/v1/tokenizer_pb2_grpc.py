@@ -44,6 +44,11 @@ class TokenizerStub(object):
                 request_serializer=trivium_dot_v1_dot_tokenizer__pb2.RenderRequest.SerializeToString,
                 response_deserializer=trivium_dot_v1_dot_tokenizer__pb2.RenderResponse.FromString,
                 _registered_method=True)
+        self.GetTokens = channel.unary_unary(
+                '/trivium.v1.Tokenizer/GetTokens',
+                request_serializer=trivium_dot_v1_dot_tokenizer__pb2.GetTokensRequest.SerializeToString,
+                response_deserializer=trivium_dot_v1_dot_tokenizer__pb2.GetTokensResponse.FromString,
+                _registered_method=True)
         self.Detokenize = channel.stream_stream(
                 '/trivium.v1.Tokenizer/Detokenize',
                 request_serializer=trivium_dot_v1_dot_tokenizer__pb2.DetokenizeCommand.SerializeToString,
@@ -62,6 +67,13 @@ class TokenizerServicer(object):
 
     def Render(self, request, context):
         """Apply the model's chat template and tokenize the result.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTokens(self, request, context):
+        """What single tokens stand for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,6 +98,11 @@ def add_TokenizerServicer_to_server(servicer, server):
                     servicer.Render,
                     request_deserializer=trivium_dot_v1_dot_tokenizer__pb2.RenderRequest.FromString,
                     response_serializer=trivium_dot_v1_dot_tokenizer__pb2.RenderResponse.SerializeToString,
+            ),
+            'GetTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTokens,
+                    request_deserializer=trivium_dot_v1_dot_tokenizer__pb2.GetTokensRequest.FromString,
+                    response_serializer=trivium_dot_v1_dot_tokenizer__pb2.GetTokensResponse.SerializeToString,
             ),
             'Detokenize': grpc.stream_stream_rpc_method_handler(
                     servicer.Detokenize,
@@ -147,6 +164,33 @@ class Tokenizer(object):
             '/trivium.v1.Tokenizer/Render',
             trivium_dot_v1_dot_tokenizer__pb2.RenderRequest.SerializeToString,
             trivium_dot_v1_dot_tokenizer__pb2.RenderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trivium.v1.Tokenizer/GetTokens',
+            trivium_dot_v1_dot_tokenizer__pb2.GetTokensRequest.SerializeToString,
+            trivium_dot_v1_dot_tokenizer__pb2.GetTokensResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from toy import ToyExecutor, expected_output, make_info, make_request
-from trivium.outputs import FinishReason
+from toy import ToyExecutor, expected_logprobs, expected_output, make_info, make_request
+from trivium.outputs import FinishReason, TokenLogprobs
 from trivium.scheduler import block_hash
 from trivium.scheduler.block_pool import BlockPool
 from trivium.scheduler.kv_cache_manager import KVCacheManager
@@ -58,6 +58,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.results: deque[ModelRunnerOutput] = deque()
         self.requests: list[Request] = []
         self.expected: dict[int, list[int]] = {}  # request key -> its output, from the definition
+        self.logprobs: dict[int, list[TokenLogprobs]] = {}  # request key -> of its output, as they came
 
     @rule(
         prefix=st.sampled_from(PREFIXES),
@@ -68,6 +69,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         salt=st.sampled_from(["", "a"]),
         priority=st.integers(0, 1),
         n=st.integers(1, 3),
+        logprobs=st.sampled_from([None, 0, 2]),
+        prompt_logprobs=st.sampled_from([None, None, 1]),
     )
     def add(
         self,
@@ -79,18 +82,27 @@ class SchedulerMachine(RuleBasedStateMachine):
         salt: str,
         priority: int,
         n: int,
+        logprobs: int | None,
+        prompt_logprobs: int | None,
     ) -> None:
         encoder = source[: 2 + length] if self.info.is_encoder_decoder else None
         choices = []
         for _ in range(n):
             key = len(self.requests) + 1
             request = make_request(
-                key, (*prefix[:length], tail), encoder=encoder, max_tokens=max_tokens, cache_salt=salt
+                key,
+                (*prefix[:length], tail),
+                encoder=encoder,
+                max_tokens=max_tokens,
+                cache_salt=salt,
+                logprobs=logprobs,
+                prompt_logprobs=prompt_logprobs,
             )
             request.priority = priority
             self.scheduler.check_admission(request)
             self.requests.append(request)
             self.expected[key] = expected_output(request)
+            self.logprobs[key] = []
             choices.append(request)
         self.scheduler.add_choices(choices)
 
@@ -104,7 +116,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def acknowledge(self) -> None:
         if self.results:
-            self.scheduler.update_from_output(self.results.popleft())
+            for update in self.scheduler.update_from_output(self.results.popleft()):
+                self.logprobs[update.request.key] += update.logprobs
 
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
@@ -127,6 +140,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             output = request.output_token_ids
             assert output == self.expected[request.key][: len(output)], f"request {request.key}"
 
+    def check_logprobs(self, request: Request) -> None:
+        """Of a complete request: each position once, whatever happened to it."""
+        wanted = expected_logprobs(request, of_prompt=False) if request.sampling.logprobs is not None else []
+        assert self.logprobs[request.key] == wanted, f"request {request.key}"
+        wanted = expected_logprobs(request, of_prompt=True) if request.sampling.prompt_logprobs is not None else []
+        assert request.prompt_logprobs == wanted, f"prompt of request {request.key}"
+
     def teardown(self) -> None:
         """Everything that was not aborted comes to its end, and nothing stays held."""
         if not hasattr(self, "scheduler"):
@@ -141,6 +161,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert request.is_finished, f"request {request.key} never finished"
             if request.finish_reason is not FinishReason.ABORT:
                 assert request.output_token_ids == self.expected[request.key]
+                self.check_logprobs(request)
         assert self.scheduler.num_held_blocks == 0
 
 
@@ -233,6 +254,10 @@ def _chain_without_parent(parent: Any, token_ids: Any) -> Any:
     return _original["chain_hash"](b"", token_ids)
 
 
+def _prompt_logprobs_again(self: Request, start: int, values: Any) -> None:
+    self.prompt_logprobs.extend(values)
+
+
 _original: dict[str, Callable[..., Any]] = {
     "free": BlockPool.free,
     "allocate_first": KVCacheManager.allocate_first,
@@ -241,13 +266,15 @@ _original: dict[str, Callable[..., Any]] = {
     "chain_hash": block_hash.chain_hash,
 }
 
-MUTANTS: list[tuple[Any, str, Callable[..., Any]]] = [
+MUTANTS: list[tuple[Any, str, Any]] = [
     (BlockPool, "free", _free_nothing),
     (BlockPool, "free", _free_keeps_count),
     (BlockPool, "share", _share_without_count),
     (BlockPool, "share", _share_leaves_free),
     (BlockPool, "_take", _take_keeps_name),
     (BlockPool, "find", _find_anything),
+    (Request, "add_prompt_logprobs", _prompt_logprobs_again),
+    (Request, "num_skippable_tokens", property(lambda request: request.num_tokens - 1)),
     (KVCacheManager, "allocate_first", _name_too_early),
     (KVCacheManager, "cache_full_blocks", _name_the_next_block),
     (KVCacheManager, "free", _forget_cross),
@@ -258,10 +285,10 @@ MUTANTS: list[tuple[Any, str, Callable[..., Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("owner", "name", "mutant"), MUTANTS, ids=[mutant.__name__ for _, _, mutant in MUTANTS])
-def test_a_planted_mistake_is_caught(
-    owner: Any, name: str, mutant: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("owner", "name", "mutant"), MUTANTS, ids=[getattr(mutant, "__name__", name) for _, name, mutant in MUTANTS]
+)
+def test_a_planted_mistake_is_caught(owner: Any, name: str, mutant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if isinstance(owner, str):
         monkeypatch.setattr(owner, mutant)
     else:

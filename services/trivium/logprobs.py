@@ -1,0 +1,26 @@
+"""Log-probabilities as callers see them: vLLM's `Logprob` by token id, with the texts of the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from trivium.outputs import Logprob, TokenLogprobs, TokenText
+
+
+def named_ids(token_ids: Iterable[int], logprobs: Iterable[TokenLogprobs]) -> set[int]:
+    """All tokens that a report on `token_ids` names."""
+    return {*token_ids, *(top_id for value in logprobs for top_id in value.top_ids)}
+
+
+def to_dicts(
+    token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs], texts: Mapping[int, TokenText]
+) -> list[dict[int, Logprob]]:
+    """Per position the token itself, then the most likely ones."""
+    return [_to_dict(token_id, value, texts) for token_id, value in zip(token_ids, logprobs, strict=True)]
+
+
+def _to_dict(token_id: int, value: TokenLogprobs, texts: Mapping[int, TokenText]) -> dict[int, Logprob]:
+    found = {token_id: Logprob(value.logprob, value.rank, texts[token_id].text)}
+    for rank, (top_id, logprob) in enumerate(zip(value.top_ids, value.top_logprobs, strict=True), 1):
+        found.setdefault(top_id, Logprob(logprob, rank, texts[top_id].text))
+    return found
