@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from trivium import columns, rpc
+from trivium import columns, rpc, tokenizer_client
 from trivium.config import ServedModel
 from trivium.errors import ConfigurationError
 from trivium.ledger import ask_ledger
@@ -23,6 +23,7 @@ from trivium.tokenizer import chat_template
 from trivium.tokenizer import server as server_module
 from trivium.tokenizer.server import SERVICE_NAME, TokenizerServicer, serve
 from trivium.tokenizer.tokenizer import Tokenizer
+from trivium.tokenizer_client import TokenizerClient
 from trivium.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from unit.tokenizer.tiny_tokenizers import make_tokenizer, save_model
 
@@ -295,3 +296,28 @@ async def test_the_ledger_counts_handles_until_they_are_closed_or_their_stream_e
         async with asyncio.timeout(5):
             while await handles() != (1, 0):
                 await asyncio.sleep(0.01)
+
+
+@pytest.mark.asyncio
+async def test_single_tokens_are_told_as_text_and_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_server(tmp_path) as (channel, _):
+        tokenizer = make_tokenizer()
+        ids = [0, 5, 5, tokenizer.vocab_size + 9, *tokenizer.encode(["\U0001f9ff"])[0]]
+        client = TokenizerClient("bpe", channel)
+        monkeypatch.setattr(tokenizer_client, "MAX_TOKENS", 2)
+        texts = await client.token_texts(ids)
+        assert [texts[token_id] for token_id in ids] == tokenizer.token_texts(ids)
+        stub = tokenizer_pb2_grpc.TokenizerStub(channel)
+        too_many = tokenizer_pb2.GetTokensRequest(model="bpe", ids=range(server_module.MAX_TOKENS + 1))
+        assert await failure(stub.GetTokens(too_many)) is grpc.StatusCode.INVALID_ARGUMENT
+        unknown = tokenizer_pb2.GetTokensRequest(model="nobody", ids=[1])
+        assert await failure(stub.GetTokens(unknown)) is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.asyncio
+async def test_a_token_is_asked_for_once(tmp_path: Path) -> None:
+    async with running_server(tmp_path) as (channel, stop):
+        client = TokenizerClient("bpe", channel)
+        before = dict(await client.token_texts([5, 6]))
+        stop.set()
+        assert await client.token_texts([6, 5]) == before
