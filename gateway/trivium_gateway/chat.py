@@ -12,16 +12,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
+from msgspec import UNSET
 
 from trivium.config import ModelInfo
 from trivium.engine import EngineClient
 from trivium.errors import InvalidRequestError
 from trivium.inputs import ExplicitEncoderDecoderPrompt, Prompt, TokensPrompt
-from trivium.outputs import ChoiceDelta, CompletionOutput
+from trivium.outputs import ChoiceDelta
 from trivium.prompts import encode_prompt
 from trivium_gateway.endpoint import GenerationEndpoint, Job
 from trivium_gateway.errors import relocated
-from trivium_gateway.generation import Generation
+from trivium_gateway.generation import ChoiceCollector, Generation
+from trivium_gateway.logprobs import LogprobsForm, chat_logprobs
 from trivium_gateway.messages import ChatMessageDict, check_messages, is_continuation
 from trivium_gateway.openai_protocol import (
     UNSUPPORTED_CHAT,
@@ -30,7 +32,7 @@ from trivium_gateway.openai_protocol import (
     ChatCompletionRequest,
     ChatMessage,
 )
-from trivium_gateway.sampling import fit_sampling, sampling_params, shown_finish
+from trivium_gateway.sampling import check_num_logprobs, fit_sampling, sampling_params, shown_finish
 from trivium_gateway.streaming import ChunkEncoder
 from trivium_gateway.usage import Usage
 
@@ -56,8 +58,9 @@ class ChatEndpoint(GenerationEndpoint[ChatCompletionRequest]):
         places = list(_PLACES)
         if request.max_completion_tokens is not None:
             places.append(("max_tokens", "max_completion_tokens"))
+        form = self.logprobs_form(request)
         try:
-            sampling = sampling_params(request, max_tokens=_max_tokens(request), info=info)
+            sampling = sampling_params(request, max_tokens=_max_tokens(request), info=info, logprobs=form)
             if info.is_encoder_decoder:
                 prompt: Prompt = _encoder_decoder_prompt(messages, continues=continues)
             else:
@@ -75,18 +78,40 @@ class ChatEndpoint(GenerationEndpoint[ChatCompletionRequest]):
                     raise relocated(error, part=part, to=to) from None
             raise
 
-    def response(self, generation: Generation, outputs: Sequence[CompletionOutput], usage: Usage) -> ChatCompletion:
+    def logprobs_form(self, request: ChatCompletionRequest) -> LogprobsForm:
+        check_num_logprobs("prompt_logprobs", request.prompt_logprobs)
+        check_num_logprobs("top_logprobs", request.top_logprobs)
+        if request.top_logprobs is not None and not request.logprobs:
+            raise InvalidRequestError("top_logprobs needs logprobs=true", param="top_logprobs")
+        return LogprobsForm(
+            num_top=(request.top_logprobs or 0) if request.logprobs else None, num_prompt_top=request.prompt_logprobs
+        )
+
+    def response(self, generation: Generation, collected: ChoiceCollector, usage: Usage) -> ChatCompletion:
+        form, texts = generation.logprobs, generation.token_texts
         choices = [
             ChatChoice(
                 index=output.index,
                 message=ChatMessage(content=output.text),
+                logprobs=None
+                if form.num_top is None
+                else chat_logprobs(texts, output.token_ids, collected.logprobs[output.index]),
                 finish_reason=shown_finish(output.finish_reason),
                 stop_reason=output.stop_reason,
             )
-            for output in outputs
+            for output in collected.outputs
         ]
         return ChatCompletion(
-            id=generation.id, created=generation.created, model=generation.model, choices=choices, usage=usage
+            id=generation.id,
+            created=generation.created,
+            model=generation.model,
+            choices=choices,
+            usage=usage,
+            prompt_logprobs=UNSET
+            if form.num_prompt_top is None
+            else texts.prompt_dicts(
+                generation.prompt_of(0), collected.prompt_logprobs_of(0, generation.n), form.num_prompt_top
+            ),
         )
 
     def encoder(self, generation: Generation, *, include_usage: bool) -> ChunkEncoder:
@@ -135,6 +160,7 @@ class ChatChunks:
         self._end = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
         self._more = b'},"logprobs":null,"finish_reason":null,"stop_reason":null}' + self._end
         self._unopened = set(range(generation.num_choices))
+        self._texts = None if generation.logprobs.num_top is None else generation.token_texts
 
     def chunk(self, choice: int, delta: ChoiceDelta) -> bytes:
         head = self._choices[choice]
@@ -144,13 +170,18 @@ class ChatChunks:
         else:
             opening = b""
         content = b'"content":' + self._encode(delta.text) if delta.text else b""
-        if delta.finish_reason is None:
+        logprobs = b"null"
+        if self._texts is not None and delta.token_ids:
+            logprobs = self._encode(chat_logprobs(self._texts, delta.token_ids, delta.logprobs))
+            content = content or b'"content":""'
+        elif delta.finish_reason is None:
             return opening + head + content + self._more if content else opening
-        return b'%b%b%b},"logprobs":null,"finish_reason":%b,"stop_reason":%b}%b' % (
+        return b'%b%b%b},"logprobs":%b,"finish_reason":%b,"stop_reason":%b}%b' % (
             opening,
             head,
             content,
-            self._encode(delta.finish_reason.value),
+            logprobs,
+            self._encode(delta.finish_reason),
             self._encode(delta.stop_reason),
             self._end,
         )

@@ -10,7 +10,6 @@ import logging
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -22,13 +21,13 @@ from trivium.config import ModelInfo
 from trivium.engine import EngineClient
 from trivium.errors import InvalidRequestError
 from trivium.inputs import EncodedPrompt, GenerationRequest
-from trivium.outputs import CompletionOutput
 from trivium.params import SamplingParams
 from trivium.telemetry import current_traceparent
 from trivium_gateway.asgi import check_media_type, read_body, send_json, watch_disconnect
 from trivium_gateway.drain import Drain
 from trivium_gateway.generation import ChoiceCollector, Generation, run_generation
 from trivium_gateway.json_body import decode_fields, to_struct
+from trivium_gateway.logprobs import LogprobsForm, TokenTexts
 from trivium_gateway.metrics import GatewayMetrics
 from trivium_gateway.openai_protocol import GenerationFields
 from trivium_gateway.routing import ModelRoutes
@@ -68,7 +67,11 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
         """The prompts of `request`, encoded and checked. Raises TriviumError."""
 
     @abstractmethod
-    def response(self, generation: Generation, outputs: Sequence[CompletionOutput], usage: Usage) -> msgspec.Struct:
+    def logprobs_form(self, request: RequestT) -> LogprobsForm:
+        """What `request` wants to see of log-probabilities. Raises InvalidRequestError."""
+
+    @abstractmethod
+    def response(self, generation: Generation, collected: ChoiceCollector, usage: Usage) -> msgspec.Struct:
         """The response to a complete call."""
 
     @abstractmethod
@@ -138,10 +141,12 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
             requests=requests,
             metrics=self._metrics.models[request.model],
             began_s=began_s,
+            logprobs=self.logprobs_form(request),
+            token_texts=TokenTexts(engine),
         )
 
     async def _send_whole(self, generation: Generation, receive: Receive, send: Send) -> None:
         collector = ChoiceCollector(generation.num_choices)
         await run_generation(generation, collector, watch_disconnect(receive), self._drain.watch())
-        response = self.response(generation, collector.outputs, generation.usage(collector.num_tokens))
+        response = self.response(generation, collector, generation.usage(collector.num_tokens))
         await send_json(send, msgspec.json.encode(response))

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 from trivium.engine import EngineClient
 from trivium.errors import EngineUnavailableError, InternalError
-from trivium.inputs import GenerationRequest
-from trivium.outputs import ChoiceDelta, CompletionOutput, FinishReason
+from trivium.inputs import EncodedPrompt, GenerationRequest
+from trivium.outputs import ChoiceDelta, CompletionOutput, FinishReason, TokenLogprobs
 from trivium_gateway.concurrency import run_all
+from trivium_gateway.logprobs import LogprobsForm, TokenTexts
 from trivium_gateway.metrics import ModelMetrics, metered
 from trivium_gateway.tracing import recorded_deltas
 from trivium_gateway.usage import Usage, count_usage
@@ -25,7 +26,8 @@ from trivium_gateway.usage import Usage, count_usage
 class Generation:
     """What one API call runs. Choices are numbered prompt by prompt: choice `i` is of request `i // n`.
 
-    began_s: when the call came in, on the monotonic clock. metrics: where it is counted.
+    began_s: when the call came in, on the monotonic clock. metrics: where it is counted. token_texts: of the tokens
+    that deltas with log-probabilities name, and of prompts that are shown; known before a sink gets the delta.
     """
 
     id: str
@@ -35,6 +37,8 @@ class Generation:
     requests: tuple[GenerationRequest, ...]
     metrics: ModelMetrics
     began_s: float
+    logprobs: LogprobsForm
+    token_texts: TokenTexts
 
     @property
     def n(self) -> int:
@@ -47,6 +51,16 @@ class Generation:
     @property
     def num_choices(self) -> int:
         return self.n * len(self.requests)
+
+    def prompt_of(self, choice: int) -> EncodedPrompt:
+        return self.requests[choice // self.n].prompt
+
+    def echoed(self, choice: int) -> str:
+        """What a choice that echoes its prompt begins with: what the output goes on from."""
+        prompt = self.prompt_of(choice)
+        if prompt.text is not None:
+            return prompt.text
+        return self.token_texts.text_of(prompt.token_ids, shows_special=self.logprobs.shows_special)
 
     def usage(self, num_output_tokens: int) -> Usage:
         return count_usage((request.prompt for request in self.requests), num_output_tokens)
@@ -67,14 +81,23 @@ class ChoiceCollector:
 
     def __init__(self, num_choices: int) -> None:
         self.outputs = [CompletionOutput(index=choice) for choice in range(num_choices)]
+        self.logprobs: list[list[TokenLogprobs]] = [[] for _ in range(num_choices)]
+        self.prompt_logprobs: dict[int, tuple[TokenLogprobs, ...]] = {}  # first choice of a prompt -> of that prompt
 
     def add(self, choice: int, delta: ChoiceDelta) -> None:
         output = self.outputs[choice]
         output.text += delta.text
         output.token_ids.extend(delta.token_ids)
+        self.logprobs[choice] += delta.logprobs
+        if delta.prompt_logprobs:
+            self.prompt_logprobs[choice] = delta.prompt_logprobs
         if delta.finish_reason is not None:
             output.finish_reason = delta.finish_reason.value
             output.stop_reason = delta.stop_reason
+
+    def prompt_logprobs_of(self, choice: int, n: int) -> tuple[TokenLogprobs, ...]:
+        """Of the prompt of `choice`, which has `n` choices; the first of them brought these for all."""
+        return self.prompt_logprobs.get(choice - choice % n, ())
 
     def is_full(self) -> bool:
         return False
@@ -95,17 +118,22 @@ async def run_generation(generation: Generation, sink: DeltaSink, *watchers: Cor
     n = generation.n
     with recorded_deltas(generation, sink) as recorded, metered(generation, recorded) as counted:
         pumps = [
-            _pump(generation.engine, request, counted, first_choice=n * position)
+            _pump(generation, request, counted, first_choice=n * position)
             for position, request in enumerate(generation.requests)
         ]
         await run_all(pumps, beside=watchers)
 
 
-async def _pump(engine: EngineClient, request: GenerationRequest, sink: DeltaSink, *, first_choice: int) -> None:
+async def _pump(generation: Generation, request: GenerationRequest, sink: DeltaSink, *, first_choice: int) -> None:
     num_unfinished = request.sampling.n
+    form, texts = generation.logprobs, generation.token_texts
+    if form.echo or form.num_prompt_top is not None:
+        await texts.load(request.prompt.token_ids)
     # The contract allows closing early, which plain iterators cannot do.
-    async with aclosing(engine.generate(request)) as deltas:
+    async with aclosing(generation.engine.generate(request)) as deltas:
         async for delta in deltas:
+            if delta.logprobs or delta.prompt_logprobs:
+                await texts.load_delta(delta)
             if delta.finish_reason is not None:
                 if delta.finish_reason is FinishReason.ABORT:
                     raise EngineUnavailableError("the request was aborted by the server", code="aborted")

@@ -81,6 +81,7 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
     num_return_sequences: int | None = None
     user: str | None = None
     metadata: dict[str, str] | None = None
+    prompt_logprobs: int | None = None
 
 
 # transformers' name -> the field that it is another name of
@@ -88,9 +89,14 @@ ALIASES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "num_
 
 
 class CompletionRequest(GenerationFields, frozen=True, kw_only=True):
-    """POST /v1/completions. The last two are an extension for encoder-decoder models; null means an empty side."""
+    """POST /v1/completions. The last two are an extension for encoder-decoder models; null means an empty side.
+
+    logprobs: the number of most likely tokens to report at each position.
+    """
 
     prompt: Any = None
+    logprobs: int | None = None
+    echo: bool | None = None
     encoder_prompt: Any = None
     decoder_prompt: Any = UNSET
 
@@ -99,6 +105,8 @@ class ChatCompletionRequest(GenerationFields, frozen=True, kw_only=True):
     """POST /v1/chat/completions. `max_completion_tokens` is the newer name of `max_tokens`."""
 
     messages: Any = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
     max_completion_tokens: int | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -107,12 +115,30 @@ class ChatCompletionRequest(GenerationFields, frozen=True, kw_only=True):
 FinishName = Literal["stop", "length"]
 
 
+class PromptLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+class CompletionLogprobs(msgspec.Struct, frozen=True, kw_only=True):
+    """Columns: entry i is of token i. text_offset counts characters of the choice's text."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
 class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """`prompt_logprobs`, by token id, is vLLM's: there only if it was asked for."""
+
     index: int
     text: str
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
     finish_reason: FinishName
     stop_reason: str | int | None
+    prompt_logprobs: list[dict[int, PromptLogprob] | None] | UnsetType = UNSET
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,10 +156,30 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     refusal: None = None
 
 
+class ChatTopLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatTokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    """`bytes` tells what `token` cannot: which part of a character a token is."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[ChatTopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct, frozen=True, kw_only=True):
+    content: list[ChatTokenLogprob]
+    refusal: None = None
+
+
 class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     message: ChatMessage
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: FinishName
     stop_reason: str | int | None
 
@@ -145,6 +191,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: list[dict[int, PromptLogprob] | None] | UnsetType = UNSET
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,7 +214,6 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
 # is refused, since a client that set it expects it to work.
 _UNUSED: tuple[object, ...] = (None,)
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "echo": (None, False),
     "truncate_prompt_tokens": _UNUSED,
     "dry_sequence_breakers": (None, []),
     "dynatemp_min": (None, 0),
@@ -177,7 +223,6 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "smoothing_factor": (None, 0),
     "nsigma": (None, 0),
     "mirostat_mode": (None, 0),
-    "prompt_logprobs": _UNUSED,
     "response_format": (None, {"type": "text"}),
     "structured_outputs": _UNUSED,
     "guided_json": _UNUSED,
@@ -195,13 +240,12 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "service_tier": (None, "auto", "default"),
 }
 UNSUPPORTED_COMPLETION: dict[str, tuple[object, ...]] = _UNSUPPORTED | {
-    "logprobs": _UNUSED,
+    "top_logprobs": _UNUSED,
     "suffix": (None, ""),
     "add_special_tokens": (None, True),
 }
 UNSUPPORTED_CHAT: dict[str, tuple[object, ...]] = _UNSUPPORTED | {
-    "logprobs": (None, False),
-    "top_logprobs": _UNUSED,
+    "echo": (None, False),
     "add_special_tokens": (None, False),
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),

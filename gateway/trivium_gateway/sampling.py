@@ -15,11 +15,12 @@ import msgspec
 from trivium.config import ModelInfo
 from trivium.errors import InvalidRequestError, rename_params
 from trivium.inputs import EncodedPrompt
-from trivium.params import MAX_LOGIT_BIAS, SamplingParams
+from trivium.params import MAX_LOGIT_BIAS, MAX_LOGPROBS, SamplingParams, check_int
 from trivium.prompts import resolve_max_tokens
 from trivium.sampling_tokens import check_sampling_tokens
 from trivium_gateway.beams import beam_settings, wants_beams, width_field
 from trivium_gateway.errors import unsupported_parameter
+from trivium_gateway.logprobs import LogprobsForm
 from trivium_gateway.openai_protocol import ALIASES, FinishName, GenerationFields, first_used
 
 MAX_USER_CHARS = 512
@@ -69,6 +70,8 @@ def check_fields(fields: dict[str, Any], request: GenerationFields, unsupported:
     is_best_of = request.best_of is not None and request.best_of > (request.n or 1) and not wants_beams(request)
     if request.stream and is_best_of:
         raise InvalidRequestError("best_of above n cannot be streamed: the best are known at the end", param="best_of")
+    if request.stream and request.prompt_logprobs is not None:
+        raise InvalidRequestError("prompt_logprobs cannot be streamed", param="prompt_logprobs")
     if request.stream_options is not None:
         if not request.stream:
             raise InvalidRequestError("stream_options needs stream=true", param="stream_options")
@@ -97,17 +100,26 @@ def _too_long(param: str, limit: str) -> InvalidRequestError:
     return InvalidRequestError(f"{param} must not be longer than {limit}", param=param, code="too_long")
 
 
-def sampling_params(request: GenerationFields, *, max_tokens: int | None, info: ModelInfo) -> SamplingParams:
+def sampling_params(
+    request: GenerationFields, *, max_tokens: int | None, info: ModelInfo, logprobs: LogprobsForm
+) -> SamplingParams:
     """What `request` asks for, checked against the ranges and the vocabulary. Raises InvalidRequestError."""
     given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(request, name)) is not None}
     if request.logit_bias is not None:
         given["logit_bias"] = _logit_bias(request.logit_bias)
+    given |= {"logprobs": logprobs.num_top, "prompt_logprobs": logprobs.num_engine_prompt_top}
     beam = beam_settings(request)
     if beam is not None:
         given = {"temperature": 0.0, **given, "beam": beam, "best_of": None}
     sampling = SamplingParams(**given | {"max_tokens": max_tokens})
     check_sampling_tokens(sampling, info)
     return sampling
+
+
+def check_num_logprobs(name: str, count: int | None) -> None:
+    """Raise InvalidRequestError naming the field if `count` is set and out of range."""
+    if count is not None:
+        check_int(name, count, 0, MAX_LOGPROBS)
 
 
 def _logit_bias(bias: object) -> object:

@@ -7,7 +7,7 @@ import http.client
 import json
 import queue
 import threading
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ import uvloop
 from trivium.config import ModelInfo
 from trivium.errors import EngineUnavailableError, InvalidRequestError
 from trivium.inputs import GenerationRequest
-from trivium.outputs import ChoiceDelta, FinishReason
+from trivium.outputs import ChoiceDelta, FinishReason, TokenText
 from trivium.v1.ledger_pb2 import LedgerReply
 from trivium_gateway.app import create_app
 from trivium_gateway.drain import Drain
@@ -107,6 +107,14 @@ class FakeEngine:
         if messages[-1]["content"] == "refused by template":
             raise InvalidRequestError("roles must alternate", param="messages", code="template_error")
         return list(str(messages[-1]["content"]).encode())
+
+    async def token_texts(self, token_ids: Collection[int]) -> Mapping[int, TokenText]:
+        return {
+            token_id: TokenText(bytes([token_id]).decode(errors="replace"), bytes([token_id]))
+            if token_id < 256
+            else TokenText("</s>", b"</s>", is_special=True)
+            for token_id in token_ids
+        }
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[ChoiceDelta, None]:
         self.requests.append(request)

@@ -113,7 +113,10 @@ INVALID_SAMPLING: list[tuple[dict[str, Any], Error]] = [
     ({"n": 3, "best_of": 2}, bad("invalid_value", "best_of")),
     ({"best_of": 17}, bad("invalid_value", "best_of")),
     ({"best_of": 2, "stream": True, "temperature": 0}, bad("invalid_value", "best_of")),
-    ({"best_of": 2}, bad("unsupported_parameter", "best_of")),
+    ({"best_of": 2, "stream": True}, bad("invalid_value", "best_of")),
+    *(({"prompt_logprobs": value}, bad("invalid_value", "prompt_logprobs")) for value in (-1, 21)),
+    *(({"prompt_logprobs": value}, bad("invalid_type", "prompt_logprobs")) for value in ("x", True, 1.5)),
+    ({"prompt_logprobs": 1, "stream": True}, bad("invalid_value", "prompt_logprobs")),
     *(({"temperature": value}, bad("invalid_value", "temperature")) for value in (-0.1, 2.1, 1e308)),
     *(({"temperature": value}, bad("invalid_type", "temperature")) for value in ("hot", "NaN", True)),
     *(({"top_p": value}, bad("invalid_value", "top_p")) for value in (0, 1.1, -1)),
@@ -141,8 +144,6 @@ INVALID_SAMPLING: list[tuple[dict[str, Any], Error]] = [
         dry_sequence_breakers=["x"],
         mirostat_mode=2,
         tfs=0.5,
-        echo=True,
-        prompt_logprobs=1,
         response_format={"type": "json_object"},
         structured_outputs={"regex": "a"},
         guided_json={},
@@ -159,7 +160,14 @@ def ids(rows: list[tuple[dict[str, Any], Error]]) -> list[str]:
     return [f"{fields!s:.50}" for fields, _ in rows]
 
 
-COMPLETION_ROWS = [*INVALID_PROMPTS, *INVALID_SAMPLING, *unsupported(logprobs=1, suffix="x", add_special_tokens=False)]
+COMPLETION_ROWS = [
+    *INVALID_PROMPTS,
+    *INVALID_SAMPLING,
+    *(({"logprobs": value}, bad("invalid_value", "logprobs")) for value in (-1, 21)),
+    *(({"logprobs": value}, bad("invalid_type", "logprobs")) for value in ("x", True, 0.5)),
+    ({"echo": "yes"}, bad("invalid_type", "echo")),
+    *unsupported(top_logprobs=1, suffix="x", add_special_tokens=False),
+]
 
 
 @pytest.mark.parametrize(("fields", "error"), COMPLETION_ROWS, ids=ids(COMPLETION_ROWS))
@@ -226,6 +234,10 @@ MESSAGES: list[tuple[Any, Error]] = [
 CHAT_ROWS: list[tuple[dict[str, Any], Error]] = [
     *(({"messages": messages}, error) for messages, error in MESSAGES),
     *INVALID_SAMPLING,
+    *(({"logprobs": True, "top_logprobs": value}, bad("invalid_value", "top_logprobs")) for value in (-1, 21)),
+    *(({"logprobs": True, "top_logprobs": value}, bad("invalid_type", "top_logprobs")) for value in ("x", True)),
+    *(({"logprobs": value}, bad("invalid_type", "logprobs")) for value in (-1, 21, 1, "x")),
+    *(({"logprobs": value, "top_logprobs": 2}, bad("invalid_value", "top_logprobs")) for value in (MISSING, False)),
     ({"max_completion_tokens": 0}, bad("invalid_value", "max_completion_tokens")),
     ({"max_completion_tokens": 5000}, bad("context_length_exceeded", "max_completion_tokens")),
     ({"max_completion_tokens": 5, "max_tokens": 6}, bad("conflicting_parameters", "max_completion_tokens")),
@@ -239,8 +251,7 @@ CHAT_ROWS: list[tuple[dict[str, Any], Error]] = [
         bad("conflicting_parameters", "continue_final_message"),
     ),
     *unsupported(
-        logprobs=True,
-        top_logprobs=2,
+        echo=True,
         tools=[{"type": "function", "function": {"name": "f"}}],
         tool_choice="required",
         functions=[{}],
