@@ -12,7 +12,15 @@ import torch
 
 from oracle import PROMPTS
 from tiny import load_oracle
-from trivium import LLM, ExplicitEncoderDecoderPrompt, Logprob, RequestOutput, SamplingParams, TokensPrompt
+from trivium import (
+    LLM,
+    CompletionOutput,
+    ExplicitEncoderDecoderPrompt,
+    Logprob,
+    RequestOutput,
+    SamplingParams,
+    TokensPrompt,
+)
 from trivium.inputs import Prompt
 from trivium.scheduler.scheduler import Scheduler
 
@@ -160,3 +168,24 @@ def test_nothing_is_reported_unless_asked_for(checkpoints: dict[str, Path]) -> N
         output = llm.generate("Hello", SamplingParams(max_tokens=3), use_tqdm=False)[0]
         assert output.prompt_logprobs is None
         assert (output.outputs[0].logprobs, output.outputs[0].cumulative_logprob) == (None, None)
+
+
+def test_best_of_returns_the_likeliest_choices_with_the_prompts_own_numbers(checkpoints: dict[str, Path]) -> None:
+    sampling = replace(SAMPLED, n=6, logprobs=0)
+    prompts = prompts_of("llama")
+
+    def score(choice: CompletionOutput) -> float:
+        assert choice.cumulative_logprob is not None
+        return choice.cumulative_logprob / len(choice.token_ids)
+
+    with LLM(str(checkpoints["llama"]), num_threads=1, max_num_seqs=5) as llm:
+        every = llm.generate(prompts, sampling, use_tqdm=False)
+        best = llm.generate(prompts, replace(sampling, n=2, best_of=6), use_tqdm=False)
+        plain = llm.generate(prompts, replace(sampling, n=2, best_of=6, logprobs=None), use_tqdm=False)
+    for all_choices, picked, unscored in zip(every, best, plain, strict=True):
+        ranked = sorted(all_choices.outputs, key=score, reverse=True)[:2]
+        assert [choice.token_ids for choice in picked.outputs] == [choice.token_ids for choice in ranked]
+        assert [choice.index for choice in picked.outputs] == [0, 1]
+        check(checkpoints["llama"], picked, sampling)
+        assert [choice.text for choice in unscored.outputs] == [choice.text for choice in picked.outputs]
+        assert all(choice.logprobs is None and choice.cumulative_logprob is None for choice in unscored.outputs)

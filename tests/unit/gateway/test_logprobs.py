@@ -213,3 +213,11 @@ def test_a_dropped_leading_space_moves_no_offset(world: World, client: openai.Op
 def test_best_of_above_n_reaches_the_engine(world: World, client: openai.OpenAI) -> None:
     client.completions.create(model="tiny", prompt="abc", n=2, best_of=4)
     assert (world.tiny.requests[-1].sampling.n, world.tiny.requests[-1].sampling.best_of) == (2, 4)
+
+
+def test_calls_without_logprobs_ask_for_no_tokens(
+    world: World, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world.tiny, "token_texts", None)
+    for stream in (False, True):
+        assert completions(client, stream, prompt="plain")[0] == {"text": "Hello world", "logprobs": {}}
