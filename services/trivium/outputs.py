@@ -104,7 +104,6 @@ class CompletionOutput:
         if delta.finish_reason is not None:
             self.finish_reason = delta.finish_reason.value
             self.stop_reason = delta.stop_reason
-            self.cumulative_logprob = delta.cumulative_logprob
 
 
 @dataclass(slots=True)
