@@ -155,10 +155,15 @@ class ToyExecutor:
     last_step: int = 0
     num_encoder_runs: int = 0
     num_computed_tokens: int = 0
+    num_prompt_tokens: int = 0  # of those computed
+    num_copied: int = 0
+    num_swapped_out: int = 0
+    num_swapped_in: int = 0
 
     def __post_init__(self) -> None:
         # block -> slot -> (token, digest of the sequence up to and with it)
         self.blocks = [[(-1, b"")] * self.info.block_size for _ in range(self.info.num_blocks)]
+        self.host_blocks: dict[int, list[tuple[int, bytes]]] = {}  # those that something was swapped to
 
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
         assert plan.step == self.last_step + 1, "plans come in order"
@@ -177,6 +182,7 @@ class ToyExecutor:
                 self.groups[new.slot] = _Group(new.beam_slots, make_search(new.sampling, new.max_tokens))
         for slot, blocks in zip(plan.new_blocks.slots, plan.new_blocks.block_ids, strict=True):
             self.rows[slot].blocks.extend(blocks)
+        self._move_blocks(plan)
         for slot in plan.encoder_slots:
             self._encode(self.rows[slot])
         done = {slot for group in self.groups.values() if group.search.is_done for slot in group.slots}
@@ -226,6 +232,24 @@ class ToyExecutor:
             row.blocks, row.tokens, row.num_computed = blocks, [*before, tail.token_id], first.num_computed
         return candidates
 
+    def _move_blocks(self, plan: SchedulerOutput) -> None:
+        for targets in (
+            [host for _, host in plan.swapped_out],
+            [block for block, _ in plan.swapped_in] + [block for _, block in plan.copied_blocks],
+        ):
+            assert len(targets) == len(set(targets)), "a block is written twice"
+        for block, host in plan.swapped_out:
+            assert 0 <= host < self.info.num_host_blocks, "swapped to a host block that does not exist"
+            self.host_blocks[host] = list(self.blocks[block])
+        for block, host in plan.swapped_in:
+            self.blocks[block] = list(self.host_blocks[host])
+        copies = [(list(self.blocks[source]), target) for source, target in plan.copied_blocks]
+        for content, target in copies:
+            self.blocks[target] = content
+        self.num_copied += len(plan.copied_blocks)
+        self.num_swapped_out += len(plan.swapped_out)
+        self.num_swapped_in += len(plan.swapped_in)
+
     def _encode(self, row: _Row) -> None:
         self.num_encoder_runs += 1
         self._write(list(row.new.cross_block_ids), 0, list(row.new.encoder_token_ids))
@@ -236,6 +260,7 @@ class ToyExecutor:
         assert end <= len(row.tokens), "computes tokens that nobody knows"
         self._write(row.blocks, row.num_computed, row.tokens[row.num_computed : end])
         self.num_computed_tokens += count
+        self.num_prompt_tokens += max(0, min(end, len(row.new.prompt_token_ids)) - row.num_computed)
         row.num_computed = end
         if end < len(row.tokens) or row.new.beam_slots:
             return None

@@ -91,6 +91,15 @@ LEDGER_ROWS = (
         is_total=True,
         vllm_name="prefix_cache_hits",
     ),
+    _scheduler("host_blocks_total", "host_blocks", "Blocks of host memory to swap to"),
+    _scheduler("host_blocks_free", "host_blocks_free", "Blocks of host memory that hold nothing"),
+    _scheduler(
+        "swapped_requests",
+        "requests_swapped",
+        "Choices in the queue with KV in host memory",
+        vllm_name="num_requests_swapped",
+    ),
+    _scheduler("swaps", "swaps", "Preemptions that saved KV in host memory", is_total=True),
     _scheduler("sessions", "sessions", "Open Session streams"),
     LedgerRow("executor", "occupied_slots", "trivium_executor_slots_occupied", "Rows of the standing batch"),
     LedgerRow("executor", "steps_done", "trivium_executor_steps", "Steps done", is_total=True),
@@ -163,10 +172,16 @@ def ledger_families(ledgers: Ledgers) -> Iterator[Metric]:
                 alias.add_metric((model,), value)
             yield alias
     usage = GaugeMetricFamily("vllm:kv_cache_usage_perc", "Share of the KV blocks that is held", labels=("model_name",))
+    host = GaugeMetricFamily(
+        "vllm:cpu_cache_usage_perc", "Share of the host blocks that is held", labels=("model_name",)
+    )
     for (_, model), reply in ledgers.items():
         if reply is not None and reply.scheduler.blocks_total:
             usage.add_metric((model,), reply.scheduler.blocks_held / reply.scheduler.blocks_total)
+        if reply is not None and reply.scheduler.host_blocks_total:
+            host.add_metric((model,), 1 - reply.scheduler.host_blocks_free / reply.scheduler.host_blocks_total)
     yield usage
+    yield host
 
 
 def gateway_families(metrics: GatewayMetrics) -> Iterator[Metric]:

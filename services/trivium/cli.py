@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from trivium import __version__
-from trivium.config import ExecutorConfig, SchedulerConfig, ServedModel
+from trivium.config import DEFAULT_GPU_MEMORY_UTILIZATION, ExecutorConfig, SchedulerConfig, ServedModel
 from trivium.errors import ConfigurationError
 from trivium.process import (
     EXIT_CONFIGURATION,
@@ -146,6 +146,18 @@ KvCacheMemory = Annotated[
         "kv-cache-memory", "Memory for keys and values, such as 512MiB or 2GiB.", metavar="SIZE", parser=parse_memory
     ),
 ]
+GpuMemoryUtilization = Annotated[
+    float | None,
+    _flag(
+        "gpu-memory-utilization",
+        f"Share of a GPU's memory to use, by default {DEFAULT_GPU_MEMORY_UTILIZATION}; no effect on a CPU.",
+        min=0,
+        max=1,
+    ),
+]
+SwapSpace = Annotated[
+    float, _flag("swap-space", "Host memory for the KV of preempted requests, in GiB; 0 computes it again.", min=0)
+]
 NumThreads = Annotated[int, _flag("num-threads", "Threads of one executor; 0 decides by the model's size.", min=0)]
 NumLocalExecutors = Annotated[int, _flag("num-local-executors", "Executors that share this machine's cores.", min=1)]
 DrainTimeout = Annotated[
@@ -201,6 +213,8 @@ def serve(
     max_num_seqs: MaxNumSeqs = 64,
     max_num_batched_tokens: MaxNumBatchedTokens = 2048,
     kv_cache_memory: KvCacheMemory = None,
+    gpu_memory_utilization: GpuMemoryUtilization = None,
+    swap_space: SwapSpace = 0.0,
     num_threads: NumThreads = 0,
     max_waiting_requests: MaxWaitingRequests = 4096,
     max_waiting_tokens: MaxWaitingTokens = 4 * 2**20,
@@ -237,6 +251,8 @@ def serve(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             kv_cache_memory=kv_cache_memory,
+            gpu_memory_utilization=gpu_memory_utilization,
+            swap_space=swap_space,
             num_threads=num_threads,
         ),
         scheduler_flags=(
@@ -345,6 +361,8 @@ def executor(
     max_num_seqs: MaxNumSeqs = 64,
     max_num_batched_tokens: MaxNumBatchedTokens = 2048,
     kv_cache_memory: KvCacheMemory = None,
+    gpu_memory_utilization: GpuMemoryUtilization = None,
+    swap_space: SwapSpace = 0.0,
     num_threads: NumThreads = 0,
     num_local_executors: NumLocalExecutors = 1,
     log_level: LogLevel = "info",
@@ -361,6 +379,8 @@ def executor(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         kv_cache_memory_bytes=kv_cache_memory,
+        gpu_memory_utilization=gpu_memory_utilization,
+        swap_space_gib=swap_space,
         num_threads=num_threads,
         num_local_executors=num_local_executors,
     )

@@ -5,12 +5,14 @@ Standard library only. A setting's origin is flag > environment (`TRIVIUM_*`) > 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from trivium.errors import ConfigurationError
 
 BLOCK_SIZE = 16  # token slots per KV block
 PROTOCOL_REVISION = 1
+DEFAULT_GPU_MEMORY_UTILIZATION = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,8 @@ class ModelInfo:
 
     max_model_len: decoder tokens (prompt + output). max_encoder_len: encoder tokens, 0 for decoder-only models.
     forced_bos_token_id / forced_eos_token_id: forced as the first generated token / at the length limit.
-    num_blocks and block_size describe the KV pool. `executor_epoch` changes with every start of the executor.
+    num_blocks and block_size describe the KV pool, num_host_blocks the host memory that KV can be swapped to.
+    `executor_epoch` changes with every start of the executor.
     """
 
     name: str
@@ -39,6 +42,7 @@ class ModelInfo:
     decoder_start_token_id: int | None = None
     forced_bos_token_id: int | None = None
     forced_eos_token_id: int | None = None
+    num_host_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +50,11 @@ class ExecutorConfig:
     """Settings of one executor.
 
     model: a local directory, a bundled name or a hub id. dtype: "auto", "float" and "float32" all mean float32 on a
-    CPU without bf16 hardware. kv_cache_memory_bytes: None takes the default share of free memory. max_model_len: None
-    takes the model's own, or what the KV cache holds if that is less. num_threads: 0 decides by the size of the model
-    and the cores, of which `num_local_executors` executors on this machine take equal shares.
+    CPU without bf16 hardware. kv_cache_memory_bytes: None takes the default share of free memory, on a GPU what
+    gpu_memory_utilization (None: 0.9) of its memory leaves beside the weights. swap_space_gib: host memory for the KV
+    of preempted requests; 0 has them compute it again. max_model_len: None takes the model's own, or what the KV cache
+    holds if that is less. num_threads: 0 decides by the size of the model and the cores, of which
+    `num_local_executors` executors on this machine take equal shares.
     """
 
     model: str
@@ -57,6 +63,8 @@ class ExecutorConfig:
     device: str = "auto"
     revision: str | None = None
     kv_cache_memory_bytes: int | None = None
+    gpu_memory_utilization: float | None = None
+    swap_space_gib: float = 0.0
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
@@ -72,6 +80,12 @@ class ExecutorConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {value}")
+        if self.gpu_memory_utilization is not None and not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigurationError(
+                f"gpu_memory_utilization must be more than 0 and at most 1, got {self.gpu_memory_utilization}"
+            )
+        if not 0 <= self.swap_space_gib < math.inf:
+            raise ConfigurationError(f"swap_space must be a number of GiB, 0 or more, got {self.swap_space_gib}")
         if self.num_threads < 0:
             raise ConfigurationError(f"num_threads must not be negative, got {self.num_threads}")
 

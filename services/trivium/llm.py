@@ -43,6 +43,8 @@ class LLM:
     dtype: "auto", "float", "float32", "bfloat16" or "float16"; on a CPU all of them compute in float32.
     seed: drives the requests that have no seed of their own, in the order in which they are given.
     kv_cache_memory_bytes: None takes a share of free memory, and the log says how many tokens that is.
+    gpu_memory_utilization: the share of a GPU's memory to use, 0.9 by default; it has no effect on a CPU.
+    swap_space: GiB of host memory for the keys and values of preempted requests; 0 has them computed again.
     """
 
     def __init__(
@@ -58,6 +60,8 @@ class LLM:
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 2048,
         kv_cache_memory_bytes: int | None = None,
+        gpu_memory_utilization: float | None = None,
+        swap_space: float = 0.0,
         num_threads: int = 0,
         enable_prefix_caching: bool = True,
     ) -> None:
@@ -71,6 +75,8 @@ class LLM:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             kv_cache_memory_bytes=kv_cache_memory_bytes,
+            gpu_memory_utilization=gpu_memory_utilization,
+            swap_space_gib=swap_space,
             num_threads=num_threads,
         )
         self._random = random.Random(seed)

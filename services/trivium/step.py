@@ -60,7 +60,8 @@ class SchedulerOutput:
     """One step's plan. `scheduled_slots[i]` computes `num_scheduled_tokens[i]` >= 1 tokens.
 
     `encoder_slots` run their encoder and write cross-attention blocks before any row computes. copied_blocks: pairs
-    (from, to) of blocks. swapped_out, swapped_in: pairs (block, host block), copied to and from host memory.
+    (from, to) of blocks, all read before one is written. swapped_out, swapped_in: pairs (block, host block), copied to
+    and from host memory. None of the three writes to a block twice.
     """
 
     step: int

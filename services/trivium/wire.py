@@ -94,6 +94,7 @@ _INFO_SCALARS = (
     "dtype",
     "block_size",
     "num_blocks",
+    "num_host_blocks",
     "max_num_seqs",
     "max_num_batched_tokens",
 )

@@ -268,7 +268,9 @@ def test_a_request_keeps_its_prompt(prompt: EncodedPrompt) -> None:
 
 
 def test_model_info_round_trip() -> None:
-    info = ModelInfo("m", "A", True, 10, 20, 30, "float32", 16, 99, 4, 8, eos_token_ids=(2, 3), forced_bos_token_id=0)
+    info = ModelInfo(
+        "m", "A", True, 10, 20, 30, "float32", 16, 99, 4, 8, (2, 3), forced_bos_token_id=0, num_host_blocks=5
+    )
     assert wire.model_info_from_proto(wire.model_info_to_proto(info)) == info
 
 

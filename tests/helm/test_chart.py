@@ -47,6 +47,8 @@ VALUE_SETS: dict[str, tuple[str, dict[str, Any]]] = {  # id -> (release name, va
                         "maxNumSeqs": 8,
                         "maxNumBatchedTokens": 10_000_000,
                         "kvCacheMemory": "2GiB",
+                        "gpuMemoryUtilization": 0.85,
+                        "swapSpace": 4,
                         "numThreads": 0,
                     },
                 }
@@ -317,6 +319,7 @@ def test_engine_flags_arrive_exactly(releases: dict[str, Release]) -> None:
     parsed = parse(container_of(release.workloads("executor")[0]))
     expected = {"dtype": "float32", "device": "cpu", "revision": "1e10", "max_model_len": 2**31, "max_num_seqs": 8}
     expected |= {"max_num_batched_tokens": 10_000_000, "kv_cache_memory": 2 * 2**30, "num_threads": 0}
+    expected |= {"gpu_memory_utilization": 0.85, "swap_space": 4.0}
     assert {name: parsed[name] for name in expected} == expected
     parsed = parse(container_of(release.workloads("scheduler")[0]))
     assert (parsed["max_waiting_requests"], parsed["max_plans_in_flight"]) == (1_000_000, 3)

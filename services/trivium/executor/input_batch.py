@@ -21,7 +21,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """Bounds that every plan is held to. max_encoder_len is 0 for decoder-only models."""
+    """Bounds that every plan is held to. max_encoder_len is 0 for decoder-only models, num_host_blocks without swap."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -30,6 +30,7 @@ class BatchLimits:
     num_blocks: int
     block_size: int
     vocab_size: int
+    num_host_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The pool of KV blocks: one tensor, block-major, shared by self- and cross-attention of all requests.
 
-Knows sizes and addresses. Which block belongs to whom is the scheduler's business.
+Beside it the host pool, of blocks of the same shape, which preempted requests are swapped to. Knows sizes and
+addresses. Which block belongs to whom is the scheduler's business.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import psutil
 import torch
 from torch import Tensor
 
-from trivium.config import ExecutorConfig
+from trivium.config import DEFAULT_GPU_MEMORY_UTILIZATION, ExecutorConfig
 from trivium.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MEMORY_SHARE = 0.2
+CPU = torch.device("cpu")
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _CGROUP_USAGE = Path("/sys/fs/cgroup/memory.current")
 
@@ -38,12 +40,21 @@ class KVCacheShape:
         return self.num_layers * 2 * block_size * self.num_kv_heads * self.head_dim * 4
 
 
-class KVCache:
-    """Owns the pool [num_blocks, num_layers, 2, block_size, num_kv_heads, head_dim] and hands out views of it."""
+Pairs = Sequence[tuple[int, int]]
 
-    def __init__(self, shape: KVCacheShape, num_blocks: int, block_size: int) -> None:
+
+class KVCache:
+    """Owns the pool [num_blocks, num_layers, 2, block_size, num_kv_heads, head_dim] and hands out views of it.
+
+    The host pool of `num_host_blocks` blocks takes memory from the first swap on. In the pairs of one call no block
+    is written twice.
+    """
+
+    def __init__(self, shape: KVCacheShape, num_blocks: int, block_size: int, *, num_host_blocks: int = 0) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.num_host_blocks = num_host_blocks
+        self._host_pool: Tensor | None = None  # [num_host_blocks, num_layers, 2, block_size, num_kv_heads, head_dim]
         # numpy maps zeroed memory without touching it: what is never used costs nothing. torch would write to it.
         self._pool = torch.from_numpy(
             np.zeros(
@@ -58,28 +69,71 @@ class KVCache:
     def num_bytes(self) -> int:
         return self._pool.nbytes
 
-    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy whole blocks, all layers: `pairs` are (from, to), and no block that is written is also read."""
+    @property
+    def num_host_bytes(self) -> int:
+        """Host memory taken for swaps so far."""
+        return 0 if self._host_pool is None else self._host_pool.nbytes
+
+    def copy_blocks(self, pairs: Pairs) -> None:
+        """Copy each (from, to): all are read before one is written."""
         if pairs:
-            sources, targets = zip(*pairs, strict=True)
-            self._pool[list(targets)] = self._pool[list(sources)]
+            _copy_blocks(self._pool, self._pool, pairs)
+
+    def swap_out(self, pairs: Pairs) -> None:
+        """Copy each (block, host block) to host memory."""
+        if pairs:
+            _copy_blocks(self._pool, self._host(), pairs)
+
+    def swap_in(self, pairs: Pairs) -> None:
+        """Copy each (block, host block) from host memory."""
+        if pairs:
+            _copy_blocks(self._host(), self._pool, [(host_block, block) for block, host_block in pairs])
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """(key_cache, value_cache) of a layer, views [num_blocks, block_size, num_kv_heads, head_dim]."""
         return self._layers[index]
 
+    def _host(self) -> Tensor:
+        if self._host_pool is None:
+            shape = (self.num_host_blocks, *self._pool.shape[1:])
+            # Pinned, or the copies from and to a GPU would wait for each other.
+            self._host_pool = torch.empty(shape, dtype=self._pool.dtype, pin_memory=self._pool.is_cuda)
+        return self._host_pool
+
+
+def _copy_blocks(source: Tensor, target: Tensor, pairs: Pairs) -> None:
+    """Copy block `from` of `source` to block `to` of `target`, for every pair (from, to).
+
+    Within one memory that is one gather and one scatter. Between two it is one transfer per block, which is contiguous,
+    queued on the current stream: later work there sees its result.
+    """
+    if source.device != target.device:
+        for from_block, to_block in pairs:
+            target[to_block].copy_(source[from_block], non_blocking=True)
+        return
+    from_blocks, to_blocks = torch.tensor(pairs, device=source.device).unbind(1)
+    target.flatten(1).index_copy_(0, to_blocks, source.flatten(1).index_select(0, from_blocks))
+
 
 def choose_num_blocks(
-    config: ExecutorConfig, shape: KVCacheShape, max_model_len: int, max_encoder_len: int, *, available_bytes: int
+    config: ExecutorConfig,
+    shape: KVCacheShape,
+    max_model_len: int,
+    max_encoder_len: int,
+    *,
+    available_bytes: int,
+    device: torch.device = CPU,
 ) -> int:
     """How many blocks the pool gets, with one log line that says why.
 
-    The default is a share of `available_bytes`, but never more than `max_num_seqs` requests of full length can use.
-    Raises ConfigurationError if not even one request of full length would fit.
+    The default is a share of `available_bytes`, on a GPU what is left of its share for the process; but never more
+    than `max_num_seqs` requests of full length can use. Raises ConfigurationError if not even one would fit.
     """
+    if config.gpu_memory_utilization is not None and device.type != "cuda":
+        logger.info("gpu_memory_utilization has no effect on a CPU: --kv-cache-memory decides there")
     block_bytes = shape.block_bytes(config.block_size)
     blocks_per_request = _blocks_for(max_model_len, config) + _blocks_for(max_encoder_len, config)
-    memory_bytes, origin = _memory_bytes(config, available_bytes)
+    memory_bytes, origin = _memory_bytes(config, available_bytes, device)
     num_blocks = memory_bytes // block_bytes
     if config.kv_cache_memory_bytes is None and num_blocks > blocks_per_request * config.max_num_seqs:
         num_blocks = blocks_per_request * config.max_num_seqs
@@ -100,14 +154,42 @@ def choose_num_blocks(
     return num_blocks
 
 
+def choose_num_host_blocks(config: ExecutorConfig, shape: KVCacheShape, *, available_bytes: int) -> int:
+    """How many blocks of host memory preempted requests may be swapped to, with a log line if there are any.
+
+    Raises ConfigurationError if that is more memory than is free.
+    """
+    swap_bytes = int(config.swap_space_gib * 2**30)
+    if not swap_bytes:
+        return 0
+    if swap_bytes > available_bytes:
+        raise ConfigurationError(
+            f"--swap-space is {config.swap_space_gib:g} GiB, but only {available_bytes / 2**30:.1f} GiB are free"
+        )
+    num_host_blocks = swap_bytes // shape.block_bytes(config.block_size)
+    logger.info(
+        "swap space: %d tokens in %d host blocks, %.1f MiB (--swap-space)",
+        num_host_blocks * config.block_size,
+        num_host_blocks,
+        swap_bytes / 2**20,
+    )
+    return num_host_blocks
+
+
 def affordable_model_len(
-    config: ExecutorConfig, shape: KVCacheShape, max_model_len: int, max_encoder_len: int, *, available_bytes: int
+    config: ExecutorConfig,
+    shape: KVCacheShape,
+    max_model_len: int,
+    max_encoder_len: int,
+    *,
+    available_bytes: int,
+    device: torch.device = CPU,
 ) -> int:
     """The longest context, up to `max_model_len`, of which the pool can hold one request, with a warning if it is less.
 
     For a context length that nobody asked for: a model made for 128k tokens must start on a laptop too.
     """
-    memory_bytes, origin = _memory_bytes(config, available_bytes)
+    memory_bytes, origin = _memory_bytes(config, available_bytes, device)
     num_blocks = memory_bytes // shape.block_bytes(config.block_size) - _blocks_for(max_encoder_len, config)
     affordable = num_blocks * config.block_size
     if affordable >= max_model_len or affordable < config.block_size:
@@ -122,10 +204,15 @@ def affordable_model_len(
     return affordable
 
 
-def _memory_bytes(config: ExecutorConfig, available_bytes: int) -> tuple[int, str]:
-    """(bytes for the pool, where the number comes from)."""
+def _memory_bytes(config: ExecutorConfig, available_bytes: int, device: torch.device) -> tuple[int, str]:
+    """(bytes for the pool, where the number comes from). The weights must be loaded already."""
     if config.kv_cache_memory_bytes is not None:
         return config.kv_cache_memory_bytes, "--kv-cache-memory"
+    if device.type == "cuda":
+        free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+        utilization = config.gpu_memory_utilization or DEFAULT_GPU_MEMORY_UTILIZATION
+        origin = f"{utilization:.0%} of {total_bytes / 2**30:.1f} GiB GPU memory, less what is in use"
+        return max(0, int(total_bytes * utilization) - (total_bytes - free_bytes)), origin
     origin = f"{DEFAULT_MEMORY_SHARE:.0%} of {available_bytes / 2**30:.1f} GiB free memory"
     return int(available_bytes * DEFAULT_MEMORY_SHARE), origin
 

@@ -1,7 +1,8 @@
 """One model, its KV pool and its standing batch: a plan in, the sampled tokens out.
 
-Order of side effects of a step: rows freed, added and grown; cross-attention KV of new encoder inputs; KV of the
-scheduled tokens; lengths and sampled tokens of the rows. Used by one thread; knows no transport.
+Order of side effects of a step: rows freed, added and grown; blocks swapped out, in, and copied; cross-attention KV
+of new encoder inputs; KV of the scheduled tokens; lengths and sampled tokens of the rows. Used by one thread; knows no
+transport.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from trivium.errors import ConfigurationError
 from trivium.executor.attention import AttentionMetadata, PagedRows
 from trivium.executor.beam_select import BeamGroups
 from trivium.executor.input_batch import BatchLimits, InputBatch, Longs, ScheduledRows
-from trivium.executor.kv_cache import KVCache, affordable_model_len, available_memory_bytes, choose_num_blocks
+from trivium.executor.kv_cache import (
+    KVCache,
+    affordable_model_len,
+    available_memory_bytes,
+    choose_num_blocks,
+    choose_num_host_blocks,
+)
 from trivium.executor.loader import HUB_PATTERNS, Checkpoint
 from trivium.executor.logprobs import SampledLogprobs, prompt_logprobs, slot_logprobs
 from trivium.executor.model_config import CONFIG_FILE, SpecialTokens, read_json, read_special_tokens
@@ -44,13 +51,13 @@ class ModelRunner:
     """
 
     def __init__(self, config: ExecutorConfig) -> None:
-        _check_device(config.device)
+        device = _choose_device(config.device)
         _check_dtype(config.dtype)
         directory = find_model(config.model, config.revision, patterns=HUB_PATTERNS)
         model_json = read_json(directory / CONFIG_FILE)
         architecture = find_architecture(model_json)
         special = read_special_tokens(directory, model_json, architecture.default_tokens)
-        self._kernels = select_kernels(torch.device("cpu"))
+        self._kernels = select_kernels(device)
         start = time.perf_counter()
         with Checkpoint(directory) as checkpoint, torch.inference_mode():
             self._model = architecture.build(model_json, checkpoint, self._kernels)
@@ -66,8 +73,13 @@ class ModelRunner:
         )
         self._special = special
         self._sampler = Sampler(special)
-        self._limits = _choose_limits(config, self._model)
-        self._kv_cache = KVCache(self._model.kv_shape, self._limits.num_blocks, self._limits.block_size)
+        self._limits = _choose_limits(config, self._model, device)
+        self._kv_cache = KVCache(
+            self._model.kv_shape,
+            self._limits.num_blocks,
+            self._limits.block_size,
+            num_host_blocks=self._limits.num_host_blocks,
+        )
         self._batch = InputBatch(self._limits)
         self._beam_groups = BeamGroups(special)
         self._model_info = _describe(config, architecture.name, self._model, self._limits, special)
@@ -96,6 +108,9 @@ class ModelRunner:
         check_plan(self._batch, plan)
         self._batch.apply(plan)
         self._beam_groups.apply(plan.freed_slots, plan.new_requests)
+        self._kv_cache.swap_out(plan.swapped_out)
+        self._kv_cache.swap_in(plan.swapped_in)
+        self._kv_cache.copy_blocks(plan.copied_blocks)
         self._run_encoder(plan.encoder_slots)
         if not plan.scheduled_slots:
             return ModelRunnerOutput(step=plan.step)
@@ -188,12 +203,17 @@ def _bounds(lens: Longs) -> Tensor:
     return torch.from_numpy(np.concatenate(([0], np.cumsum(lens))))
 
 
-def _choose_limits(config: ExecutorConfig, model: LanguageModel) -> BatchLimits:
+def _choose_limits(config: ExecutorConfig, model: LanguageModel, device: torch.device) -> BatchLimits:
     available_bytes = available_memory_bytes()
     max_model_len = min(config.max_model_len or model.max_model_len, model.max_model_len)
     if config.max_model_len is None:
         max_model_len = affordable_model_len(
-            config, model.kv_shape, max_model_len, model.max_encoder_len, available_bytes=available_bytes
+            config,
+            model.kv_shape,
+            max_model_len,
+            model.max_encoder_len,
+            available_bytes=available_bytes,
+            device=device,
         )
     elif config.max_model_len > max_model_len:
         logger.warning("max_model_len adjusted from %d to the model's %d", config.max_model_len, max_model_len)
@@ -203,10 +223,16 @@ def _choose_limits(config: ExecutorConfig, model: LanguageModel) -> BatchLimits:
         max_model_len=max_model_len,
         max_encoder_len=model.max_encoder_len,
         num_blocks=choose_num_blocks(
-            config, model.kv_shape, max_model_len, model.max_encoder_len, available_bytes=available_bytes
+            config,
+            model.kv_shape,
+            max_model_len,
+            model.max_encoder_len,
+            available_bytes=available_bytes,
+            device=device,
         ),
         block_size=config.block_size,
         vocab_size=model.vocab_size,
+        num_host_blocks=choose_num_host_blocks(config, model.kv_shape, available_bytes=available_bytes),
     )
 
 
@@ -228,6 +254,7 @@ def _describe(
         dtype="float32",
         block_size=limits.block_size,
         num_blocks=limits.num_blocks,
+        num_host_blocks=limits.num_host_blocks,
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         eos_token_ids=special.eos,
@@ -239,9 +266,10 @@ def _describe(
     )
 
 
-def _check_device(device: str) -> None:
+def _choose_device(device: str) -> torch.device:
     if device not in ("auto", "cpu"):
         raise ConfigurationError(f"device {device!r} is not supported: auto, cpu")
+    return torch.device("cpu")
 
 
 def _check_dtype(dtype: str) -> None:

@@ -40,6 +40,7 @@ class _Check:
         for new in plan.new_requests:
             self._add(new)
         self._grow(plan.new_blocks.slots, plan.new_blocks.block_ids)
+        self._move_blocks(plan)
         self._encode(plan.encoder_slots)
         self._schedule(plan.scheduled_slots, plan.num_scheduled_tokens)
 
@@ -108,6 +109,18 @@ class _Check:
             self._check_blocks(slot, int(self._num_blocks[slot]), ids, self._batch.block_tables.shape[1])
             self._num_blocks[slot] += len(ids)
 
+    def _move_blocks(self, plan: SchedulerOutput) -> None:
+        if not (plan.swapped_out or plan.swapped_in or plan.copied_blocks):
+            return
+        num_blocks, num_host_blocks = self._limits.num_blocks, self._limits.num_host_blocks
+        swaps = (*plan.swapped_out, *plan.swapped_in)
+        _require_ids([block for block, _ in swaps], num_blocks, "swap: block id")
+        _require_ids([host_block for _, host_block in swaps], num_host_blocks, "swap: host block id")
+        _require_ids([block for pair in plan.copied_blocks for block in pair], num_blocks, "copy: block id")
+        _require_distinct([host_block for _, host_block in plan.swapped_out], "host block")
+        _require_distinct([block for block, _ in plan.swapped_in], "block")
+        _require_distinct([block for _, block in plan.copied_blocks], "block")
+
     def _encode(self, slots: Sequence[int]) -> None:
         for slot in slots:
             self._require_occupied(slot, "encoded")
@@ -145,6 +158,12 @@ class _Check:
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise PlanError(message)
+
+
+def _require_distinct(targets: Sequence[int], what: str) -> None:
+    if len(set(targets)) < len(targets):
+        twice = next(target for index, target in enumerate(targets) if target in targets[:index])
+        raise PlanError(f"{what} {twice} is copied to twice")
 
 
 def _require_ids(ids: Sequence[int], limit: int, what: str) -> None:

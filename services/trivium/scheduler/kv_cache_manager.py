@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from trivium.beam_search import move_blocks
 from trivium.scheduler.block_hash import cross_hashes
 from trivium.scheduler.block_pool import BlockHash, BlockPool
+from trivium.scheduler.host_pool import HostPool
 from trivium.scheduler.request import Request
 
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """What a request gets on entering the batch. The first `num_cached_tokens` tokens are computed already.
+    """What a request gets on entering the batch. The first `num_cached_tokens` tokens need not be computed.
 
-    `needs_encoder` says that its cross-attention blocks are new, and must be filled by an encoder run. beam_block_ids:
-    of beam search, when the whole prompt is computed at once: the tables of all beams but the first.
+    `needs_encoder` says that its cross-attention blocks are new, and must be filled by an encoder run. copied_blocks,
+    swapped_in: as in `SchedulerOutput`; the plan that adds the request carries them. beam_block_ids: of beam search,
+    when the whole prompt is computed at once: the tables of all beams but the first.
     """
 
     block_ids: tuple[int, ...]
@@ -24,7 +26,24 @@ class Allocation:
     num_cached_tokens: int
     num_new_tokens: int
     needs_encoder: bool
+    copied_blocks: tuple[tuple[int, int], ...] = ()
+    swapped_in: tuple[tuple[int, int], ...] = ()
     beam_block_ids: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _HeadStart:
+    """What a request that enters the batch need not compute: its first `num_tokens` tokens.
+
+    shared, cross: blocks that it holds together with others. The contents of its next blocks come from the blocks
+    `copied`, or from the host blocks `host_block_ids`.
+    """
+
+    num_tokens: int
+    shared: tuple[int, ...]
+    cross: tuple[int, ...]
+    copied: tuple[int, ...] = ()
+    host_block_ids: tuple[int, ...] = ()
 
 
 class KVCacheManager:
@@ -36,11 +55,16 @@ class KVCacheManager:
 
     Full self-attention blocks become findable (`cache_full_blocks`) when the step that filled them is acknowledged.
     Cross-attention blocks are findable at once, because a plan that shares them runs after the one that fills them.
+
+    A request that loses its blocks may leave their contents in the host pool (`swap_out`) until it enters again.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool = True) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, *, num_host_blocks: int = 0, enable_prefix_caching: bool = True
+    ) -> None:
         self.block_size = block_size
         self._enable_prefix_caching = enable_prefix_caching
+        self.host = HostPool(num_host_blocks)
         self._pool = BlockPool(num_blocks)
         self._tables: dict[int, list[int]] = {}  # request key -> self-attention blocks
         self._beam_tables: dict[int, list[list[int]]] = {}  # request key -> tables of the other beams
@@ -105,31 +129,42 @@ class KVCacheManager:
 
     def allocate_first(self, request: Request, max_new_tokens: int) -> Allocation | None:
         """Blocks for a request that enters the batch and computes at most `max_new_tokens`, or None: not now."""
-        cached = self._find_prefix(request)
-        cross = self._find_cross(request)
-        num_cached_tokens = len(cached) * self.block_size
-        num_new_tokens = min(request.num_tokens - num_cached_tokens, max_new_tokens)
-        num_new_blocks = self.num_blocks_for(num_cached_tokens + num_new_tokens) - len(cached)
+        start = self._find_start(request)
+        cross = start.cross
+        num_new_tokens = min(request.num_tokens - start.num_tokens, max_new_tokens)
+        num_new_blocks = self.num_blocks_for(start.num_tokens + num_new_tokens) - len(start.shared)
         num_cross = 0 if cross else self.num_blocks_for(len(request.encoder_token_ids))
-        num_join = self._num_join_blocks(request, num_cached_tokens + num_new_tokens)
-        shared = (*cached, *cross)
-        num_revived = sum(self._pool.is_free(block_id) for block_id in shared)
+        num_join = self._num_join_blocks(request, start.num_tokens + num_new_tokens)
         num_needed = num_new_blocks + num_cross + num_join
+        shared = (*start.shared, *cross)
+        num_revived = sum(self._pool.is_free(block_id) for block_id in shared)
         if num_needed + num_revived > self._pool.num_free_blocks:
             return None
         self._pool.share(shared)
         new = self._pool.allocate(num_needed)
         assert new is not None, "the pool has fewer free blocks than it said"
-        table, new_cross = [*cached, *new[:num_new_blocks]], new[num_new_blocks : num_new_blocks + num_cross]
+        table, new_cross = [*start.shared, *new[:num_new_blocks]], new[num_new_blocks : num_new_blocks + num_cross]
         self._tables[request.key] = table
         request.num_slots = len(table) * self.block_size
+        request.num_named_blocks = len(start.shared)
         if cross or new_cross:
             self._cross_tables[request.key] = cross or new_cross
         self._name_cross(request, new_cross)
+        self.host.take(request.key)
         self.num_prompt_tokens_queried += request.num_tokens
-        self.num_prompt_tokens_hit += num_cached_tokens
-        beams = self._join_beams(request, num_cached_tokens + num_new_tokens, new[num_new_blocks + num_cross :])
-        return Allocation(tuple(table), cross or new_cross, num_cached_tokens, num_new_tokens, bool(new_cross), beams)
+        self.num_prompt_tokens_hit += len(start.shared) * self.block_size
+        return Allocation(
+            tuple(table),
+            cross or new_cross,
+            start.num_tokens,
+            num_new_tokens,
+            bool(new_cross),
+            copied_blocks=tuple(zip(start.copied, new, strict=False)),
+            swapped_in=tuple(zip(new, start.host_block_ids, strict=False)),
+            beam_block_ids=self._join_beams(
+                request, start.num_tokens + num_new_tokens, new[num_new_blocks + num_cross :]
+            ),
+        )
 
     def allocate_beams(self, request: Request, num_new_tokens: int) -> tuple[tuple[int, ...], ...] | None:
         """As `allocate_slots`, for the beams of a group: new block ids of each beam, the first one first.
@@ -178,6 +213,17 @@ class KVCacheManager:
             self._pool.name(table[index], hashes[index])
         request.num_named_blocks = max(num_full, request.num_named_blocks)
 
+    def swap_out(self, request: Request) -> bool:
+        """Keep in host memory what a running request has computed; `free` must follow. False if there is no room.
+
+        Tokens in flight are void once it is freed, and the last known one must be computed again for its sample.
+        A beam search starts over, so there is nothing to keep.
+        """
+        if request.beams is not None:
+            return False
+        num_tokens = min(request.num_computed_tokens, request.num_known_tokens - 1)
+        return self.host.put(request.key, self._tables[request.key][: self.num_blocks_for(num_tokens)], num_tokens)
+
     def free(self, request: Request) -> None:
         """Give back every block of `request`, which must hold some. Of its findable blocks the last are lost first."""
         self._pool.free(reversed(self._tables.pop(request.key)))
@@ -188,13 +234,15 @@ class KVCacheManager:
         request.num_slots = 0
 
     def forget_contents(self) -> None:
-        """What the blocks contained is lost; who holds them stays."""
+        """What the blocks contained is lost, host memory included; who holds them stays."""
         self._pool.forget_all()
+        self.host.drop_all()
 
     def check_invariants(self) -> None:
         beams = [table for tables in self._beam_tables.values() for table in tables]
         self._pool.check_invariants([*self._tables.values(), *beams, *self._cross_tables.values()])
         assert self._beam_tables.keys() <= self._tables.keys(), "beams without a request"
+        self.host.check_invariants()
         assert self._cross_tables.keys() <= self._tables.keys(), "cross-attention table without a request"
 
     def _num_join_blocks(self, request: Request, num_tokens: int) -> int:
@@ -214,6 +262,28 @@ class KVCacheManager:
             self._pool.share(full)
         self._beam_tables[request.key] = tables
         return tuple(tuple(table) for table in tables)
+
+    def _find_start(self, request: Request) -> _HeadStart:
+        if request.fork_point is not None and request.fork_point.still_runs:
+            return self._fork(request, request.fork_point.leader)
+        cached, swapped = self._find_prefix(request), self.host.find(request.key)
+        return _HeadStart(
+            max(len(cached) * self.block_size, swapped.num_tokens),
+            cached,
+            self._find_cross(request),
+            host_block_ids=swapped.host_block_ids[len(cached) :],
+        )
+
+    def _fork(self, request: Request, leader: Request) -> _HeadStart:
+        """The prompt of `leader`: its full blocks to share, and the one that both go on writing to as a copy."""
+        num_tokens = min(request.num_prompt_tokens, request.num_tokens - 1)
+        num_full, table = num_tokens // self.block_size, self._tables[leader.key]
+        return _HeadStart(
+            num_tokens,
+            tuple(table[:num_full]),
+            self._cross_tables.get(leader.key, ()),
+            copied=tuple(table[num_full : self.num_blocks_for(num_tokens)]),
+        )
 
     def _find_prefix(self, request: Request) -> tuple[int, ...]:
         """Blocks with the beginning of the sequence, as far as it need not be computed."""

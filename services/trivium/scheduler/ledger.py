@@ -22,4 +22,8 @@ def scheduler_ledger(scheduler: Scheduler, *, sessions: int = 0) -> SchedulerLed
         prefix_tokens_queried=kv_cache.num_prompt_tokens_queried,
         prefix_tokens_hit=kv_cache.num_prompt_tokens_hit,
         sessions=sessions,
+        host_blocks_total=kv_cache.host.num_blocks,
+        host_blocks_free=kv_cache.host.num_free_blocks,
+        swapped_requests=kv_cache.host.num_requests,
+        swaps=scheduler.num_swaps,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -16,12 +17,27 @@ if TYPE_CHECKING:
 
 
 class RequestStatus(StrEnum):
-    """WAITING and PREEMPTED requests are in the queue and own no block; RUNNING ones have a slot and blocks."""
+    """WAITING and PREEMPTED requests are in the queue and own no block; RUNNING ones have a slot and blocks.
+
+    What a PREEMPTED request had computed may be in host memory.
+    """
 
     WAITING = "waiting"
     RUNNING = "running"
     PREEMPTED = "preempted"
     FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class ForkPoint:
+    """`leader` has computed the whole prompt in its `incarnation`; as long as that lasts, its blocks hold it."""
+
+    leader: Request
+    incarnation: int
+
+    @property
+    def still_runs(self) -> bool:
+        return self.leader.slot >= 0 and self.leader.incarnation == self.incarnation
 
 
 class Request:
@@ -71,6 +87,7 @@ class Request:
         self.prompt_logprobs: list[TokenLogprobs] = []  # of the prompt from its second token on, as far as computed
         self.wants_prompt_logprobs = sampling.prompt_logprobs is not None and choice_index == 0
         self.siblings: list[Request] = []  # other choices, which wait until this one has computed their common prompt
+        self.fork_point: ForkPoint | None = None  # of a sibling, until it runs: who has computed the prompt
         self.beams: BeamGroup | None = None  # of beam search: of what is scheduled, and of the choices it is done for
 
     def twin(self, key: int) -> Request:
@@ -83,6 +100,11 @@ class Request:
     def num_tokens(self) -> int:
         """Length of the sequence, tokens in flight included."""
         return self.num_prompt_tokens + len(self.output_token_ids) + self.num_tokens_in_flight
+
+    @property
+    def num_known_tokens(self) -> int:
+        """Length of the sequence without tokens in flight."""
+        return self.num_prompt_tokens + len(self.output_token_ids)
 
     @property
     def num_tokens_to_compute(self) -> int:

@@ -16,11 +16,12 @@ from trivium.scheduler.request import Request
 
 @dataclass(frozen=True, slots=True, order=True)
 class QueuePlace:
-    """Where a request stands among all others; smaller goes first."""
+    """Where a request stands among all others; smaller goes first. No two are equal: they could preempt each other."""
 
     priority: int
     tag: int
     arrival: int
+    key: int  # of the request: the choices of one arrive together
 
 
 class RequestQueue:
@@ -93,8 +94,8 @@ class RequestQueue:
         self._num_arrived += 1
         if place_of is not None and place_of.key in self._places:
             ahead = self._places[place_of.key]
-            return QueuePlace(ahead.priority, ahead.tag, ahead.arrival)
+            return QueuePlace(ahead.priority, ahead.tag, ahead.arrival, request.key)
         start = max(self._now, self._last_tags.get(request.tenant, 0))
         tag = start + len(request.prompt_token_ids) + len(request.encoder_token_ids) + request.max_tokens
         self._last_tags[request.tenant] = tag
-        return QueuePlace(request.priority, tag, self._num_arrived)
+        return QueuePlace(request.priority, tag, self._num_arrived, request.key)

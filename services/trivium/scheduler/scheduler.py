@@ -21,7 +21,7 @@ from trivium.outputs import FinishReason, TokenLogprobs
 from trivium.params import SamplingParams
 from trivium.scheduler.beam_group import BeamGroup
 from trivium.scheduler.kv_cache_manager import Allocation, KVCacheManager
-from trivium.scheduler.request import Request, RequestStatus
+from trivium.scheduler.request import ForkPoint, Request, RequestStatus
 from trivium.scheduler.request_queue import RequestQueue
 from trivium.step import BeamCandidates, CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
 
@@ -59,6 +59,8 @@ class _PlanDraft:
     new_requests: list[NewRequestData] = field(default_factory=list)
     grown: dict[int, tuple[int, ...]] = field(default_factory=dict)  # slot -> new blocks
     encoder_slots: list[int] = field(default_factory=list)
+    copied_blocks: list[tuple[int, int]] = field(default_factory=list)
+    swapped_in: list[tuple[int, int]] = field(default_factory=list)
     has_preempted: bool = False
 
     def add_row(self, request: Request, num_tokens: int) -> None:
@@ -91,6 +93,7 @@ class _PlanDraft:
 
     def drop_rows(self, request: Request) -> None:
         """Take back the rows of a request that loses its slots; its entry in `filled` is of an ended incarnation."""
+        request.num_computed_tokens -= self.rows.get(request.slot, 0)
         for slot in _slots_of(request):
             self.budget += self.rows.pop(slot, 0)
             self.sampling.pop(slot, None)
@@ -124,6 +127,7 @@ class Scheduler:
         self._on_start = on_start
         self._enable_prefix_caching = enable_prefix_caching
         self.num_preemptions = 0
+        self.num_swaps = 0  # preemptions that lost nothing
         self._waiting = RequestQueue()
         self._running: dict[int, Request] = {}  # key -> Request, in order of arrival
         self._freed_slots: list[int] = []  # told to the executor with the next plan
@@ -177,7 +181,7 @@ class Scheduler:
         self._waiting.push(request)
 
     def add_choices(self, choices: Sequence[Request]) -> None:
-        """Queue the choices of one prompt: the first computes it, the others wait for that and find it in the cache."""
+        """Queue the choices of one prompt: the first computes it, the others wait for that and fork from it."""
         leader, *siblings = choices
         self.add_request(leader)
         if leader.is_finished:
@@ -208,6 +212,7 @@ class Scheduler:
             return
         if request in self._waiting:
             self._waiting.remove(request)
+            self.kv_cache.host.drop(request.key)
         elif request.slot >= 0:
             self._release(request)
         request.status, request.finish_reason = RequestStatus.FINISHED, reason
@@ -289,6 +294,8 @@ class Scheduler:
             assert planned == request.num_tokens_in_flight, f"request {request.key}: wrong number in flight"
         for request in self._waiting:
             assert request.slot == -1 and request.num_computed_tokens == 0, f"request {request.key} waits with a slot"
+        num_swapped = sum(self.kv_cache.host.holds(request.key) for request in self._waiting)
+        assert num_swapped == self.kv_cache.host.num_requests, "host blocks are held for requests that do not wait"
         if not self._running:
             assert self.num_held_blocks == 0, "blocks are held though nothing runs"
 
@@ -296,7 +303,10 @@ class Scheduler:
         self.info = info
         self._eos_token_ids = frozenset(info.eos_token_ids)
         self.kv_cache = KVCacheManager(
-            info.num_blocks, info.block_size, enable_prefix_caching=self._enable_prefix_caching
+            info.num_blocks,
+            info.block_size,
+            num_host_blocks=info.num_host_blocks,
+            enable_prefix_caching=self._enable_prefix_caching,
         )
         self._free_slots: deque[int] = deque(range(info.max_num_seqs))
 
@@ -382,7 +392,7 @@ class Scheduler:
         if request.num_preemptions == 0:
             request.num_cached_tokens = min(allocation.num_cached_tokens, len(request.prompt_token_ids))
         request.num_computed_tokens = allocation.num_cached_tokens
-        request.num_named_blocks = allocation.num_cached_tokens // self.kv_cache.block_size
+        request.fork_point = None
         request.slot = self._free_slots.popleft()
         request.status = RequestStatus.RUNNING
         beam_slots: tuple[int, ...] = ()
@@ -391,6 +401,8 @@ class Scheduler:
             request.beams.start(beam_slots)
         self._running[request.key] = request
         self._on_start(request)
+        draft.copied_blocks += allocation.copied_blocks
+        draft.swapped_in += allocation.swapped_in
         draft.new_requests.append(
             NewRequestData(
                 slot=request.slot,
@@ -419,6 +431,9 @@ class Scheduler:
             new_blocks=CachedRequestData(slots=tuple(draft.grown), block_ids=tuple(draft.grown.values())),
             encoder_slots=tuple(draft.encoder_slots),
             freed_slots=freed,
+            copied_blocks=tuple(draft.copied_blocks),
+            swapped_out=self.kv_cache.host.take_pending(),
+            swapped_in=tuple(draft.swapped_in),
         )
 
     def _make_group(self, choices: Sequence[Request], key: int) -> BeamGroup:
@@ -456,11 +471,13 @@ class Scheduler:
         siblings, request.siblings = request.siblings, []
         for sibling in siblings:
             if not sibling.is_finished:
+                sibling.fork_point = ForkPoint(request, request.incarnation)
                 self._waiting.push(sibling, place_of=request)
 
     def _preempt(self, request: Request) -> None:
         self.num_preemptions += 1
         request.num_preemptions += 1
+        self.num_swaps += self.kv_cache.swap_out(request)
         self._requeue(request)
 
     def _requeue(self, request: Request) -> None:

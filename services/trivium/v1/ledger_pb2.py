@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17trivium/v1/ledger.proto\x12\ntrivium.v1\"\x12\n\x10GetLedgerRequest\"\x90\x03\n\x0bLedgerReply\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08uptime_s\x18\x03 \x01(\x01\x12\x14\n\x0copen_streams\x18\x04 \x01(\r\x12\x15\n\rasyncio_tasks\x18\x05 \x01(\r\x12\x0f\n\x07threads\x18\x06 \x01(\r\x12\"\n\x15open_file_descriptors\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x1d\n\x15resident_memory_bytes\x18\x08 \x01(\x04\x12.\n\tscheduler\x18\t \x01(\x0b\x32\x1b.trivium.v1.SchedulerLedger\x12,\n\x08\x65xecutor\x18\n \x01(\x0b\x32\x1a.trivium.v1.ExecutorLedger\x12.\n\ttokenizer\x18\x0b \x01(\x0b\x32\x1b.trivium.v1.TokenizerLedger\x12&\n\x05peers\x18\x0c \x03(\x0b\x32\x17.trivium.v1.LedgerReplyB\x18\n\x16_open_file_descriptors\"\xab\x02\n\x0fSchedulerLedger\x12\x18\n\x10running_requests\x18\x01 \x01(\r\x12\x18\n\x10waiting_requests\x18\x02 \x01(\r\x12\x16\n\x0ewaiting_tokens\x18\x03 \x01(\x04\x12\x14\n\x0c\x62locks_total\x18\x04 \x01(\r\x12\x13\n\x0b\x62locks_free\x18\x05 \x01(\r\x12\x13\n\x0b\x62locks_held\x18\x06 \x01(\r\x12\x15\n\rblocks_cached\x18\x07 \x01(\r\x12\x14\n\x0c\x62locks_cross\x18\x08 \x01(\r\x12\x13\n\x0bpreemptions\x18\t \x01(\x04\x12\x1d\n\x15prefix_tokens_queried\x18\n \x01(\x04\x12\x19\n\x11prefix_tokens_hit\x18\x0b \x01(\x04\x12\x10\n\x08sessions\x18\x0c \x01(\r\"S\n\x0e\x45xecutorLedger\x12\x16\n\x0eoccupied_slots\x18\x01 \x01(\r\x12\x12\n\nsteps_done\x18\x02 \x01(\x04\x12\x15\n\rkv_pool_bytes\x18\x03 \x01(\x04\"=\n\x0fTokenizerLedger\x12\x1a\n\x12\x64\x65tokenize_handles\x18\x01 \x01(\r\x12\x0e\n\x06models\x18\x02 \x03(\t2L\n\x06Ledger\x12\x42\n\tGetLedger\x12\x1c.trivium.v1.GetLedgerRequest\x1a\x17.trivium.v1.LedgerReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17trivium/v1/ledger.proto\x12\ntrivium.v1\"\x12\n\x10GetLedgerRequest\"\x90\x03\n\x0bLedgerReply\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08uptime_s\x18\x03 \x01(\x01\x12\x14\n\x0copen_streams\x18\x04 \x01(\r\x12\x15\n\rasyncio_tasks\x18\x05 \x01(\r\x12\x0f\n\x07threads\x18\x06 \x01(\r\x12\"\n\x15open_file_descriptors\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x1d\n\x15resident_memory_bytes\x18\x08 \x01(\x04\x12.\n\tscheduler\x18\t \x01(\x0b\x32\x1b.trivium.v1.SchedulerLedger\x12,\n\x08\x65xecutor\x18\n \x01(\x0b\x32\x1a.trivium.v1.ExecutorLedger\x12.\n\ttokenizer\x18\x0b \x01(\x0b\x32\x1b.trivium.v1.TokenizerLedger\x12&\n\x05peers\x18\x0c \x03(\x0b\x32\x17.trivium.v1.LedgerReplyB\x18\n\x16_open_file_descriptors\"\x89\x03\n\x0fSchedulerLedger\x12\x18\n\x10running_requests\x18\x01 \x01(\r\x12\x18\n\x10waiting_requests\x18\x02 \x01(\r\x12\x16\n\x0ewaiting_tokens\x18\x03 \x01(\x04\x12\x14\n\x0c\x62locks_total\x18\x04 \x01(\r\x12\x13\n\x0b\x62locks_free\x18\x05 \x01(\r\x12\x13\n\x0b\x62locks_held\x18\x06 \x01(\r\x12\x15\n\rblocks_cached\x18\x07 \x01(\r\x12\x14\n\x0c\x62locks_cross\x18\x08 \x01(\r\x12\x13\n\x0bpreemptions\x18\t \x01(\x04\x12\x1d\n\x15prefix_tokens_queried\x18\n \x01(\x04\x12\x19\n\x11prefix_tokens_hit\x18\x0b \x01(\x04\x12\x10\n\x08sessions\x18\x0c \x01(\r\x12\x19\n\x11host_blocks_total\x18\r \x01(\r\x12\x18\n\x10host_blocks_free\x18\x0e \x01(\r\x12\x18\n\x10swapped_requests\x18\x0f \x01(\r\x12\r\n\x05swaps\x18\x10 \x01(\x04\"S\n\x0e\x45xecutorLedger\x12\x16\n\x0eoccupied_slots\x18\x01 \x01(\r\x12\x12\n\nsteps_done\x18\x02 \x01(\x04\x12\x15\n\rkv_pool_bytes\x18\x03 \x01(\x04\"=\n\x0fTokenizerLedger\x12\x1a\n\x12\x64\x65tokenize_handles\x18\x01 \x01(\r\x12\x0e\n\x06models\x18\x02 \x03(\t2L\n\x06Ledger\x12\x42\n\tGetLedger\x12\x1c.trivium.v1.GetLedgerRequest\x1a\x17.trivium.v1.LedgerReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,11 +36,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEDGERREPLY']._serialized_start=60
   _globals['_LEDGERREPLY']._serialized_end=460
   _globals['_SCHEDULERLEDGER']._serialized_start=463
-  _globals['_SCHEDULERLEDGER']._serialized_end=762
-  _globals['_EXECUTORLEDGER']._serialized_start=764
-  _globals['_EXECUTORLEDGER']._serialized_end=847
-  _globals['_TOKENIZERLEDGER']._serialized_start=849
-  _globals['_TOKENIZERLEDGER']._serialized_end=910
-  _globals['_LEDGER']._serialized_start=912
-  _globals['_LEDGER']._serialized_end=988
+  _globals['_SCHEDULERLEDGER']._serialized_end=856
+  _globals['_EXECUTORLEDGER']._serialized_start=858
+  _globals['_EXECUTORLEDGER']._serialized_end=941
+  _globals['_TOKENIZERLEDGER']._serialized_start=943
+  _globals['_TOKENIZERLEDGER']._serialized_end=1004
+  _globals['_LEDGER']._serialized_start=1006
+  _globals['_LEDGER']._serialized_end=1082
 # @@protoc_insertion_point(module_scope)

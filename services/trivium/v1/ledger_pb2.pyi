@@ -39,7 +39,7 @@ class LedgerReply(_message.Message):
     def __init__(self, service: _Optional[str] = ..., epoch: _Optional[int] = ..., uptime_s: _Optional[float] = ..., open_streams: _Optional[int] = ..., asyncio_tasks: _Optional[int] = ..., threads: _Optional[int] = ..., open_file_descriptors: _Optional[int] = ..., resident_memory_bytes: _Optional[int] = ..., scheduler: _Optional[_Union[SchedulerLedger, _Mapping]] = ..., executor: _Optional[_Union[ExecutorLedger, _Mapping]] = ..., tokenizer: _Optional[_Union[TokenizerLedger, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[LedgerReply, _Mapping]]] = ...) -> None: ...
 
 class SchedulerLedger(_message.Message):
-    __slots__ = ("running_requests", "waiting_requests", "waiting_tokens", "blocks_total", "blocks_free", "blocks_held", "blocks_cached", "blocks_cross", "preemptions", "prefix_tokens_queried", "prefix_tokens_hit", "sessions")
+    __slots__ = ("running_requests", "waiting_requests", "waiting_tokens", "blocks_total", "blocks_free", "blocks_held", "blocks_cached", "blocks_cross", "preemptions", "prefix_tokens_queried", "prefix_tokens_hit", "sessions", "host_blocks_total", "host_blocks_free", "swapped_requests", "swaps")
     RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     WAITING_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,10 @@ class SchedulerLedger(_message.Message):
     PREFIX_TOKENS_QUERIED_FIELD_NUMBER: _ClassVar[int]
     PREFIX_TOKENS_HIT_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    HOST_BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    HOST_BLOCKS_FREE_FIELD_NUMBER: _ClassVar[int]
+    SWAPPED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    SWAPS_FIELD_NUMBER: _ClassVar[int]
     running_requests: int
     waiting_requests: int
     waiting_tokens: int
@@ -64,7 +68,11 @@ class SchedulerLedger(_message.Message):
     prefix_tokens_queried: int
     prefix_tokens_hit: int
     sessions: int
-    def __init__(self, running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., blocks_total: _Optional[int] = ..., blocks_free: _Optional[int] = ..., blocks_held: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., blocks_cross: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_tokens_queried: _Optional[int] = ..., prefix_tokens_hit: _Optional[int] = ..., sessions: _Optional[int] = ...) -> None: ...
+    host_blocks_total: int
+    host_blocks_free: int
+    swapped_requests: int
+    swaps: int
+    def __init__(self, running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., blocks_total: _Optional[int] = ..., blocks_free: _Optional[int] = ..., blocks_held: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., blocks_cross: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_tokens_queried: _Optional[int] = ..., prefix_tokens_hit: _Optional[int] = ..., sessions: _Optional[int] = ..., host_blocks_total: _Optional[int] = ..., host_blocks_free: _Optional[int] = ..., swapped_requests: _Optional[int] = ..., swaps: _Optional[int] = ...) -> None: ...
 
 class ExecutorLedger(_message.Message):
     __slots__ = ("occupied_slots", "steps_done", "kv_pool_bytes")

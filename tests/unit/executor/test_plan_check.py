@@ -20,6 +20,7 @@ LIMITS = BatchLimits(
     num_blocks=20,
     block_size=4,
     vocab_size=100,
+    num_host_blocks=3,
 )
 NEW = NewRequestData(
     slot=1,
@@ -64,6 +65,7 @@ def grown(*blocks: int) -> CachedRequestData:
         SchedulerOutput(2, freed_slots=(0,)),
         SchedulerOutput(2, (0,), (3,), new_requests=(replace(NEW, slot=0),), freed_slots=(0,)),
         with_new(output_token_ids=(4, 5, 6), num_computed_tokens=2, block_ids=(1, 2)),
+        SchedulerOutput(2, swapped_out=((3, 0), (3, 1)), swapped_in=((3, 2), (4, 2)), copied_blocks=((3, 5), (5, 3))),
     ],
 )
 def test_a_fitting_plan_passes(plan: SchedulerOutput) -> None:
@@ -102,6 +104,15 @@ def test_a_fitting_plan_passes(plan: SchedulerOutput) -> None:
         (SchedulerOutput(2, freed_slots=(0, 0)), "slot 0 is freed, but it is not in use"),
         (SchedulerOutput(2, encoder_slots=(2,)), "slot 2 is encoded, but it is not in use"),
         (SchedulerOutput(2, new_blocks=CachedRequestData((2,), ((1,),))), "slot 2 is granted blocks"),
+        (SchedulerOutput(2, copied_blocks=((1, 20),)), "copy: block id 20 is outside"),
+        (SchedulerOutput(2, copied_blocks=((20, 1),)), "copy: block id 20 is outside"),
+        (SchedulerOutput(2, swapped_out=((20, 1),)), "swap: block id 20 is outside"),
+        (SchedulerOutput(2, swapped_out=((1, 3),)), "swap: host block id 3 is outside"),
+        (SchedulerOutput(2, swapped_in=((20, 1),)), "swap: block id 20 is outside"),
+        (SchedulerOutput(2, swapped_in=((1, 3),)), "swap: host block id 3 is outside"),
+        (SchedulerOutput(2, swapped_out=((1, 2), (4, 2))), "host block 2 is copied to twice"),
+        (SchedulerOutput(2, swapped_in=((4, 1), (4, 2))), "block 4 is copied to twice"),
+        (SchedulerOutput(2, copied_blocks=((1, 4), (2, 5), (3, 4))), "block 4 is copied to twice"),
         (SchedulerOutput(2, new_blocks=grown(99)), "block id 99 is outside"),
         (SchedulerOutput(2, new_blocks=grown(1, 2, 3)), "slot 0 gets 4 blocks; limit 3"),
     ],

@@ -154,7 +154,8 @@ def test_ledgers_are_shown_by_service_and_model_and_a_silent_service_is_down(
 ) -> None:
     scheduler = SchedulerLedger(
         running_requests=3, waiting_requests=2, blocks_total=8, blocks_held=2, blocks_free=6, preemptions=5,
-        prefix_tokens_queried=70, prefix_tokens_hit=30,
+        prefix_tokens_queried=70, prefix_tokens_hit=30, host_blocks_total=10, host_blocks_free=4, swapped_requests=2,
+        swaps=7,
     )  # fmt: skip
     tokenizer = LedgerReply(tokenizer=TokenizerLedger(detokenize_handles=9, models=["tiny", "org/other"]))
     tiny.ledgers = {
@@ -178,6 +179,8 @@ def test_ledgers_are_shown_by_service_and_model_and_a_silent_service_is_down(
     assert not [labels for name, labels in samples if ("service", "scheduler") in labels and name != "trivium_up"
                 and ("model", "silent") in labels]  # fmt: skip
     assert value(samples, "trivium_scheduler_blocks_held", service="scheduler", model="tiny") == 2
+    assert value(samples, "trivium_scheduler_host_blocks_free", service="scheduler", model="tiny") == 4
+    assert value(samples, "trivium_scheduler_swaps_total", service="scheduler", model="tiny") == 7
     assert value(samples, "trivium_executor_slots_occupied", service="executor", model="tiny") == 4
     assert value(samples, "trivium_tokenizer_detokenize_handles", service="tokenizer", model="") == 9
     assert value(samples, "trivium_tokenizer_models", service="tokenizer", model="") == 2
@@ -187,7 +190,8 @@ def test_ledgers_are_shown_by_service_and_model_and_a_silent_service_is_down(
     assert value(samples, "trivium_open_file_descriptors", service="gateway", model="") > 3
     expected = {
         "num_requests_running": 3, "num_requests_waiting": 2, "kv_cache_usage_perc": 0.25, "num_preemptions_total": 5,
-        "prefix_cache_queries_total": 70, "prefix_cache_hits_total": 30,
+        "prefix_cache_queries_total": 70, "prefix_cache_hits_total": 30, "num_requests_swapped": 2,
+        "cpu_cache_usage_perc": 0.6,
     }  # fmt: skip
     assert {name: value(samples, f"vllm:{name}", model_name="tiny") for name in expected} == expected
     assert ("vllm:num_requests_running", frozenset({("model_name", "silent")})) not in samples

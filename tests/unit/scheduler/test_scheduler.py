@@ -9,6 +9,7 @@ import pytest
 from toy import EOS, ToyExecutor, expected_output, make_info, make_request
 from trivium.errors import InvalidRequestError
 from trivium.outputs import FinishReason
+from trivium.scheduler.host_pool import HostPool
 from trivium.scheduler.request import Request, RequestStatus
 from trivium.scheduler.scheduler import Scheduler
 from trivium.step import ModelRunnerOutput
@@ -17,9 +18,9 @@ from trivium.step import ModelRunnerOutput
 class World:
     """A scheduler and a toy executor with up to `depth` plans in flight."""
 
-    def __init__(self, depth: int = 2, **info: object) -> None:
+    def __init__(self, depth: int = 2, *, enable_prefix_caching: bool = True, **info: object) -> None:
         self.info = make_info(**info)
-        self.scheduler = Scheduler(self.info)
+        self.scheduler = Scheduler(self.info, enable_prefix_caching=enable_prefix_caching)
         self.executor = ToyExecutor(self.info)
         self.depth = depth
         self.results: deque[ModelRunnerOutput] = deque()
@@ -98,6 +99,20 @@ def test_too_few_blocks_preempt_the_youngest_and_change_no_token() -> None:
     assert world.scheduler.num_preemptions > 0
     assert requests[0].num_preemptions == 0, "the oldest request is never preempted"
     assert [request.output_token_ids for request in requests] == [expected_output(request) for request in requests]
+
+
+@pytest.mark.parametrize("num_host_blocks", [0, 20])
+@pytest.mark.parametrize("num_blocks", [9, 10, 11, 12])
+def test_choices_that_do_not_fit_together_do_not_preempt_each_other_for_ever(
+    num_blocks: int, num_host_blocks: int
+) -> None:
+    world = World(depth=3, num_blocks=num_blocks, num_host_blocks=num_host_blocks)
+    choices = [make_request(key, tuple(range(2, 18)), max_tokens=18, ignore_eos=True) for key in (1, 2, 3)]
+    world.scheduler.add_choices(choices)
+    world.run()
+    assert world.scheduler.num_preemptions > 0
+    assert choices[0].num_preemptions == 0
+    assert [choice.output_token_ids for choice in choices] == [expected_output(choice) for choice in choices]
 
 
 def test_with_memory_for_a_tenth_of_the_load_all_finish_and_none_waits_for_ever() -> None:
@@ -269,13 +284,176 @@ def test_the_same_encoder_input_is_encoded_once(together: bool) -> None:
     assert [request.output_token_ids for request in requests] == [expected_output(request) for request in requests]
 
 
-def test_the_choices_of_a_request_compute_their_prompt_once() -> None:
-    world = World(max_num_batched_tokens=64)
-    choices = [make_request(key, tuple(range(2, 26)), max_tokens=4, ignore_eos=True) for key in (1, 2, 3)]
+@pytest.mark.parametrize("enable_prefix_caching", [True, False])
+@pytest.mark.parametrize("source", [None, tuple(range(2, 20))])
+@pytest.mark.parametrize("length", [1, 2, 22, 23, 24, 25])
+def test_the_choices_of_a_request_compute_their_prompt_once(
+    enable_prefix_caching: bool, source: tuple[int, ...] | None, length: int
+) -> None:
+    world = World(
+        enable_prefix_caching=enable_prefix_caching,
+        is_encoder_decoder=source is not None,
+        max_encoder_len=64,
+        num_blocks=64,
+        max_num_batched_tokens=64,
+    )
+    prompt = tuple(range(2, 2 + length))
+    choices = [make_request(key, prompt, encoder=source, max_tokens=6, ignore_eos=True) for key in range(1, 6)]
     world.scheduler.add_choices(choices)
     world.run()
-    assert [choice.num_cached_tokens for choice in choices] == [0, 20, 20]
+    assert world.executor.num_prompt_tokens == length + 4
+    assert world.executor.num_encoder_runs == (source is not None)
+    assert world.executor.num_copied == (4 if (length - 1) % 4 else 0)
     assert [choice.output_token_ids for choice in choices] == [expected_output(choice) for choice in choices]
+    assert world.scheduler.num_held_blocks == 0
+
+
+def test_choices_hold_the_full_blocks_of_their_prompt_together() -> None:
+    world = World(enable_prefix_caching=False, num_blocks=64, max_num_batched_tokens=64)
+    choices = [make_request(key, tuple(range(2, 24)), max_tokens=9, ignore_eos=True) for key in (1, 2, 3)]  # 22 tokens
+    world.scheduler.add_choices(choices)
+    while not all(choice.slot >= 0 for choice in choices):
+        world.step()
+    assert world.scheduler.num_held_blocks <= 5 + 3 * 2
+
+
+def test_a_resumed_choice_forks_behind_the_whole_prompt() -> None:
+    world = World(enable_prefix_caching=False, max_num_batched_tokens=64)
+    prompt = tuple(range(2, 12))
+    whole = [expected_output(make_request(key, prompt, max_tokens=9, ignore_eos=True)) for key in (1, 2)]
+    choices = [
+        make_request(key, prompt, max_tokens=9, ignore_eos=True, output=tuple(output[:3]))
+        for key, output in zip((1, 2), whole, strict=True)
+    ]
+    world.scheduler.add_choices(choices)
+    world.run()
+    assert world.executor.num_prompt_tokens == len(prompt)
+    assert [choice.output_token_ids for choice in choices] == whole
+
+
+@pytest.mark.parametrize("loss", ["finish", "preempt", "executor"])
+def test_a_choice_whose_leader_is_gone_computes_the_prompt_again(loss: str) -> None:
+    world = World(depth=1, enable_prefix_caching=False, num_blocks=12, max_num_seqs=2, max_num_batched_tokens=64)
+    urgent = make_request(9, tuple(range(2, 25)), max_tokens=22, ignore_eos=True)  # 23 tokens, 6 of 12 blocks
+    urgent.priority = -1
+    choices = [make_request(key, tuple(range(2, 19)), max_tokens=8, ignore_eos=True) for key in (1, 2)]
+    world.scheduler.add_request(urgent)
+    world.scheduler.add_choices(choices)
+    while not choices[0].output_token_ids:
+        world.step()
+    assert choices[1].fork_point is not None and choices[1].slot < 0, "both slots are taken"
+    if loss == "finish":
+        world.scheduler.finish(choices[0], FinishReason.ABORT)
+    elif loss == "executor":
+        world.lose_executor()
+    world.run()
+    assert choices[0].num_preemptions > 0 or loss != "preempt"
+    assert world.executor.num_copied == 0
+    expected = [expected_output(choice) for choice in (urgent, *choices)]
+    assert urgent.output_token_ids == expected[0] and choices[1].output_token_ids == expected[2]
+
+
+def crowd(world: World, *, encoder: tuple[int, ...] | None = None) -> list[Request]:
+    """Five requests of 24 tokens in the end, for a pool of 32."""
+    requests = [
+        make_request(key, (3, 4, 5, key), encoder=encoder, max_tokens=20, ignore_eos=True) for key in range(1, 6)
+    ]
+    for request in requests:
+        world.scheduler.add_request(request)
+    return requests
+
+
+@pytest.mark.parametrize("enable_prefix_caching", [True, False])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_swapped_request_computes_nothing_again_but_its_last_token(depth: int, enable_prefix_caching: bool) -> None:
+    world = World(depth, enable_prefix_caching=enable_prefix_caching, num_blocks=8, num_host_blocks=64)
+    requests = crowd(world)
+    world.run()
+    scheduler = world.scheduler
+    assert [request.output_token_ids for request in requests] == [expected_output(request) for request in requests]
+    assert scheduler.num_swaps > 5 and world.executor.num_swapped_in > 5
+    assert scheduler.kv_cache.host.num_free_blocks == 64
+    # Alone a request computes 23 tokens. What each preemption costs is the last known token, and what was in flight.
+    # Of a prompt that is preempted before its first token is known, the last token is computed again, too.
+    assert world.executor.num_computed_tokens <= 5 * 23 + depth * scheduler.num_preemptions
+
+
+def test_without_room_in_host_memory_a_preempted_request_computes_again() -> None:
+    world = World(num_blocks=8, num_host_blocks=1)
+    requests = crowd(world)
+    world.run()
+    assert world.scheduler.num_preemptions > world.scheduler.num_swaps
+    assert [request.output_token_ids for request in requests] == [expected_output(request) for request in requests]
+
+
+def test_cross_attention_blocks_of_a_swapped_request_are_found_or_encoded_again() -> None:
+    world = World(num_blocks=12, num_host_blocks=64, is_encoder_decoder=True, max_encoder_len=16)
+    requests = crowd(world, encoder=(7, 8, 9, 10, 11))
+    world.run()
+    assert world.scheduler.num_swaps > 0
+    assert [request.output_token_ids for request in requests] == [expected_output(request) for request in requests]
+
+
+def swap_one_out(world: World) -> Request:
+    """A request of a crowd that waits with its KV in host memory."""
+    requests = crowd(world)
+    while world.scheduler.num_swaps == 0:
+        world.step()
+    return next(request for request in requests if world.scheduler.kv_cache.host.holds(request.key))
+
+
+def test_an_aborted_request_gives_back_its_host_blocks() -> None:
+    world = World(num_blocks=8, num_host_blocks=16)
+    request = swap_one_out(world)
+    host = world.scheduler.kv_cache.host
+    before, held = host.num_free_blocks, len(host.find(request.key).host_block_ids)
+    world.scheduler.finish(request, FinishReason.ABORT)
+    world.scheduler.check_invariants()
+    assert held > 0 and host.num_free_blocks == before + held
+    world.run()
+    assert host.num_free_blocks == 16
+
+
+def test_a_swap_that_is_aborted_before_its_plan_is_not_carried_out() -> None:
+    pool = HostPool(2)
+    assert pool.put(1, (7, 8), 5)
+    pool.drop(1)
+    assert pool.put(2, (3,), 4)
+    assert [block_id for block_id, _ in pool.take_pending()] == [3]
+    pool.check_invariants()
+
+
+def test_a_lost_executor_loses_the_host_memory() -> None:
+    world = World(num_blocks=8, num_host_blocks=16)
+    request = swap_one_out(world)
+    world.lose_executor()
+    assert world.scheduler.kv_cache.host.num_free_blocks == 16
+    world.run()
+    assert request.output_token_ids == expected_output(request)
+
+
+def test_an_executor_that_comes_back_with_another_host_pool_is_adopted() -> None:
+    world = World(num_blocks=8, num_host_blocks=16)
+    request = swap_one_out(world)
+    world.lose_executor()
+    world.info = make_info(num_blocks=8, num_host_blocks=3)
+    assert world.scheduler.adopt(world.info) == []
+    world.executor = ToyExecutor(world.info, last_step=world.executor.last_step)
+    world.run()
+    assert world.scheduler.kv_cache.host.num_free_blocks == 3
+    assert request.output_token_ids == expected_output(request)
+
+
+def test_what_the_prefix_cache_still_has_is_not_copied_back() -> None:
+    world = World(depth=1, num_blocks=7, num_host_blocks=16, max_num_batched_tokens=64)
+    first = make_request(1, tuple(range(2, 18)), max_tokens=4, ignore_eos=True)  # 4 blocks, and soon one more
+    second = make_request(2, tuple(range(20, 30)), max_tokens=9, ignore_eos=True)  # 2 full blocks and a part of one
+    for request in (first, second):
+        world.scheduler.add_request(request)
+    world.run()
+    assert world.scheduler.num_swaps == 1 and second.num_preemptions == 1
+    assert (world.executor.num_swapped_out, world.executor.num_swapped_in) == (3, 1)
+    assert second.output_token_ids == expected_output(second)
 
 
 @pytest.mark.parametrize("when", ["before", "during"])
@@ -330,6 +508,8 @@ def test_random_timelines_leave_every_request_with_its_own_tokens(seed: int) -> 
         max_num_batched_tokens=rng.randint(6, 24),
         is_encoder_decoder=bool(seed % 2),
         max_encoder_len=20,
+        num_host_blocks=rng.choice((0, 5, 30)),
+        enable_prefix_caching=rng.random() < 0.7,
     )
     requests: list[Request] = []
     for key in range(1, 40):
@@ -361,3 +541,4 @@ def test_random_timelines_leave_every_request_with_its_own_tokens(seed: int) -> 
         else:
             assert request.output_token_ids == expected_output(request)
     assert world.scheduler.num_held_blocks == 0
+    assert world.scheduler.kv_cache.host.num_requests == 0

@@ -1,15 +1,17 @@
 """Random histories of the whole scheduler against a plain-list model, and planted mistakes that it must notice.
 
 The model is the toy executor: it keeps block contents as lists of tokens, so that a block shared, freed, granted,
-named or found wrongly changes what some request generates, and `expected_output` says what it must generate.
+named, found, copied or swapped wrongly changes what some request generates, and `expected_output` says what it must
+generate.
 """
 
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -20,8 +22,9 @@ from toy import ToyExecutor, expected_logprobs, expected_output, make_info, make
 from trivium.outputs import FinishReason, TokenLogprobs
 from trivium.scheduler import block_hash
 from trivium.scheduler.block_pool import BlockPool
+from trivium.scheduler.host_pool import HostPool
 from trivium.scheduler.kv_cache_manager import KVCacheManager
-from trivium.scheduler.request import Request
+from trivium.scheduler.request import ForkPoint, Request
 from trivium.scheduler.scheduler import Scheduler
 from trivium.step import ModelRunnerOutput
 
@@ -34,26 +37,42 @@ PREFIXES = [(2, 3) * 6, (2, 3, 4, 5) * 3, (4, 5, 2, 3, 2, 3, 4, 5, 4, 5, 2, 3)]
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Small pools, small blocks, few prefixes: sharing, eviction and preemption happen all the time."""
+    """Small pools, small blocks, few prefixes: sharing, eviction, preemption and swaps happen all the time."""
+
+    seen: ClassVar[Counter[str]] = Counter()  # what happened in all runs
 
     @initialize(
         num_blocks=st.integers(12, 24),
+        block_size=st.sampled_from([2, 3]),
+        num_host_blocks=st.sampled_from([0, 4, 12, 40]),
+        enable_prefix_caching=st.booleans(),
         max_num_seqs=st.integers(1, 6),
         budget=st.integers(2, 24),
         is_encoder_decoder=st.booleans(),
         depth=st.integers(1, 3),
     )
-    def start(self, num_blocks: int, max_num_seqs: int, budget: int, is_encoder_decoder: bool, depth: int) -> None:
+    def start(
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_host_blocks: int,
+        enable_prefix_caching: bool,
+        max_num_seqs: int,
+        budget: int,
+        is_encoder_decoder: bool,
+        depth: int,
+    ) -> None:
         self.info = make_info(
             num_blocks=num_blocks,
-            block_size=2,
+            num_host_blocks=num_host_blocks,
+            block_size=block_size,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget,
             is_encoder_decoder=is_encoder_decoder,
             max_encoder_len=12,
         )
         self.depth = depth
-        self.scheduler = Scheduler(self.info)
+        self.scheduler = Scheduler(self.info, enable_prefix_caching=enable_prefix_caching)
         self.executor = ToyExecutor(self.info)
         self.results: deque[ModelRunnerOutput] = deque()
         self.requests: list[Request] = []
@@ -82,12 +101,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         salt: str,
         priority: int,
         n: int,
-        logprobs: int | None,
-        prompt_logprobs: int | None,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
     ) -> None:
         encoder = source[: 2 + length] if self.info.is_encoder_decoder else None
         choices = []
-        for _ in range(n):
+        for index in range(n):
             key = len(self.requests) + 1
             request = make_request(
                 key,
@@ -96,7 +115,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 max_tokens=max_tokens,
                 cache_salt=salt,
                 logprobs=logprobs,
-                prompt_logprobs=prompt_logprobs,
+                prompt_logprobs=prompt_logprobs if index == 0 else None,
             )
             request.priority = priority
             self.scheduler.check_admission(request)
@@ -105,6 +124,33 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.logprobs[key] = []
             choices.append(request)
         self.scheduler.add_choices(choices)
+
+    @rule(
+        prompt=st.sampled_from(PREFIXES),
+        length=st.integers(1, 6),
+        source=st.sampled_from(PREFIXES),
+        count=st.integers(2, 4),
+        n=st.integers(1, 2),
+        num_steps=st.integers(6, 16),
+        prompt_logprobs=st.sampled_from([None, 1]),
+    )
+    def crowd(
+        self,
+        prompt: tuple[int, ...],
+        length: int,
+        source: tuple[int, ...],
+        count: int,
+        n: int,
+        num_steps: int,
+        prompt_logprobs: int | None,
+    ) -> None:
+        """Requests that each grow to a good part of the pool, and steps in which some of them are preempted."""
+        for tail in range(2, 2 + count):
+            self.add(prompt, length, tail, source[:6], 10, salt="", priority=0, n=n, prompt_logprobs=prompt_logprobs)
+        for _ in range(num_steps):
+            self.plan()
+            self.plan()
+            self.acknowledge()
 
     @rule()
     def plan(self) -> None:
@@ -123,13 +169,39 @@ class SchedulerMachine(RuleBasedStateMachine):
     def abort(self, data: st.DataObject) -> None:
         alive = [request for request in self.requests if not request.is_finished]
         if alive:
-            self.scheduler.finish(data.draw(st.sampled_from(alive)), FinishReason.ABORT)
+            self.finish(data.draw(st.sampled_from(alive)))
+
+    @rule(data=st.data())
+    def abort_one_that_is_swapped_out(self, data: st.DataObject) -> None:
+        swapped = [request for request in self.requests if self.scheduler.kv_cache.host.holds(request.key)]
+        if swapped:
+            self.finish(data.draw(st.sampled_from(swapped)))
+
+    def finish(self, request: Request) -> None:
+        self.seen["swapped requests aborted"] += self.scheduler.kv_cache.host.holds(request.key)
+        self.scheduler.finish(request, FinishReason.ABORT)
 
     @rule()
     def lose_executor(self) -> None:
         self.scheduler.requeue_all()
+        self.replace_executor()
+
+    @rule(num_host_blocks=st.sampled_from([0, 4, 40]))
+    def adopt_executor(self, num_host_blocks: int) -> None:
+        self.info = replace(self.info, num_host_blocks=num_host_blocks)
+        self.scheduler.requeue_all()
+        assert self.scheduler.adopt(self.info) == []
+        self.replace_executor()
+
+    def replace_executor(self) -> None:
+        self.count()
         self.executor = ToyExecutor(self.info, last_step=self.executor.last_step)
         self.results.clear()
+
+    def count(self) -> None:
+        self.seen["copies"] += self.executor.num_copied
+        self.seen["swaps out"] += self.executor.num_swapped_out
+        self.seen["swaps in"] += self.executor.num_swapped_in
 
     @invariant()
     def is_consistent(self) -> None:
@@ -147,6 +219,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         wanted = expected_logprobs(request, of_prompt=True) if request.sampling.prompt_logprobs is not None else []
         assert request.prompt_logprobs == wanted, f"prompt of request {request.key}"
 
+    @invariant()
+    def a_host_block_has_one_owner_that_waits(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        host = self.scheduler.kv_cache.host
+        owned = {request.key: host.find(request.key).host_block_ids for request in self.requests}
+        blocks = [block_id for ids in owned.values() for block_id in ids]
+        assert len(blocks) == len(set(blocks)) and all(0 <= block_id < self.info.num_host_blocks for block_id in blocks)
+        assert len(blocks) + host.num_free_blocks == self.info.num_host_blocks, "host blocks are lost"
+        for request in self.requests:
+            if owned[request.key]:
+                assert request.slot < 0 and not request.is_finished, f"request {request.key} keeps host blocks"
+
     def teardown(self) -> None:
         """Everything that was not aborted comes to its end, and nothing stays held."""
         if not hasattr(self, "scheduler"):
@@ -163,6 +248,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert request.output_token_ids == self.expected[request.key]
                 self.check_logprobs(request)
         assert self.scheduler.num_held_blocks == 0
+        assert self.scheduler.kv_cache.host.num_free_blocks == self.info.num_host_blocks
+        self.count()
 
 
 def run(num_steps: int, *, shrink: bool = True) -> None:
@@ -183,7 +270,10 @@ def run(num_steps: int, *, shrink: bool = True) -> None:
 
 
 def test_no_history_breaks_the_scheduler() -> None:
+    SchedulerMachine.seen.clear()
     run(NUM_STEPS)
+    for what in ("copies", "swaps out", "swaps in", "swapped requests aborted"):
+        assert SchedulerMachine.seen[what] > 10, f"{what}: {SchedulerMachine.seen}"
 
 
 def _free_nothing(self: BlockPool, block_ids: Any) -> None:
@@ -238,7 +328,7 @@ def _forget_cross(self: KVCacheManager, request: Request) -> None:
     request.num_named_blocks = request.num_slots = 0
 
 
-def _remember_after_loss(self: KVCacheManager) -> None:
+def _remember_after_loss(self: object) -> None:
     return None
 
 
@@ -258,10 +348,52 @@ def _prompt_logprobs_again(self: Request, start: int, values: Any) -> None:
     self.prompt_logprobs.extend(values)
 
 
+def _swap_the_wrong_blocks(self: HostPool, key: int, block_ids: Any, num_tokens: int) -> bool:
+    return _original["put"](self, key, [*block_ids[1:], *block_ids[:1]], num_tokens)
+
+
+def _swap_tokens_in_flight(self: KVCacheManager, request: Request) -> bool:
+    num_tokens = min(request.num_computed_tokens, request.num_known_tokens)
+    return self.host.put(request.key, self._tables[request.key][: self.num_blocks_for(num_tokens)], num_tokens)
+
+
+def _take_leaks(self: HostPool, key: int) -> None:
+    self._swapped.pop(key, None)
+
+
+def _drop_nothing(self: HostPool, key: int) -> None:
+    return None
+
+
+def _keep_host_blocks(self: HostPool, key: int) -> None:
+    return None
+
+
+def _copy_nothing_back(self: KVCacheManager, request: Request, max_new_tokens: int) -> Any:
+    allocation = _original["allocate_first"](self, request, max_new_tokens)
+    return allocation and replace(allocation, swapped_in=())
+
+
+def _share_the_partial_block(self: KVCacheManager, request: Request, leader: Request) -> Any:
+    start = _original["_fork"](self, request, leader)
+    return replace(start, shared=(*start.shared, *start.copied), copied=())
+
+
+def _copy_the_first_block(self: KVCacheManager, request: Request, leader: Request) -> Any:
+    start = _original["_fork"](self, request, leader)
+    return replace(start, copied=start.copied and (self._tables[leader.key][0],))
+
+
+def _fork_from_any_incarnation(self: ForkPoint) -> bool:
+    return self.leader.slot >= 0
+
+
 _original: dict[str, Callable[..., Any]] = {
     "free": BlockPool.free,
     "allocate_first": KVCacheManager.allocate_first,
     "cache_full_blocks": KVCacheManager.cache_full_blocks,
+    "_fork": KVCacheManager._fork,
+    "put": HostPool.put,
     "root_hash": block_hash.root_hash,
     "chain_hash": block_hash.chain_hash,
 }
@@ -280,13 +412,25 @@ MUTANTS: list[tuple[Any, str, Any]] = [
     (KVCacheManager, "free", _forget_cross),
     (KVCacheManager, "forget_contents", _remember_after_loss),
     (KVCacheManager, "num_blocks_for", _one_block_short),
+    (KVCacheManager, "swap_out", _swap_tokens_in_flight),
+    (KVCacheManager, "allocate_first", _copy_nothing_back),
+    (KVCacheManager, "_fork", _share_the_partial_block),
+    (KVCacheManager, "_fork", _copy_the_first_block),
+    (ForkPoint, "still_runs", property(_fork_from_any_incarnation)),
+    (HostPool, "put", _swap_the_wrong_blocks),
+    (HostPool, "take", _take_leaks),
+    (HostPool, "take", _keep_host_blocks),
+    (HostPool, "drop", _drop_nothing),
+    (HostPool, "drop_all", _remember_after_loss),
     ("trivium.scheduler.request.root_hash", "", _root_without_source),
     ("trivium.scheduler.block_hash.chain_hash", "", _chain_without_parent),
 ]
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "mutant"), MUTANTS, ids=[getattr(mutant, "__name__", name) for _, name, mutant in MUTANTS]
+    ("owner", "name", "mutant"),
+    MUTANTS,
+    ids=[getattr(getattr(mutant, "fget", mutant), "__name__", name) for _, name, mutant in MUTANTS],
 )
 def test_a_planted_mistake_is_caught(owner: Any, name: str, mutant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if isinstance(owner, str):
