@@ -273,7 +273,7 @@ def test_no_history_breaks_the_scheduler() -> None:
     SchedulerMachine.seen.clear()
     run(NUM_STEPS)
     for what in ("copies", "swaps out", "swaps in", "swapped requests aborted"):
-        assert SchedulerMachine.seen[what] > 10, f"{what}: {SchedulerMachine.seen}"
+        assert SchedulerMachine.seen[what] > 3, f"{what}: {SchedulerMachine.seen}"
 
 
 def _free_nothing(self: BlockPool, block_ids: Any) -> None:
