@@ -30,6 +30,7 @@ from trivium_gateway.metrics import GatewayMetrics
 from trivium_gateway.models import HealthEndpoints, ModelEndpoints
 from trivium_gateway.routing import ModelRoutes
 from trivium_gateway.server import DRAIN_TIMEOUT_S, bind, run_server
+from trivium_gateway.text_tasks import SummarizationsEndpoint, TranslationsEndpoint
 
 
 def create_app(
@@ -52,6 +53,8 @@ def create_app(
             Route("/v1/models/{name:path}", models.get_model),
             Route("/v1/completions", CompletionsEndpoint(routes, drain, metrics), methods=["POST"]),
             Route("/v1/chat/completions", ChatEndpoint(routes, drain, metrics), methods=["POST"]),
+            Route("/v1/translations", TranslationsEndpoint(routes, drain, metrics), methods=["POST"]),
+            Route("/v1/summarizations", SummarizationsEndpoint(routes, drain, metrics), methods=["POST"]),
             Route("/metrics", MetricsEndpoint(routes, metrics).get),
         ],
         middleware=[Middleware(FrontDoor, api_key=ApiKeyCheck(api_key), drain=drain, metrics=metrics)],

@@ -32,18 +32,21 @@ def width_field(request: GenerationFields) -> str:
     return next((name for name in (*_WIDTHS, "best_of") if getattr(request, name) is not None), "n")
 
 
-def beam_settings(request: GenerationFields) -> BeamSettings | None:
-    """The beam search that `request` asks for, if any.
+def given_beams(request: GenerationFields) -> dict[str, Any]:
+    """What `request` says about beam search, by the names that `resolve_sampling` takes.
 
-    Raises InvalidRequestError for values out of range, fields that contradict each other, and fields of beam search in
-    a request without.
+    `beam` of None if it wants none, whatever the checkpoint's default. Raises InvalidRequestError for values out of
+    range and fields that contradict each other.
     """
     for name in _WIDTHS:
         if getattr(request, name) is not None:
             check_int(name, getattr(request, name), 1, MAX_BEAM_WIDTH)
+    settings = {field: value for field in _SETTINGS if (value := getattr(request, field)) is not None}
     if not wants_beams(request):
+        if request.use_beam_search is None and all(getattr(request, name) is None for name in _WIDTHS):
+            return settings
         _check_unused(request)
-        return None
+        return {"beam": None}
     if request.use_beam_search is False:
         raise _conflict(f"use_beam_search is false, but {width_field(request)} asks for beams", "use_beam_search")
     name = width_field(request)
@@ -51,10 +54,8 @@ def beam_settings(request: GenerationFields) -> BeamSettings | None:
     for other in ("beam_width", "best_of"):
         if getattr(request, other) not in (None, width):
             raise _conflict(f"{name} and {other} differ: both are the number of beams", other)
-    settings: dict[str, Any] = {
-        key: value for field, (key, _) in _SETTINGS.items() if (value := getattr(request, field)) is not None
-    }
-    return BeamSettings(width=width, **settings)
+    beam = BeamSettings(width=width, **{_SETTINGS[field][0]: value for field, value in settings.items()})
+    return {"num_beams": width, **settings} if width > 1 else {"beam": beam}
 
 
 def _check_unused(request: GenerationFields) -> None:

@@ -4,7 +4,7 @@ A decoder-only model gets the messages by its chat template. For an encoder-deco
 conversation, the last user message is the encoder input, and a final assistant message with
 `continue_final_message=true` is the decoder prompt; messages before them are not read.
 
-The output limit defaults to what the context has room for.
+The output limit defaults to the checkpoint's own, else to what the context has room for.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from trivium_gateway.openai_protocol import (
     ChatCompletionRequest,
     ChatMessage,
 )
-from trivium_gateway.sampling import check_num_logprobs, fit_sampling, sampling_params, shown_finish
+from trivium_gateway.prompts import with_languages
+from trivium_gateway.sampling import check_num_logprobs, fit_sampling, given_sampling, shown_finish
 from trivium_gateway.streaming import ChunkEncoder
 from trivium_gateway.usage import Usage
 
@@ -60,7 +61,7 @@ class ChatEndpoint(GenerationEndpoint[ChatCompletionRequest]):
             places.append(("max_tokens", "max_completion_tokens"))
         form = self.logprobs_form(request)
         try:
-            sampling = sampling_params(request, max_tokens=_max_tokens(request), info=info, logprobs=form)
+            given = given_sampling(request, max_tokens=_max_tokens(request), info=info, logprobs=form)
             if info.is_encoder_decoder:
                 prompt: Prompt = _encoder_decoder_prompt(messages, continues=continues)
             else:
@@ -70,8 +71,10 @@ class ChatEndpoint(GenerationEndpoint[ChatCompletionRequest]):
                         messages, add_generation_prompt=adds_prompt, continue_final_message=continues
                     )
                 )
+            prompt = with_languages(prompt, request.source_language, request.target_language)
             encoded = await encode_prompt(prompt, engine, info)
-            return [Job(encoded, fit_sampling(sampling, encoded, info, default_max_tokens=None))]
+            fitting = await fit_sampling(given, encoded, info, engine, fallback_max_tokens=None)
+            return [Job(encoded, fitting.sampling, fitting.applied)]
         except InvalidRequestError as error:
             for part, to in places:
                 if (error.param or "").startswith(part):

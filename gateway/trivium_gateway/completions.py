@@ -1,7 +1,8 @@
 """POST /v1/completions.
 
-`max_tokens` defaults to 16, as OpenAI documents. For an encoder-decoder model, whose output is as long as its input
-asks for, it defaults to 256 or what the model can do, whichever is less.
+Where neither the request nor the checkpoint has a limit, `max_tokens` is 16, as OpenAI documents. For an
+encoder-decoder model, whose output is as long as its input asks for, it is 256 or what the model can do, whichever is
+less.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from msgspec import UNSET
 from trivium.config import ModelInfo
 from trivium.engine import EngineClient
 from trivium.errors import InvalidRequestError
+from trivium.generation_defaults import default_max_tokens
 from trivium.inputs import EncodedPrompt
 from trivium.outputs import ChoiceDelta, CompletionOutput, TokenLogprobs
 from trivium_gateway.endpoint import GenerationEndpoint, Job
@@ -26,12 +28,9 @@ from trivium_gateway.openai_protocol import (
     CompletionRequest,
 )
 from trivium_gateway.prompts import completion_prompts, encode_prompts
-from trivium_gateway.sampling import check_num_logprobs, fit_sampling, sampling_params, shown_finish
+from trivium_gateway.sampling import check_num_logprobs, fit_sampling, given_sampling, shown_finish
 from trivium_gateway.streaming import ChunkEncoder
 from trivium_gateway.usage import Usage
-
-DEFAULT_MAX_TOKENS = 16
-DEFAULT_MAX_TOKENS_ENCODER_DECODER = 256
 
 
 class CompletionsEndpoint(GenerationEndpoint[CompletionRequest]):
@@ -44,16 +43,16 @@ class CompletionsEndpoint(GenerationEndpoint[CompletionRequest]):
 
     async def jobs(self, request: CompletionRequest, engine: EngineClient, info: ModelInfo) -> list[Job]:
         form = self.logprobs_form(request)
-        sampling = sampling_params(request, max_tokens=request.max_tokens, info=info, logprobs=form)
-        default = DEFAULT_MAX_TOKENS_ENCODER_DECODER if info.is_encoder_decoder else DEFAULT_MAX_TOKENS
+        given = given_sampling(request, max_tokens=request.max_tokens, info=info, logprobs=form)
+        fallback = default_max_tokens(info)
         placed_prompts = completion_prompts(request, info)
         jobs = []
         for placed, prompt in zip(placed_prompts, await encode_prompts(placed_prompts, engine, info), strict=True):
             try:
-                fitting = fit_sampling(sampling, prompt, info, default_max_tokens=default)
+                fitting = await fit_sampling(given, prompt, info, engine, fallback_max_tokens=fallback)
             except InvalidRequestError as error:
                 raise relocated(error, part="prompt", to=placed.param) from None
-            jobs.append(Job(prompt, fitting))
+            jobs.append(Job(prompt, fitting.sampling, fitting.applied))
         return jobs
 
     def logprobs_form(self, request: CompletionRequest) -> LogprobsForm:

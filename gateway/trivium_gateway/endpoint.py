@@ -1,6 +1,6 @@
-"""What completions and chat share: from the request bytes to a running generation to the response.
+"""What the generating endpoints share: from the request bytes to a running generation to the response.
 
-`GenerationEndpoint.__call__` is the life of one call. The two endpoints differ in how they read a prompt and in how
+`GenerationEndpoint.__call__` is the life of one call. The endpoints differ in how they read a prompt and in how
 they write choices; those are the methods that they implement.
 """
 
@@ -10,7 +10,8 @@ import logging
 import time
 import uuid
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
@@ -43,10 +44,11 @@ RequestT = TypeVar("RequestT", bound=GenerationFields)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One prompt with the parameters that fit it."""
+    """One prompt with the parameters that fit it, and which of them come from the checkpoint."""
 
     prompt: EncodedPrompt
     sampling: SamplingParams
+    applied_defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 class GenerationEndpoint(ABC, Generic[RequestT]):
@@ -143,10 +145,13 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
             began_s=began_s,
             logprobs=self.logprobs_form(request),
             token_texts=TokenTexts(engine),
+            applied_defaults=jobs[0].applied_defaults if request.debug else None,
         )
 
     async def _send_whole(self, generation: Generation, receive: Receive, send: Send) -> None:
         collector = ChoiceCollector(generation.num_choices)
         await run_generation(generation, collector, watch_disconnect(receive), self._drain.watch())
         response = self.response(generation, collector, generation.usage(collector.num_tokens))
+        if generation.applied_defaults is not None:
+            response = msgspec.structs.replace(response, applied_defaults=dict(generation.applied_defaults))
         await send_json(send, msgspec.json.encode(response))

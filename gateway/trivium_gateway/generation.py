@@ -6,7 +6,7 @@ complete, has failed, was cut by the end of the server, or lost its client.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -28,6 +28,7 @@ class Generation:
 
     began_s: when the call came in, on the monotonic clock. metrics: where it is counted. token_texts: of the tokens
     that deltas with log-probabilities name, and of prompts that are shown; known before a sink gets the delta.
+    applied_defaults: what the response has to say about them, None for nothing.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Generation:
     began_s: float
     logprobs: LogprobsForm
     token_texts: TokenTexts
+    applied_defaults: Mapping[str, Any] | None = None
 
     @property
     def n(self) -> int:

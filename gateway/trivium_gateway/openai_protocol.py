@@ -24,9 +24,11 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
-    """What completions and chat have in common. The sampling fields are checked by `SamplingParams`.
+    """What all generating endpoints have in common. The sampling fields are checked by `SamplingParams`.
 
     The names of `ALIASES` mean the same as other fields; `beams.py` reads what follows `use_beam_search`.
+    source_language and target_language are for multilingual encoder-decoder models. debug: the response says which
+    defaults of the checkpoint were applied.
     """
 
     model: str | None = None
@@ -82,6 +84,9 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
     user: str | None = None
     metadata: dict[str, str] | None = None
     prompt_logprobs: int | None = None
+    source_language: str | None = None
+    target_language: str | None = None
+    debug: bool | None = None
 
 
 # transformers' name -> the field that it is another name of
@@ -89,7 +94,7 @@ ALIASES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "num_
 
 
 class CompletionRequest(GenerationFields, frozen=True, kw_only=True):
-    """POST /v1/completions. The last two are an extension for encoder-decoder models; null means an empty side.
+    """POST /v1/completions. The last two are an extension for encoder-decoder models; a null decoder side is empty.
 
     logprobs: the number of most likely tokens to report at each position.
     """
@@ -148,6 +153,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     choices: list[CompletionChoice]
     usage: Usage
+    applied_defaults: dict[str, Any] | UnsetType = UNSET
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,6 +198,37 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     choices: list[ChatChoice]
     usage: Usage
     prompt_logprobs: list[dict[int, PromptLogprob] | None] | UnsetType = UNSET
+    applied_defaults: dict[str, Any] | UnsetType = UNSET
+
+
+class TextTaskRequest(GenerationFields, frozen=True, kw_only=True):
+    """POST /v1/translations and /v1/summarizations. max_length and min_length count the decoder's start token, too."""
+
+    input: Any = None
+    max_length: int | None = None
+    min_length: int | None = None
+
+
+class TextTaskResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One output; `input_index` counts the request's inputs."""
+
+    index: int
+    input_index: int
+    text: str
+    finish_reason: FinishName
+    stop_reason: str | int | None
+
+
+class TextTaskResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """`object` is "translation" or "summarization"."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    results: list[TextTaskResult]
+    usage: Usage
+    applied_defaults: dict[str, Any] | UnsetType = UNSET
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -242,6 +279,13 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
 UNSUPPORTED_COMPLETION: dict[str, tuple[object, ...]] = _UNSUPPORTED | {
     "top_logprobs": _UNUSED,
     "suffix": (None, ""),
+    "add_special_tokens": (None, True),
+}
+UNSUPPORTED_TEXT_TASK: dict[str, tuple[object, ...]] = _UNSUPPORTED | {
+    "echo": (None, False),
+    "logprobs": (None, False),
+    "prompt_logprobs": _UNUSED,
+    "stream": (None, False),
     "add_special_tokens": (None, True),
 }
 UNSUPPORTED_CHAT: dict[str, tuple[object, ...]] = _UNSUPPORTED | {

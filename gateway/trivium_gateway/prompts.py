@@ -3,10 +3,11 @@
 | `prompt` | `encoder_prompt` | `decoder_prompt` | meaning |
 |---|---|---|---|
 | one or several | - | - | prompt, or encoder input of an encoder-decoder model |
-| one or several | - | one | encoder input(s), all with this decoder prompt |
-| - | one | one or null | both sides of one encoder-decoder prompt |
+| - | one or several | -, null | encoder input |
+| either of them: one or several || one | encoder input(s), all with this decoder prompt |
+| either of them: several || as many | each encoder input with its decoder prompt |
 
-Each side is text or token ids; several prompts are a list of texts or a list of id lists.
+Each side is text or token ids, and the sides may differ in kind; several are a list of texts or a list of id lists.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from trivium.inputs import (
     ExplicitEncoderDecoderPrompt,
     Prompt,
     SingletonPrompt,
+    TextPrompt,
     TokensPrompt,
     check_token_ids,
 )
@@ -53,31 +55,41 @@ class _Limit:
 
 def completion_prompts(request: CompletionRequest, info: ModelInfo) -> list[PlacedPrompt]:
     """The prompts of `request`, at least one. Raises InvalidRequestError that names the part that is wrong."""
-    decoder = request.decoder_prompt
-    if request.encoder_prompt is None and request.prompt is None:
+    decoder, is_explicit = request.decoder_prompt, request.encoder_prompt is not None
+    if not is_explicit and request.prompt is None:
         param = "prompt" if decoder is UNSET else "encoder_prompt"
         raise InvalidRequestError(f"{param} is missing", param=param, code="missing_prompt")
-    if request.encoder_prompt is None:
-        sides = _several(request.prompt, _main_limit(info))
-        if decoder is UNSET:
-            return [PlacedPrompt(prompt, param) for prompt, param in sides]
-        target = _decoder_side(decoder, info)
-        return [PlacedPrompt(_pair(prompt, target), param) for prompt, param in sides]
-    if request.prompt is not None:
+    if is_explicit and request.prompt is not None:
         raise InvalidRequestError(
             "give the encoder input as prompt or as encoder_prompt, not both",
             param="encoder_prompt",
             code="conflicting_parameters",
         )
-    if decoder is UNSET and info.is_encoder_decoder:
-        raise InvalidRequestError(
-            "decoder_prompt is missing: give it, set it to null, or use prompt instead of encoder_prompt",
-            param="decoder_prompt",
-            code="missing_prompt",
-        )
-    source = _side(request.encoder_prompt, "encoder_prompt", _main_limit(info))
-    target = None if decoder is UNSET else _decoder_side(decoder, info)
-    return [PlacedPrompt(_pair(source, target), "encoder_prompt")]
+    if is_explicit:
+        sides = _several(request.encoder_prompt, "encoder_prompt", _main_limit(info))
+    else:
+        sides = _several(request.prompt, "prompt", _main_limit(info))
+    if decoder is UNSET and not is_explicit:
+        prompts: list[Prompt] = [prompt for prompt, _ in sides]
+    else:
+        targets = _decoder_sides(None if decoder is UNSET else decoder, len(sides), info)
+        prompts = [
+            ExplicitEncoderDecoderPrompt(encoder_prompt=prompt, decoder_prompt=target)
+            for (prompt, _), target in zip(sides, targets, strict=True)
+        ]
+    return [
+        PlacedPrompt(with_languages(prompt, request.source_language, request.target_language), param)
+        for prompt, (_, param) in zip(prompts, sides, strict=True)
+    ]
+
+
+def with_languages(prompt: Prompt, source_language: str | None, target_language: str | None) -> Prompt:
+    """`prompt` with the languages that a request names."""
+    if source_language is None and target_language is None:
+        return prompt
+    languages = {"source_language": source_language, "target_language": target_language}
+    named: Any = {**(TextPrompt(prompt=prompt) if isinstance(prompt, str) else prompt), **languages}
+    return named  # type: ignore[no-any-return]
 
 
 async def encode_prompts(prompts: list[PlacedPrompt], engine: EngineClient, info: ModelInfo) -> list[EncodedPrompt]:
@@ -93,10 +105,6 @@ async def _encode(placed: PlacedPrompt, engine: EngineClient, info: ModelInfo) -
         raise relocated(error, part=part, to=placed.param) from None
 
 
-def _pair(encoder: SingletonPrompt, decoder: SingletonPrompt | None) -> ExplicitEncoderDecoderPrompt:
-    return ExplicitEncoderDecoderPrompt(encoder_prompt=encoder, decoder_prompt=decoder)
-
-
 def _main_limit(info: ModelInfo) -> _Limit:
     return (
         _Limit(info.max_encoder_len, "encoder_prompt")
@@ -105,25 +113,32 @@ def _main_limit(info: ModelInfo) -> _Limit:
     )
 
 
-def _decoder_side(value: Any, info: ModelInfo) -> SingletonPrompt | None:
-    return None if value is None else _side(value, "decoder_prompt", _Limit(info.max_model_len, "decoder_prompt"))
+def _decoder_sides(value: Any, num_prompts: int, info: ModelInfo) -> list[SingletonPrompt | None]:
+    """One decoder prompt for each of `num_prompts` encoder inputs: as many as there are, or one for all of them."""
+    if value is None:
+        return [None] * num_prompts
+    limit = _Limit(info.max_model_len, "decoder_prompt")
+    sides = [(_side(value, "decoder_prompt", limit), "")] if value == [] else _several(value, "decoder_prompt", limit)
+    if isinstance(value, list) and value and isinstance(value[0], (str, list)) and len(sides) != num_prompts:
+        raise _invalid(f"{num_prompts} encoder prompts but {len(sides)} decoder prompts", "decoder_prompt")
+    return [side for side, _ in sides] if len(sides) == num_prompts else [sides[0][0]] * num_prompts
 
 
-def _several(value: Any, limit: _Limit) -> list[tuple[SingletonPrompt, str]]:
+def _several(value: Any, name: str, limit: _Limit) -> list[tuple[SingletonPrompt, str]]:
     if not isinstance(value, list) or (value and isinstance(value[0], (int, float))):
-        return [(_side(value, "prompt", limit), "prompt")]
+        return [(_side(value, name, limit), name)]
     if not value:
-        raise _invalid("prompt is an empty list", "prompt")
+        raise _invalid(f"{name} is an empty list", name)
     if len(value) > MAX_PROMPTS:
         raise InvalidRequestError(
             f"{len(value)} prompts in one request, at most {MAX_PROMPTS} are taken",
-            param="prompt",
+            param=name,
             code="too_many_prompts",
         )
     kind = type(value[0])
     sides: list[tuple[SingletonPrompt, str]] = []
     for index, item in enumerate(value):
-        param = f"prompt[{index}]"
+        param = f"{name}[{index}]"
         if type(item) is not kind or not isinstance(item, (str, list)) or not item:
             raise _invalid(f"{param} must be non-empty and text or token ids, like the other prompts", param)
         sides.append((_side(item, param, limit), param))

@@ -8,17 +8,19 @@ from __future__ import annotations
 import dataclasses
 import re
 import secrets
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
 from trivium.config import ModelInfo
+from trivium.engine import EngineClient
 from trivium.errors import InvalidRequestError, rename_params
+from trivium.generation_defaults import ResolvedSampling
 from trivium.inputs import EncodedPrompt
 from trivium.params import MAX_LOGIT_BIAS, MAX_LOGPROBS, SamplingParams, check_int
-from trivium.prompts import resolve_max_tokens
-from trivium.sampling_tokens import check_sampling_tokens
-from trivium_gateway.beams import beam_settings, wants_beams, width_field
+from trivium.sampling_tokens import check_sampling_tokens, complete_sampling
+from trivium_gateway.beams import given_beams, wants_beams, width_field
 from trivium_gateway.errors import unsupported_parameter
 from trivium_gateway.logprobs import LogprobsForm
 from trivium_gateway.openai_protocol import ALIASES, FinishName, GenerationFields, first_used
@@ -29,6 +31,7 @@ MAX_METADATA_CHARS = 512
 
 _TEMPLATE_ARGUMENTS = frozenset({"chat_template", "tokenize", "tokenizer", "return_tensors", "return_dict", "template"})
 _TOKEN_ID = re.compile("[0-9]{1,10}")
+_LENGTH_FIELDS = ("max_length", "min_length")  # of `resolve_sampling`, where a request has them
 _SAMPLING_FIELDS = tuple(
     {field.name for field in dataclasses.fields(SamplingParams)} & set(GenerationFields.__struct_fields__)
 )
@@ -56,7 +59,7 @@ def as_given(error: InvalidRequestError, request: GenerationFields) -> InvalidRe
     names = {name: alias for alias, name in ALIASES.items() if getattr(request, alias) is not None}
     if request.beam_width is None and wants_beams(request):
         field = width_field(request)
-        names["beam_width"] = names.get(field, field)
+        names["beam_width"] = names["num_beams"] = names.get(field, field)
     return rename_params(error, names)
 
 
@@ -72,6 +75,8 @@ def check_fields(fields: dict[str, Any], request: GenerationFields, unsupported:
         raise InvalidRequestError("best_of above n cannot be streamed: the best are known at the end", param="best_of")
     if request.stream and request.prompt_logprobs is not None:
         raise InvalidRequestError("prompt_logprobs cannot be streamed", param="prompt_logprobs")
+    if request.debug and request.stream:
+        raise InvalidRequestError("debug cannot be streamed: it adds to the response", param="debug")
     if request.stream_options is not None:
         if not request.stream:
             raise InvalidRequestError("stream_options needs stream=true", param="stream_options")
@@ -100,20 +105,25 @@ def _too_long(param: str, limit: str) -> InvalidRequestError:
     return InvalidRequestError(f"{param} must not be longer than {limit}", param=param, code="too_long")
 
 
-def sampling_params(
+def given_sampling(
     request: GenerationFields, *, max_tokens: int | None, info: ModelInfo, logprobs: LogprobsForm
-) -> SamplingParams:
-    """What `request` asks for, checked against the ranges and the vocabulary. Raises InvalidRequestError."""
-    given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(request, name)) is not None}
+) -> dict[str, Any]:
+    """What `request` says, by the names that `resolve_sampling` takes. Raises InvalidRequestError for wrong values."""
+    names = (*_SAMPLING_FIELDS, *(name for name in _LENGTH_FIELDS if hasattr(request, name)))
+    given = {name: value for name in names if (value := getattr(request, name)) is not None}
+    given.pop("max_tokens", None)
+    if max_tokens is not None:
+        given["max_tokens"] = max_tokens
     if request.logit_bias is not None:
         given["logit_bias"] = _logit_bias(request.logit_bias)
     given |= {"logprobs": logprobs.num_top, "prompt_logprobs": logprobs.num_engine_prompt_top}
-    beam = beam_settings(request)
-    if beam is not None:
-        given = {"temperature": 0.0, **given, "beam": beam, "best_of": None}
-    sampling = SamplingParams(**given | {"max_tokens": max_tokens})
-    check_sampling_tokens(sampling, info)
-    return sampling
+    if wants_beams(request):
+        given.pop("best_of", None)
+    # Checked before any text is tokenized; an output limit that only the checkpoint knows is not known yet.
+    checked = {name: value for name, value in given.items() if name in _SAMPLING_FIELDS}
+    unset = {"max_tokens": None} | ({"temperature": 0.0} if info.is_encoder_decoder else {})
+    check_sampling_tokens(SamplingParams(**unset | checked), info)
+    return given | given_beams(request)
 
 
 def check_num_logprobs(name: str, count: int | None) -> None:
@@ -132,19 +142,19 @@ def _logit_bias(bias: object) -> object:
     return by_id
 
 
-def fit_sampling(
-    sampling: SamplingParams, prompt: EncodedPrompt, info: ModelInfo, *, default_max_tokens: int | None
-) -> SamplingParams:
-    """`sampling` with a seed and with the number of tokens that `prompt` leaves room for.
-
-    A `max_tokens` that was given must fit; where none was given, the default is cut to the room there is (None: all
-    of it). Raises ContextLengthError and InvalidRequestError.
-    """
-    max_tokens = resolve_max_tokens(prompt, sampling, info)
-    if sampling.max_tokens is None and default_max_tokens is not None:
-        max_tokens = min(max_tokens, default_max_tokens)
-    seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-    return dataclasses.replace(sampling, max_tokens=max_tokens, seed=seed)
+async def fit_sampling(
+    given: Mapping[str, Any],
+    prompt: EncodedPrompt,
+    info: ModelInfo,
+    engine: EngineClient,
+    *,
+    fallback_max_tokens: int | None,
+) -> ResolvedSampling:
+    """`given` completed for `prompt`, with a seed. Raises ContextLengthError and InvalidRequestError."""
+    resolved = await complete_sampling(given, prompt, info, engine, fallback_max_tokens=fallback_max_tokens)
+    if resolved.sampling.seed is not None:
+        return resolved
+    return dataclasses.replace(resolved, sampling=dataclasses.replace(resolved.sampling, seed=secrets.randbits(63)))
 
 
 def shown_finish(reason: str | None) -> FinishName:

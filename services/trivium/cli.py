@@ -160,6 +160,14 @@ SwapSpace = Annotated[
 ]
 NumThreads = Annotated[int, _flag("num-threads", "Threads of one executor; 0 decides by the model's size.", min=0)]
 NumLocalExecutors = Annotated[int, _flag("num-local-executors", "Executors that share this machine's cores.", min=1)]
+GenerationConfig = Annotated[
+    str,
+    _flag(
+        "generation-config",
+        "Defaults of requests: auto for the model's own generation_config.json, none, or a file or directory.",
+        metavar="auto|none|PATH",
+    ),
+]
 DrainTimeout = Annotated[
     float, _flag("drain-timeout", "Seconds that running requests get to finish when the gateway is stopped.", min=0)
 ]
@@ -216,6 +224,7 @@ def serve(
     gpu_memory_utilization: GpuMemoryUtilization = None,
     swap_space: SwapSpace = 0.0,
     num_threads: NumThreads = 0,
+    generation_config: GenerationConfig = "auto",
     max_waiting_requests: MaxWaitingRequests = 4096,
     max_waiting_tokens: MaxWaitingTokens = 4 * 2**20,
     queue_timeout: QueueTimeout = 600.0,
@@ -254,6 +263,7 @@ def serve(
             gpu_memory_utilization=gpu_memory_utilization,
             swap_space=swap_space,
             num_threads=num_threads,
+            generation_config=generation_config,
         ),
         scheduler_flags=(
             *command_flags(
@@ -365,6 +375,7 @@ def executor(
     swap_space: SwapSpace = 0.0,
     num_threads: NumThreads = 0,
     num_local_executors: NumLocalExecutors = 1,
+    generation_config: GenerationConfig = "auto",
     log_level: LogLevel = "info",
 ) -> None:
     """Load one model and run its steps."""
@@ -383,6 +394,7 @@ def executor(
         swap_space_gib=swap_space,
         num_threads=num_threads,
         num_local_executors=num_local_executors,
+        generation_config=generation_config,
     )
 
     async def run(stop: asyncio.Event) -> None:

@@ -6,13 +6,43 @@ Standard library only. A setting's origin is flag > environment (`TRIVIUM_*`) > 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trivium.errors import ConfigurationError
 
 BLOCK_SIZE = 16  # token slots per KV block
 PROTOCOL_REVISION = 1
 DEFAULT_GPU_MEMORY_UTILIZATION = 0.9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationDefaults:
+    """What a checkpoint's generation_config.json says, in the words of transformers; None where it says nothing.
+
+    suppress_tokens, begin_suppress_tokens and bad_words_ids apply to every request, the others to what a request
+    leaves unset (`generation_defaults.py`). max_length and min_length count the decoder prompt, too.
+    """
+
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    max_length: int | None = None
+    max_new_tokens: int | None = None
+    min_length: int | None = None
+    min_new_tokens: int | None = None
+    num_beams: int | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
+    no_repeat_ngram_size: int | None = None
+    encoder_no_repeat_ngram_size: int | None = None
+    repetition_penalty: float | None = None
+    encoder_repetition_penalty: float | None = None
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +52,8 @@ class ModelInfo:
     max_model_len: decoder tokens (prompt + output). max_encoder_len: encoder tokens, 0 for decoder-only models.
     forced_bos_token_id / forced_eos_token_id: forced as the first generated token / at the length limit.
     num_blocks and block_size describe the KV pool, num_host_blocks the host memory that KV can be swapped to.
-    `executor_epoch` changes with every start of the executor.
+    generation_defaults: what the checkpoint says about requests that leave something unset. `executor_epoch` changes
+    with every start of the executor.
     """
 
     name: str
@@ -43,6 +74,7 @@ class ModelInfo:
     forced_bos_token_id: int | None = None
     forced_eos_token_id: int | None = None
     num_host_blocks: int = 0
+    generation_defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +86,8 @@ class ExecutorConfig:
     gpu_memory_utilization (None: 0.9) of its memory leaves beside the weights. swap_space_gib: host memory for the KV
     of preempted requests; 0 has them compute it again. max_model_len: None takes the model's own, or what the KV cache
     holds if that is less. num_threads: 0 decides by the size of the model and the cores, of which
-    `num_local_executors` executors on this machine take equal shares.
+    `num_local_executors` executors on this machine take equal shares. generation_config: "auto" for the checkpoint's
+    own generation_config.json, "none", or the path of another.
     """
 
     model: str
@@ -71,6 +104,7 @@ class ExecutorConfig:
     block_size: int = BLOCK_SIZE
     num_threads: int = 0
     num_local_executors: int = 1
+    generation_config: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "num_local_executors"):

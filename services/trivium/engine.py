@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from trivium.config import ModelInfo
-from trivium.inputs import GenerationRequest
+from trivium.inputs import EncodedPair, GenerationRequest, PairTexts
 from trivium.outputs import ChoiceDelta, TokenText
 from trivium.v1.ledger_pb2 import LedgerReply
 
@@ -29,6 +29,10 @@ class EngineClient(Protocol):
 
     async def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         """Token ids of each text."""
+        ...
+
+    async def encode_pair(self, texts: PairTexts) -> EncodedPair:
+        """Both sides of an encoder-decoder prompt, each by its own tokenizer. Raises InvalidRequestError."""
         ...
 
     async def render(

@@ -16,9 +16,15 @@ from trivium.params import SamplingParams
 
 @final
 class TextPrompt(TypedDict):
-    """A prompt as text; the tokenizer adds the model's special tokens."""
+    """A prompt as text; the tokenizer adds the model's special tokens.
+
+    The languages are for multilingual encoder-decoder models: the model's own codes (`eng_Latn`), or others that name
+    one of them (`en`, `en-US`).
+    """
 
     prompt: str
+    source_language: NotRequired[str | None]
+    target_language: NotRequired[str | None]
 
 
 @final
@@ -27,6 +33,7 @@ class TokensPrompt(TypedDict):
 
     prompt_token_ids: list[int]
     prompt: NotRequired[str]
+    target_language: NotRequired[str | None]
 
 
 SingletonPrompt: TypeAlias = str | TextPrompt | TokensPrompt
@@ -34,10 +41,16 @@ SingletonPrompt: TypeAlias = str | TextPrompt | TokensPrompt
 
 @final
 class ExplicitEncoderDecoderPrompt(TypedDict):
-    """Both sides of an encoder-decoder prompt; the sides may be of different kinds. Decoder `None` means empty."""
+    """Both sides of an encoder-decoder prompt; the sides may be of different kinds. Decoder `None` means empty.
+
+    The languages are those of both sides, which name none themselves. decoder_start_token_id: instead of the model's.
+    """
 
     encoder_prompt: SingletonPrompt
     decoder_prompt: SingletonPrompt | None
+    source_language: NotRequired[str | None]
+    target_language: NotRequired[str | None]
+    decoder_start_token_id: NotRequired[int | None]
 
 
 Prompt: TypeAlias = SingletonPrompt | ExplicitEncoderDecoderPrompt
@@ -49,13 +62,45 @@ class EncodedPrompt:
 
     For a decoder-only model `token_ids` is the prompt and `encoder_token_ids` is None. For an encoder-decoder model
     `token_ids` is the decoder prompt (it begins with the decoder start token). `text` and `encoder_text` are what the
-    caller wrote, where it was text.
+    caller wrote, where it was text. forced_bos_token_id: what the target language demands as the first generated token.
     """
 
     token_ids: tuple[int, ...]
     text: str | None = None
     encoder_token_ids: tuple[int, ...] | None = None
     encoder_text: str | None = None
+    forced_bos_token_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PairTexts:
+    """What a tokenizer has to encode of an encoder-decoder prompt; None where a side is no text."""
+
+    encoder: str | None = None
+    decoder: str | None = None
+    source_language: str | None = None
+    target_language: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return self == PairTexts()
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPair:
+    """Token ids of `PairTexts`, and how the family of the model is told the target language.
+
+    decoder_prefix: ids between the start token and the decoder's text. decoder_start_token_id: instead of the model's.
+    forced_bos_token_id: the first generated token. needs_target_language: the model has many and none was named, here
+    or in the text.
+    """
+
+    encoder: tuple[int, ...] = ()
+    decoder: tuple[int, ...] = ()
+    decoder_prefix: tuple[int, ...] = ()
+    decoder_start_token_id: int | None = None
+    forced_bos_token_id: int | None = None
+    needs_target_language: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +146,28 @@ class GenerationRequest:
         return self.sampling.n - len({choice.index for choice in self.resume if choice.finished})
 
 
-_EXPLICIT_KEYS = frozenset({"encoder_prompt", "decoder_prompt"})
+_SIDES = frozenset({"encoder_prompt", "decoder_prompt"})
+_EXPLICIT_KEYS = _SIDES | {"source_language", "target_language", "decoder_start_token_id"}
 
 
 def is_explicit_encoder_decoder(prompt: object) -> bool:
     """True if `prompt` names an encoder or a decoder side."""
-    return isinstance(prompt, dict) and not _EXPLICIT_KEYS.isdisjoint(prompt)
+    return isinstance(prompt, dict) and not _SIDES.isdisjoint(prompt)
+
+
+def prompt_languages(prompt: Prompt) -> tuple[str | None, str | None]:
+    """Source and target language that `prompt`, whose shape was checked, names."""
+    if isinstance(prompt, str):
+        return None, None
+    languages = tuple(prompt.get(name) for name in ("source_language", "target_language"))
+    for side in ("encoder_prompt", "decoder_prompt"):
+        part = prompt.get(side)
+        if isinstance(part, dict) and (part.get("source_language") or part.get("target_language")):
+            raise InvalidRequestError(f"{side} must not name languages: the pair does", param=side)
+    for name, language in zip(("source_language", "target_language"), languages, strict=True):
+        if language is not None and not isinstance(language, str):
+            raise InvalidRequestError(f"{name} must be a language code, got {language!r:.40}", param=name)
+    return languages  # type: ignore[return-value]
 
 
 def split_prompt(prompt: object) -> tuple[SingletonPrompt, SingletonPrompt | None, bool]:

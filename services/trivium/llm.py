@@ -16,6 +16,7 @@ from tqdm import tqdm
 from trivium.beam_params import BeamSearchParams
 from trivium.config import ExecutorConfig, ModelInfo
 from trivium.errors import InvalidRequestError
+from trivium.generation_defaults import default_max_tokens, default_sampling_params, with_necessities
 from trivium.inputs import EncodedPrompt, GenerationRequest, Prompt
 from trivium.local_engine import LocalEngine
 from trivium.logprobs import named_ids, to_dicts
@@ -29,7 +30,7 @@ from trivium.outputs import (
 )
 from trivium.params import SamplingParams
 from trivium.prompts import encode_prompt, resolve_max_tokens
-from trivium.sampling_tokens import check_sampling_tokens, resolve_bad_words
+from trivium.sampling_tokens import check_sampling_tokens, complete_sampling, resolve_bad_words
 from trivium.scheduler.engine_loop import EngineLoop
 
 T = TypeVar("T")
@@ -45,6 +46,7 @@ class LLM:
     kv_cache_memory_bytes: None takes a share of free memory, and the log says how many tokens that is.
     gpu_memory_utilization: the share of a GPU's memory to use, 0.9 by default; it has no effect on a CPU.
     swap_space: GiB of host memory for the keys and values of preempted requests; 0 has them computed again.
+    generation_config: "auto" for the model's own generation_config.json, "none", or the path of another.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class LLM:
         swap_space: float = 0.0,
         num_threads: int = 0,
         enable_prefix_caching: bool = True,
+        generation_config: str = "auto",
     ) -> None:
         config = ExecutorConfig(
             model=model,
@@ -78,6 +81,7 @@ class LLM:
             gpu_memory_utilization=gpu_memory_utilization,
             swap_space_gib=swap_space,
             num_threads=num_threads,
+            generation_config=generation_config,
         )
         self._random = random.Random(seed)
         self._request_numbers = itertools.count()
@@ -100,6 +104,10 @@ class LLM:
         """The running engine, for reading."""
         return self._engine.engine_loop
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What a request without parameters gets, by the model's generation_config.json, for the shortest prompt."""
+        return default_sampling_params(self.model_info)
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`."""
         return self._call(self._engine.encode([text], add_special_tokens=add_special_tokens))[0]
@@ -117,8 +125,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """Generate for every prompt, batched; results are in the order of `prompts`.
 
-        `sampling_params` is one for all prompts or one for each; BeamSearchParams mean beam search. Raises
-        InvalidRequestError, before anything runs, if
+        `sampling_params` is one for all prompts or one for each, taken as it is; BeamSearchParams mean beam search,
+        None takes what the model's generation_config.json says. Raises InvalidRequestError, before anything runs, if
         any prompt or parameter is wrong.
         """
         items = [prompts] if isinstance(prompts, (str, dict)) else list(prompts)
@@ -163,30 +171,42 @@ class LLM:
             raise
 
     @staticmethod
-    def _params_for(prompts: Sequence[Prompt], params: Params | Sequence[Params] | None) -> list[Params]:
+    def _params_for(prompts: Sequence[Prompt], params: Params | Sequence[Params] | None) -> Sequence[Params | None]:
         if params is None or isinstance(params, SamplingParams | BeamSearchParams):
-            return [params or SamplingParams()] * len(prompts)
+            return [params] * len(prompts)
         if len(params) != len(prompts):
             raise InvalidRequestError(
                 f"{len(prompts)} prompts but {len(params)} sampling_params", param="sampling_params"
             )
         return list(params)
 
-    async def _make_requests(self, prompts: Sequence[Prompt], params: Sequence[Params]) -> list[GenerationRequest]:
+    async def _make_requests(
+        self, prompts: Sequence[Prompt], params: Sequence[Params | None]
+    ) -> list[GenerationRequest]:
         info = self._engine.model_info
         requests = []
         for prompt, given in zip(prompts, params, strict=True):
             encoded = await encode_prompt(prompt, self._engine, info)
-            sampling = given
-            if isinstance(sampling, BeamSearchParams):
-                sampling = sampling.to_sampling_params(num_prompt_tokens=len(encoded.token_ids))
-            resolve_max_tokens(encoded, sampling, info)
-            sampling = await resolve_bad_words(sampling, self._engine)
-            check_sampling_tokens(sampling, info)
+            sampling = await self._complete(given, encoded)
             if sampling.seed is None:
                 sampling = replace(sampling, seed=self._random.getrandbits(63))
             requests.append(GenerationRequest(str(next(self._request_numbers)), encoded, sampling))
         return requests
+
+    async def _complete(self, given: Params | None, prompt: EncodedPrompt) -> SamplingParams:
+        """`given` checked, or the defaults of the checkpoint."""
+        info = self._engine.model_info
+        if given is None:
+            resolved = await complete_sampling(
+                {}, prompt, info, self._engine, fallback_max_tokens=default_max_tokens(info)
+            )
+            return resolved.sampling
+        if isinstance(given, BeamSearchParams):
+            given = given.to_sampling_params(num_prompt_tokens=len(prompt.token_ids))
+        resolve_max_tokens(prompt, given, info)
+        sampling = await resolve_bad_words(given, self._engine)
+        check_sampling_tokens(sampling, info)
+        return with_necessities(sampling, prompt, info)
 
     async def _run_all(self, requests: Sequence[GenerationRequest], progress: tqdm[Any]) -> list[RequestOutput]:
         try:

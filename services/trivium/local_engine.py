@@ -16,7 +16,7 @@ from trivium.errors import EngineUnavailableError, InternalError, TriviumError
 from trivium.executor.ledger import executor_ledger
 from trivium.executor.model_runner import ModelRunner
 from trivium.executor.model_thread import ModelThread
-from trivium.inputs import GenerationRequest
+from trivium.inputs import EncodedPair, GenerationRequest, PairTexts
 from trivium.ledger import ProcessLedger
 from trivium.outputs import ChoiceDelta, TokenText
 from trivium.rpc import new_epoch
@@ -84,6 +84,9 @@ class LocalEngine:
 
     async def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         return self.tokenizer.encode(texts, add_special_tokens=add_special_tokens)
+
+    async def encode_pair(self, texts: PairTexts) -> EncodedPair:
+        return self.tokenizer.encode_pair(texts)
 
     async def render(
         self,

@@ -2,7 +2,8 @@
 
 Owns the rules of decoder prompts (DESIGN 6): a single prompt of an encoder-decoder model is the encoder input, the
 decoder prompt is then the start token; explicit decoder ids that do not begin with the start token get it prepended;
-decoder text is tokenized without special tokens.
+decoder text is tokenized without special tokens. A target language is told to the model as its family wants it; where
+that is the first generated token, a decoder prompt that is given contains it already.
 """
 
 from __future__ import annotations
@@ -12,8 +13,16 @@ from typing import Protocol
 
 from trivium.config import ModelInfo
 from trivium.errors import ContextLengthError, InvalidRequestError
-from trivium.inputs import EncodedPrompt, Prompt, SingletonPrompt, split_prompt
-from trivium.params import SamplingParams
+from trivium.inputs import (
+    EncodedPair,
+    EncodedPrompt,
+    PairTexts,
+    Prompt,
+    SingletonPrompt,
+    prompt_languages,
+    split_prompt,
+)
+from trivium.params import SamplingParams, check_int
 
 
 class TextEncoder(Protocol):
@@ -21,6 +30,10 @@ class TextEncoder(Protocol):
 
     async def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         """Token ids of each text."""
+        ...
+
+    async def encode_pair(self, texts: PairTexts) -> EncodedPair:
+        """Both sides of an encoder-decoder prompt."""
         ...
 
 
@@ -37,35 +50,75 @@ async def encode_prompt(prompt: Prompt, encoder: TextEncoder, info: ModelInfo) -
             param="encoder_prompt",
             code="not_encoder_decoder",
         )
+    source_language, target_language = prompt_languages(prompt)
     if not info.is_encoder_decoder:
+        for name, language in (("source_language", source_language), ("target_language", target_language)):
+            if language is not None:
+                raise InvalidRequestError(
+                    f"model {info.name} is decoder-only and takes no {name}", param=name, code="not_encoder_decoder"
+                )
         ids, text = await _encode_side(main, encoder, info, "prompt")
         if not ids and info.bos_token_id is not None:
             ids = (info.bos_token_id,)
         if not ids:
             raise InvalidRequestError("prompt is empty", param="prompt", code="empty_prompt")
         return EncodedPrompt(token_ids=ids, text=text)
-    encoder_ids, encoder_text = await _encode_side(main, encoder, info, "encoder_prompt" if is_explicit else "prompt")
+    encoder_ids, encoder_text = _read_side(main, info, "encoder_prompt" if is_explicit else "prompt")
+    decoder_ids, decoder_text = (None, None) if decoder is None else _read_side(decoder, info, "decoder_prompt")
+    if source_language is not None and encoder_ids is not None:
+        raise InvalidRequestError(
+            "source_language is for text: token ids are taken as they are", param="source_language"
+        )
+    texts = PairTexts(
+        encoder=encoder_text if encoder_ids is None else None,
+        decoder=decoder_text if decoder_ids is None else None,
+        source_language=source_language,
+        target_language=target_language,
+    )
+    pair = EncodedPair() if texts.is_empty else await encoder.encode_pair(texts)
+    encoder_ids = pair.encoder if encoder_ids is None else encoder_ids
     if not encoder_ids:
         raise InvalidRequestError("the encoder input is empty", param="prompt", code="empty_prompt")
-    decoder_ids: tuple[int, ...] = ()
-    decoder_text: str | None = None
-    if decoder is not None:
-        decoder_ids, decoder_text = await _encode_side(
-            decoder, encoder, info, "decoder_prompt", add_special_tokens=False
-        )
+    start = prompt.get("decoder_start_token_id") if isinstance(prompt, dict) else None
+    token_ids, forced_bos = _decoder_prompt(pair.decoder if decoder_ids is None else decoder_ids, pair, info, start)
     return EncodedPrompt(
-        token_ids=with_decoder_start(decoder_ids, info),
+        token_ids=token_ids,
         text=decoder_text,
         encoder_token_ids=encoder_ids,
         encoder_text=encoder_text,
+        forced_bos_token_id=forced_bos,
     )
 
 
-def with_decoder_start(ids: Sequence[int], info: ModelInfo) -> tuple[int, ...]:
-    """`ids` with the model's decoder start token in front, unless it is there already."""
-    start = info.decoder_start_token_id
-    assert start is not None, f"encoder-decoder model {info.name} without decoder_start_token_id"
-    return tuple(ids) if ids and ids[0] == start else (start, *ids)
+def _decoder_prompt(
+    ids: tuple[int, ...], pair: EncodedPair, info: ModelInfo, given_start: object
+) -> tuple[tuple[int, ...], int | None]:
+    """The whole decoder prompt, and what must be generated first: start token, target language, `ids`.
+
+    Whatever `ids` begin with is not put there twice.
+    """
+    if given_start is not None:
+        check_int("decoder_start_token_id", given_start, 0, info.vocab_size - 1)
+    start = given_start if isinstance(given_start, int) else pair.decoder_start_token_id
+    start = info.decoder_start_token_id if start is None else start
+    if start is None:
+        raise missing_target_language()
+    rest = ids[1:] if ids and ids[0] == start else ids
+    forced = pair.forced_bos_token_id
+    prefix = pair.decoder_prefix if forced is None or not rest else (forced,)
+    if rest[: len(prefix)] != prefix:
+        rest = (*prefix, *rest)
+    is_told = rest or given_start is not None or info.forced_bos_token_id is not None
+    if pair.needs_target_language and not is_told and pair.decoder_start_token_id is None:
+        raise missing_target_language()
+    return (start, *rest), None if rest else forced
+
+
+def missing_target_language() -> InvalidRequestError:
+    """A multilingual model was not told which language to write."""
+    return InvalidRequestError(
+        "the model is multilingual: target_language is missing", param="target_language", code="missing_language"
+    )
 
 
 def resolve_max_tokens(prompt: EncodedPrompt, sampling: SamplingParams, info: ModelInfo) -> int:
@@ -102,19 +155,24 @@ def resolve_max_tokens(prompt: EncodedPrompt, sampling: SamplingParams, info: Mo
 
 
 async def _encode_side(
-    side: SingletonPrompt, encoder: TextEncoder, info: ModelInfo, param: str, *, add_special_tokens: bool = True
+    side: SingletonPrompt, encoder: TextEncoder, info: ModelInfo, param: str
 ) -> tuple[tuple[int, ...], str | None]:
+    ids, text = _read_side(side, info, param)
+    if ids is None:
+        assert text is not None, "a side is ids or text"
+        ids = tuple((await encoder.encode([text]))[0])
+    return ids, text
+
+
+def _read_side(side: SingletonPrompt, info: ModelInfo, param: str) -> tuple[tuple[int, ...] | None, str | None]:
+    """Token ids, None if there are none yet, and the text. Raises InvalidRequestError for ids that do not exist."""
     if isinstance(side, str):
-        text: str | None = side
-    elif "prompt_token_ids" in side:
-        ids = tuple(side["prompt_token_ids"])
-        check_vocabulary(ids, info, param)
-        return ids, side.get("prompt")
-    else:
-        text = side["prompt"]
-    assert text is not None
-    (encoded,) = await encoder.encode([text], add_special_tokens=add_special_tokens)
-    return tuple(encoded), text
+        return None, side
+    if "prompt_token_ids" not in side:
+        return None, side["prompt"]
+    ids = tuple(side["prompt_token_ids"])
+    check_vocabulary(ids, info, param)
+    return ids, side.get("prompt")
 
 
 def check_vocabulary(ids: Sequence[int], info: ModelInfo, param: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from trivium import columns, rpc, wire
 from trivium.config import PROTOCOL_REVISION, ModelInfo
 from trivium.errors import EngineUnavailableError, InternalError, TriviumError
-from trivium.inputs import GenerationRequest, ResumedChoice
+from trivium.inputs import EncodedPair, GenerationRequest, PairTexts, ResumedChoice
 from trivium.ledger import ask_ledger
 from trivium.outputs import ChoiceDelta, TokenText
 from trivium.tokenizer_client import TokenizerClient
@@ -107,6 +107,9 @@ class RemoteEngine:
 
     async def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         return await self._tokenizer.encode(texts, add_special_tokens=add_special_tokens)
+
+    async def encode_pair(self, texts: PairTexts) -> EncodedPair:
+        return await self._tokenizer.encode_pair(texts)
 
     async def render(
         self,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from trivium.config import ModelInfo
 from trivium.errors import InvalidRequestError
+from trivium.generation_defaults import ResolvedSampling, resolve_sampling, with_necessities
+from trivium.inputs import EncodedPrompt
 from trivium.params import MAX_BAD_WORD_TOKENS, SamplingParams
 from trivium.prompts import TextEncoder, check_vocabulary
 
@@ -29,6 +33,21 @@ async def resolve_bad_words(sampling: SamplingParams, encoder: TextEncoder) -> S
     return replace(sampling, bad_words_token_ids=tuple(tuple(ids) for ids in sequences))
 
 
+async def complete_sampling(
+    given: Mapping[str, Any],
+    prompt: EncodedPrompt,
+    info: ModelInfo,
+    encoder: TextEncoder,
+    *,
+    fallback_max_tokens: int | None,
+) -> ResolvedSampling:
+    """`resolve_sampling`, the tokens of bad words, and `with_necessities`, all checked. Raises InvalidRequestError."""
+    resolved = resolve_sampling(given, prompt, info, fallback_max_tokens=fallback_max_tokens)
+    sampling = await resolve_bad_words(resolved.sampling, encoder)
+    check_sampling_tokens(sampling, info)
+    return replace(resolved, sampling=with_necessities(sampling, prompt, info))
+
+
 def check_sampling_tokens(sampling: SamplingParams, info: ModelInfo) -> None:
     """Raise InvalidRequestError naming a parameter with a token id or of an encoder that model `info` does not have."""
     if not info.is_encoder_decoder:
@@ -44,6 +63,10 @@ def check_sampling_tokens(sampling: SamplingParams, info: ModelInfo) -> None:
     check_vocabulary(sampling.stop_token_ids, info, "stop_token_ids")
     check_vocabulary(sampling.allowed_token_ids or (), info, "allowed_token_ids")
     check_vocabulary(sampling.dry_sequence_breaker_ids, info, "dry_sequence_breaker_ids")
+    check_vocabulary(sampling.suppress_tokens, info, "suppress_tokens")
+    check_vocabulary(sampling.begin_suppress_tokens, info, "begin_suppress_tokens")
+    if sampling.forced_bos_token_id is not None:
+        check_vocabulary([sampling.forced_bos_token_id], info, "forced_bos_token_id")
     for ids in sampling.bad_words_token_ids:
         check_vocabulary(ids, info, "bad_words_token_ids")
     for token_id in sampling.logit_bias:

@@ -13,7 +13,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from trivium import wire
 from trivium.errors import EngineUnavailableError, InvalidRequestError
+from trivium.inputs import EncodedPair, PairTexts
 from trivium.outputs import TokenText
 from trivium.rpc import error_from_rpc
 from trivium.v1 import tokenizer_pb2, tokenizer_pb2_grpc
@@ -45,6 +47,16 @@ class TokenizerClient:
             ) from None
         response: tokenizer_pb2.EncodeResponse = await self._call(self._stub.Encode, request)
         return [list(output.ids) for output in response.outputs]
+
+    async def encode_pair(self, texts: PairTexts) -> EncodedPair:
+        """Both sides of an encoder-decoder prompt. Raises TriviumError."""
+        try:
+            request = wire.pair_texts_to_proto(texts, self._model)
+        except (UnicodeEncodeError, ValueError):
+            raise InvalidRequestError(
+                "the text holds a lone surrogate, which is not a character", param="prompt", code="invalid_unicode"
+            ) from None
+        return wire.encoded_pair_from_proto(await self._call(self._stub.EncodePair, request))
 
     async def render(
         self,

@@ -9,18 +9,21 @@ from collections.abc import Iterable
 from typing import Any
 
 from trivium import columns
-from trivium.config import ModelInfo
+from trivium.config import GenerationDefaults, ModelInfo
 from trivium.errors import InvalidRequestError, TriviumError, error_from_status
 from trivium.inputs import (
+    EncodedPair,
     EncodedPrompt,
     ExplicitEncoderDecoderPrompt,
     GenerationRequest,
+    PairTexts,
     Prompt,
     ResumedChoice,
     SingletonPrompt,
     TextPrompt,
     TokensPrompt,
     is_explicit_encoder_decoder,
+    prompt_languages,
 )
 from trivium.outputs import ChoiceDelta, FinishReason, TokenLogprobs
 from trivium.params import BeamSettings, SamplingParams
@@ -32,7 +35,7 @@ from trivium.step import (
     SchedulerOutput,
     SlotLogprobs,
 )
-from trivium.v1 import executor_pb2, scheduler_pb2, types_pb2
+from trivium.v1 import executor_pb2, scheduler_pb2, tokenizer_pb2, types_pb2
 
 _FINISH_TO_PROTO: dict[FinishReason, types_pb2.FinishReason] = {
     FinishReason.STOP: types_pb2.FINISH_REASON_STOP,
@@ -105,6 +108,25 @@ _INFO_OPTIONAL = (
     "forced_bos_token_id",
     "forced_eos_token_id",
 )
+_DEFAULTS_IDS = ("suppress_tokens", "begin_suppress_tokens")
+_DEFAULTS_SCALARS = (
+    "max_length",
+    "max_new_tokens",
+    "min_length",
+    "min_new_tokens",
+    "num_beams",
+    "length_penalty",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "repetition_penalty",
+    "encoder_repetition_penalty",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+)
 
 
 def sampling_params_to_proto(params: SamplingParams) -> types_pb2.SamplingParams:
@@ -124,6 +146,14 @@ def sampling_params_to_proto(params: SamplingParams) -> types_pb2.SamplingParams
 
 def sampling_params_from_proto(message: types_pb2.SamplingParams) -> SamplingParams:
     """Unset scalars take the defaults of SamplingParams. Raises InvalidRequestError."""
+    return SamplingParams(**sampling_fields_from_proto(message))
+
+
+def sampling_fields_from_proto(message: types_pb2.SamplingParams) -> dict[str, Any]:
+    """What `message` says, by the names of SamplingParams; what it leaves unset is absent.
+
+    Raises InvalidRequestError.
+    """
     fields: dict[str, Any] = {name: getattr(message, name) for name in _SAMPLING_SCALARS if message.HasField(name)}
     if message.unlimited_tokens:
         if "max_tokens" in fields:
@@ -131,16 +161,17 @@ def sampling_params_from_proto(message: types_pb2.SamplingParams) -> SamplingPar
         fields["max_tokens"] = None
     if len({item.token_id for item in message.logit_bias}) < len(message.logit_bias):
         raise InvalidRequestError("logit_bias names a token twice", param="logit_bias", code="invalid_logit_bias")
-    fields |= {name: tuple(getattr(message, name)) for name in _SAMPLING_IDS}
-    return SamplingParams(
-        **fields,
-        stop=tuple(message.stop),
-        allowed_token_ids=tuple(message.allowed_token_ids) or None,
-        bad_words=tuple(message.bad_words),
-        bad_words_token_ids=tuple(tuple(sequence.ids) for sequence in message.bad_words_token_ids),
-        logit_bias={item.token_id: item.bias for item in message.logit_bias},
-        beam=_beam_from_proto(message.beam) if message.HasField("beam") else None,
-    )
+    lists: dict[str, Any] = {name: tuple(getattr(message, name)) for name in _SAMPLING_IDS}
+    lists |= {
+        "stop": tuple(message.stop),
+        "allowed_token_ids": tuple(message.allowed_token_ids),
+        "bad_words": tuple(message.bad_words),
+        "bad_words_token_ids": tuple(tuple(sequence.ids) for sequence in message.bad_words_token_ids),
+        "logit_bias": {item.token_id: item.bias for item in message.logit_bias},
+    }
+    if message.HasField("beam"):
+        fields["beam"] = _beam_from_proto(message.beam)
+    return fields | {name: value for name, value in lists.items() if value}
 
 
 def _beam_to_proto(beam: BeamSettings) -> types_pb2.BeamSettings:
@@ -165,6 +196,7 @@ def model_info_to_proto(info: ModelInfo) -> types_pb2.ModelInfo:
         **{name: getattr(info, name) for name in _INFO_SCALARS},
         **{name: value for name, value in optional.items() if value is not None},
         eos_token_ids=info.eos_token_ids,
+        generation_defaults=_defaults_to_proto(info.generation_defaults),
     )
 
 
@@ -173,6 +205,70 @@ def model_info_from_proto(message: types_pb2.ModelInfo) -> ModelInfo:
         **{name: getattr(message, name) for name in _INFO_SCALARS},
         **{name: getattr(message, name) if message.HasField(name) else None for name in _INFO_OPTIONAL},  # type: ignore[arg-type]
         eos_token_ids=tuple(message.eos_token_ids),
+        generation_defaults=_defaults_from_proto(message.generation_defaults),
+    )
+
+
+def _defaults_to_proto(defaults: GenerationDefaults) -> types_pb2.GenerationDefaults:
+    scalars = {name: getattr(defaults, name) for name in _DEFAULTS_SCALARS}
+    early_stopping = defaults.early_stopping
+    return types_pb2.GenerationDefaults(
+        **{name: value for name, value in scalars.items() if value is not None},
+        **{name: getattr(defaults, name) for name in _DEFAULTS_IDS},
+        bad_words_ids=[types_pb2.TokenSequence(ids=ids) for ids in defaults.bad_words_ids],
+        early_stopping=None if early_stopping is None else _EARLY_STOPPING_TO_PROTO[early_stopping],
+    )
+
+
+def _defaults_from_proto(message: types_pb2.GenerationDefaults) -> GenerationDefaults:
+    fields: dict[str, Any] = {name: getattr(message, name) for name in _DEFAULTS_SCALARS if message.HasField(name)}
+    fields |= {name: tuple(getattr(message, name)) for name in _DEFAULTS_IDS}
+    if message.HasField("early_stopping"):
+        fields["early_stopping"] = _EARLY_STOPPING_FROM_PROTO[message.early_stopping]
+    return GenerationDefaults(**fields, bad_words_ids=tuple(tuple(item.ids) for item in message.bad_words_ids))
+
+
+def pair_texts_to_proto(texts: PairTexts, model: str) -> tokenizer_pb2.EncodePairRequest:
+    return tokenizer_pb2.EncodePairRequest(
+        model=model,
+        encoder_text=texts.encoder,
+        decoder_text=texts.decoder,
+        source_language=texts.source_language,
+        target_language=texts.target_language,
+    )
+
+
+def pair_texts_from_proto(message: tokenizer_pb2.EncodePairRequest) -> PairTexts:
+    def optional(name: str) -> str | None:
+        return getattr(message, name) if message.HasField(name) else None
+
+    return PairTexts(
+        encoder=optional("encoder_text"),
+        decoder=optional("decoder_text"),
+        source_language=optional("source_language"),
+        target_language=optional("target_language"),
+    )
+
+
+def encoded_pair_to_proto(pair: EncodedPair) -> tokenizer_pb2.EncodePairResponse:
+    return tokenizer_pb2.EncodePairResponse(
+        encoder=types_pb2.TokensPrompt(ids=pair.encoder),
+        decoder=types_pb2.TokensPrompt(ids=pair.decoder),
+        decoder_prefix=types_pb2.TokensPrompt(ids=pair.decoder_prefix),
+        decoder_start_token_id=pair.decoder_start_token_id,
+        forced_bos_token_id=pair.forced_bos_token_id,
+        needs_target_language=pair.needs_target_language,
+    )
+
+
+def encoded_pair_from_proto(message: tokenizer_pb2.EncodePairResponse) -> EncodedPair:
+    return EncodedPair(
+        encoder=tuple(message.encoder.ids),
+        decoder=tuple(message.decoder.ids),
+        decoder_prefix=tuple(message.decoder_prefix.ids),
+        decoder_start_token_id=message.decoder_start_token_id if message.HasField("decoder_start_token_id") else None,
+        forced_bos_token_id=message.forced_bos_token_id if message.HasField("forced_bos_token_id") else None,
+        needs_target_language=message.needs_target_language,
     )
 
 
@@ -200,25 +296,39 @@ def singleton_from_proto(message: types_pb2.SingletonPrompt, param: str) -> Sing
 
 
 def prompt_to_proto(prompt: Prompt) -> types_pb2.Prompt:
+    source, target = prompt_languages(prompt)
     if not is_explicit_encoder_decoder(prompt):
-        return types_pb2.Prompt(single=singleton_to_proto(prompt))  # type: ignore[arg-type]
+        single = singleton_to_proto(prompt)  # type: ignore[arg-type]
+        return types_pb2.Prompt(single=single, source_language=source, target_language=target)
     encoder, decoder = prompt["encoder_prompt"], prompt["decoder_prompt"]  # type: ignore[index, typeddict-item]
     pair = types_pb2.EncoderDecoderPrompt(
-        encoder=singleton_to_proto(encoder), decoder=None if decoder is None else singleton_to_proto(decoder)
+        encoder=singleton_to_proto(encoder),
+        decoder=None if decoder is None else singleton_to_proto(decoder),
+        decoder_start_token_id=prompt.get("decoder_start_token_id"),  # type: ignore[union-attr, arg-type]
     )
-    return types_pb2.Prompt(encoder_decoder=pair)
+    return types_pb2.Prompt(encoder_decoder=pair, source_language=source, target_language=target)
 
 
 def prompt_from_proto(message: types_pb2.Prompt) -> Prompt:
     """Raises InvalidRequestError if no kind is set."""
+    languages: dict[str, Any] = {
+        name: getattr(message, name) for name in ("source_language", "target_language") if message.HasField(name)
+    }
     match message.WhichOneof("kind"):
         case "single":
-            return singleton_from_proto(message.single, "prompt")
+            single = singleton_from_proto(message.single, "prompt")
+            assert isinstance(single, dict), "a prompt from a message is a dict"
+            single.update(languages)  # type: ignore[typeddict-item]
+            return single
         case "encoder_decoder":
             pair = message.encoder_decoder
             decoder = singleton_from_proto(pair.decoder, "decoder_prompt") if pair.HasField("decoder") else None
             encoder = singleton_from_proto(pair.encoder, "encoder_prompt")
-            return ExplicitEncoderDecoderPrompt(encoder_prompt=encoder, decoder_prompt=decoder)
+            prompt = ExplicitEncoderDecoderPrompt(encoder_prompt=encoder, decoder_prompt=decoder)
+            if pair.HasField("decoder_start_token_id"):
+                prompt["decoder_start_token_id"] = pair.decoder_start_token_id
+            prompt.update(languages)  # type: ignore[typeddict-item]
+            return prompt
         case _:
             raise InvalidRequestError("prompt is missing", param="prompt", code="missing_prompt")
 
@@ -233,7 +343,9 @@ def encoded_prompt_to_prompt(prompt: EncodedPrompt) -> Prompt:
     encoder = TokensPrompt(prompt_token_ids=list(prompt.encoder_token_ids))
     if prompt.encoder_text is not None:
         encoder["prompt"] = prompt.encoder_text
-    return ExplicitEncoderDecoderPrompt(encoder_prompt=encoder, decoder_prompt=main)
+    return ExplicitEncoderDecoderPrompt(
+        encoder_prompt=encoder, decoder_prompt=main, decoder_start_token_id=prompt.token_ids[0]
+    )
 
 
 def generation_request_to_proto(request: GenerationRequest) -> scheduler_pb2.GenerateRequest:
@@ -255,6 +367,7 @@ def generation_request_to_proto(request: GenerationRequest) -> scheduler_pb2.Gen
         priority=request.priority,
         tenant=request.tenant,
         cache_salt=request.cache_salt,
+        sampling_is_complete=True,
     )
 
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trivium import columns, errors, wire
-from trivium.config import ModelInfo
+from trivium.config import GenerationDefaults, ModelInfo
 from trivium.errors import InvalidRequestError
-from trivium.inputs import EncodedPrompt, GenerationRequest, ResumedChoice
+from trivium.inputs import EncodedPair, EncodedPrompt, GenerationRequest, PairTexts, ResumedChoice
 from trivium.outputs import ChoiceDelta, FinishReason, TokenLogprobs
 from trivium.params import BeamSettings, SamplingParams
 from trivium.step import (
@@ -22,7 +22,7 @@ from trivium.step import (
     SchedulerOutput,
     SlotLogprobs,
 )
-from trivium.v1 import executor_pb2, scheduler_pb2, types_pb2
+from trivium.v1 import executor_pb2, scheduler_pb2, tokenizer_pb2, types_pb2
 
 # dataclass, message, fields only in the dataclass, fields only in the message
 PAIRS: list[tuple[type[Any], type[Message], set[str], set[str]]] = [
@@ -33,7 +33,9 @@ PAIRS: list[tuple[type[Any], type[Message], set[str], set[str]]] = [
     (BeamCandidates, executor_pb2.BeamCandidates, set(), set()),
     (ModelInfo, types_pb2.ModelInfo, set(), set()),
     (ResumedChoice, scheduler_pb2.ResumedChoice, set(), set()),
-    (GenerationRequest, scheduler_pb2.GenerateRequest, set(), {"model"}),
+    (GenerationRequest, scheduler_pb2.GenerateRequest, set(), {"model", "sampling_is_complete"}),
+    (GenerationDefaults, types_pb2.GenerationDefaults, set(), set()),
+    (EncodedPair, tokenizer_pb2.EncodePairResponse, set(), set()),
     (ChoiceDelta, scheduler_pb2.ChoiceDelta, {"stop_reason"}, {"stop_token_id", "stop_string"}),
     (NewRequestData, executor_pb2.SlotInit, set(), set()),
     (
@@ -314,3 +316,54 @@ def test_malformed_delta_batches_are_found(batch: scheduler_pb2.DeltaBatch) -> N
 def test_a_prompt_without_a_kind_is_refused(message: types_pb2.Prompt) -> None:
     with pytest.raises(InvalidRequestError, match="prompt"):
         wire.prompt_from_proto(message)
+
+
+optional_text = st.none() | st.text(max_size=8)
+
+
+@given(st.builds(PairTexts, optional_text, optional_text, optional_text, optional_text))
+def test_texts_of_a_pair_survive_and_absence_is_not_emptiness(texts: PairTexts) -> None:
+    assert wire.pair_texts_from_proto(wire.pair_texts_to_proto(texts, "m")) == texts
+
+
+@given(st.builds(EncodedPair, ids, ids, ids, st.none() | uint, st.none() | uint, st.booleans()))
+def test_an_encoded_pair_survives(pair: EncodedPair) -> None:
+    assert wire.encoded_pair_from_proto(wire.encoded_pair_to_proto(pair)) == pair
+
+
+@given(
+    st.builds(
+        GenerationDefaults,
+        suppress_tokens=ids,
+        begin_suppress_tokens=ids,
+        bad_words_ids=st.lists(ids, max_size=3).map(tuple),
+        max_length=st.none() | uint,
+        early_stopping=st.sampled_from([None, True, False, "never"]),
+        do_sample=st.sampled_from([None, True, False]),
+        temperature=st.none() | st.floats(0, 2),
+    )
+)
+def test_generation_defaults_survive_and_false_is_not_absence(defaults: GenerationDefaults) -> None:
+    info = ModelInfo("m", "A", True, 10, 20, 30, "float32", 16, 99, 4, 8, generation_defaults=defaults)
+    assert wire.model_info_from_proto(wire.model_info_to_proto(info)) == info
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        {"prompt": "a", "source_language": "en", "target_language": "fr"},
+        {
+            "encoder_prompt": {"prompt": "a"},
+            "decoder_prompt": {"prompt_token_ids": [1]},
+            "target_language": "fr",
+            "decoder_start_token_id": 0,
+        },
+    ],
+)
+def test_languages_of_a_prompt_survive(prompt: Any) -> None:
+    assert wire.prompt_from_proto(wire.prompt_to_proto(prompt)) == prompt
+
+
+def test_an_encoded_prompt_keeps_a_start_token_of_its_own() -> None:
+    prompt = wire.encoded_prompt_to_prompt(EncodedPrompt((7, 8), encoder_token_ids=(1,)))
+    assert isinstance(prompt, dict) and prompt.get("decoder_start_token_id") == 7

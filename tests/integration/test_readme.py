@@ -33,7 +33,7 @@ def local(text: str, cluster: Cluster) -> str:
 
 
 def test_the_page_has_the_commands_that_are_tested_here() -> None:
-    assert [text.split()[0] for text in SHELL] == ["make", "make", "curl"]
+    assert [text.split()[0] for text in SHELL] == ["make", "make", "curl", "curl"]
     assert [text.split()[1] for text in PYTHON] == ["openai", "trivium"]
 
 
@@ -45,6 +45,11 @@ def test_make_knows_the_target(target: str) -> None:
 def test_curl_prints_a_correct_translation(bundled: Cluster) -> None:
     result = subprocess.run(["bash", "-c", local(SHELL[2], bundled)], capture_output=True, text=True, timeout=60)
     assert json.loads(result.stdout)["choices"][0]["text"] == "halb fünf"
+
+
+def test_curl_translates_by_language_code(bundled: Cluster) -> None:
+    result = subprocess.run(["bash", "-c", local(SHELL[3], bundled)], capture_output=True, text=True, timeout=60)
+    assert json.loads(result.stdout)["results"][0]["text"] == "halb fünf"
 
 
 def test_the_openai_client_streams_a_correct_answer(bundled: Cluster) -> None:

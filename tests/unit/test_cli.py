@@ -102,6 +102,7 @@ def test_serve_hands_its_engine_flags_to_the_executors(configured: Callable[...,
         "t5=hub/t5", "hub/bart", "--port", "0", "--dtype", "float32", "--max-model-len", "99", "--num-threads", "3",
         "--kv-cache-memory", "2GiB", "--api-key", "k", "--revision", "main", "--device", "cpu", "--max-num-seqs", "5",
         "--swap-space", "1.5", "--gpu-memory-utilization", "0.8",
+        "--generation-config", "none",
     )  # fmt: skip
     assert config.models == (ServedModel("t5", "hub/t5"), ServedModel("hub/bart", "hub/bart"))
     assert (config.port, config.api_key) == (0, "k")
@@ -117,6 +118,7 @@ def test_serve_hands_its_engine_flags_to_the_executors(configured: Callable[...,
         "--gpu-memory-utilization": "0.8",
         "--swap-space": "1.5",
         "--num-threads": "3",
+        "--generation-config": "none",
     }
 
 
@@ -172,6 +174,7 @@ def test_executor_hands_over_every_flag(served: Callable[..., Any]) -> None:
     flags = ("--dtype", "float", "--device", "cpu", "--revision", "r", "--max-model-len", "9", "--max-num-seqs", "8")
     flags += ("--max-num-batched-tokens", "7", "--kv-cache-memory", "512MiB", "--num-threads", "6")
     flags += ("--num-local-executors", "5", "--gpu-memory-utilization", "0.5", "--swap-space", "0.25")
+    flags += ("--generation-config", "/etc/generation")
     (config, *_), _ = served("executor", "a", *LISTEN, *flags)
     assert config == ExecutorConfig(
         model="a",
@@ -187,6 +190,7 @@ def test_executor_hands_over_every_flag(served: Callable[..., Any]) -> None:
         swap_space_gib=0.25,
         num_threads=6,
         num_local_executors=5,
+        generation_config="/etc/generation",
     )
 
 

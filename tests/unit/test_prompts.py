@@ -1,5 +1,6 @@
 """Prompt forms, and what becomes of them for each kind of model."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from toy import make_info
 from trivium import zip_enc_dec_prompt_lists
 from trivium.errors import ContextLengthError, InvalidRequestError
-from trivium.inputs import EncodedPrompt
+from trivium.inputs import EncodedPair, EncodedPrompt, PairTexts
 from trivium.params import SamplingParams
 from trivium.prompts import encode_prompt, resolve_max_tokens
 
@@ -18,6 +19,18 @@ class Letters:
 
     async def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         return [[ord(c) % 40 for c in text] + [1] * add_special_tokens for text in texts]
+
+    async def encode_pair(self, texts: PairTexts) -> EncodedPair:
+        """Target languages: "xx" is forced as 30, "yy" is the start token 31, "zz" is the prefix 32."""
+        encoder, decoder = ("" if text is None else text for text in (texts.encoder, texts.decoder))
+        return EncodedPair(
+            encoder=tuple((await self.encode([encoder]))[0]) if texts.encoder is not None else (),
+            decoder=tuple((await self.encode([decoder], add_special_tokens=False))[0]),
+            decoder_prefix=(32,) if texts.target_language == "zz" else (),
+            decoder_start_token_id=31 if texts.target_language == "yy" else None,
+            forced_bos_token_id=30 if texts.target_language == "xx" else None,
+            needs_target_language=texts.target_language is None and "many" in encoder,
+        )
 
 
 DECODER_ONLY = make_info(bos_token_id=2)
@@ -69,6 +82,72 @@ async def test_an_explicit_decoder_prompt_begins_with_the_start_token(decoder: A
         {"encoder_prompt": {"prompt_token_ids": [5]}, "decoder_prompt": decoder}, encoder_decoder=True
     )
     assert encoded.token_ids == expected and encoded.encoder_token_ids == (5,)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("language", "decoder", "expected", "forced"),
+    [
+        ("xx", None, (0,), 30),
+        ("xx", "", (0,), 30),
+        ("xx", "ab", (0, 30, *LETTERS_AB), None),
+        ("xx", {"prompt_token_ids": [0, 30, 7]}, (0, 30, 7), None),
+        ("yy", None, (31,), None),
+        ("yy", "ab", (31, *LETTERS_AB), None),
+        ("yy", {"prompt_token_ids": [31, 7]}, (31, 7), None),
+        ("zz", None, (0, 32), None),
+        ("zz", "ab", (0, 32, *LETTERS_AB), None),
+        ("zz", {"prompt_token_ids": [32, 7]}, (0, 32, 7), None),
+    ],
+)
+async def test_a_target_language_is_told_once(
+    language: str, decoder: Any, expected: tuple[int, ...], forced: int | None
+) -> None:
+    prompt = {"encoder_prompt": "ab", "decoder_prompt": decoder, "target_language": language}
+    encoded = await encode(prompt, encoder_decoder=True)
+    assert (encoded.token_ids, encoded.forced_bos_token_id) == (expected, forced)
+
+
+@pytest.mark.asyncio
+async def test_a_text_prompt_names_languages_too() -> None:
+    encoded = await encode({"prompt": "ab", "source_language": "en", "target_language": "xx"}, encoder_decoder=True)
+    assert encoded.forced_bos_token_id == 30 and encoded.token_ids == (0,)
+
+
+@pytest.mark.asyncio
+async def test_another_start_token_takes_the_place_of_the_models_own() -> None:
+    prompt = {"encoder_prompt": "ab", "decoder_prompt": None, "decoder_start_token_id": 9}
+    assert (await encode(prompt, encoder_decoder=True)).token_ids == (9,)
+
+
+@pytest.mark.asyncio
+async def test_a_multilingual_model_wants_a_target_language_unless_the_decoder_prompt_or_the_model_has_one() -> None:
+    with pytest.raises(InvalidRequestError) as raised:
+        await encode("many", encoder_decoder=True)
+    assert (raised.value.param, raised.value.code) == ("target_language", "missing_language")
+    assert await encode({"encoder_prompt": "many", "decoder_prompt": "ab"}, encoder_decoder=True)
+    assert await encode_prompt("many", Letters(), dataclasses.replace(ENCODER_DECODER, forced_bos_token_id=5))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("prompt", "encoder_decoder", "param"),
+    [
+        ({"prompt": "ab", "target_language": "xx"}, False, "target_language"),
+        ({"prompt": "ab", "source_language": "en"}, False, "source_language"),
+        ({"prompt": "ab", "target_language": 5}, True, "target_language"),
+        ({"prompt_token_ids": [5], "source_language": "en"}, True, "source_language"),
+        ({"encoder_prompt": {"prompt": "ab", "target_language": "xx"}}, True, "encoder_prompt"),
+        ({"encoder_prompt": "ab", "decoder_start_token_id": 10**9}, True, "decoder_start_token_id"),
+        ({"encoder_prompt": "ab", "decoder_start_token_id": "x"}, True, "decoder_start_token_id"),
+    ],
+)
+async def test_languages_and_start_tokens_that_do_not_fit_are_refused(
+    prompt: Any, encoder_decoder: bool, param: str
+) -> None:
+    with pytest.raises(InvalidRequestError) as raised:
+        await encode(prompt, encoder_decoder=encoder_decoder)
+    assert raised.value.param == param
 
 
 @pytest.mark.asyncio

@@ -76,6 +76,7 @@ def translate_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         eos_token=EOS,
         unk_token=UNK,
         additional_special_tokens=list(LANGUAGE_TOKENS.values()),
+        source_lang="en",
         model_max_length=128,
         clean_up_tokenization_spaces=False,
     )

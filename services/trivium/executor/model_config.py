@@ -101,15 +101,16 @@ class SpecialTokens:
     forced_eos: int | None
 
 
-def read_special_tokens(directory: Path, config: JsonConfig, class_defaults: Mapping[str, int]) -> SpecialTokens:
-    """Special tokens of a checkpoint: generation_config.json, then config.json, then the architecture's defaults.
+def read_special_tokens(config: JsonConfig, generation: JsonConfig, class_defaults: Mapping[str, int]) -> SpecialTokens:
+    """Special tokens of a checkpoint: `generation`, then config.json, then the architecture's defaults.
 
-    As in transformers, a generation_config.json alone decides whether tokens are forced. Of several forced ids the
-    lowest is taken: with all of them equally likely it is what greedy decoding picks.
+    generation: what generation_config.json says; `config` itself where there is none. As in transformers, it alone
+    decides whether tokens are forced. Of several forced ids the lowest is taken: with all of them equally likely it is
+    what greedy decoding picks.
     """
-    path = directory / GENERATION_CONFIG_FILE
     model = JsonConfig({**class_defaults, **config.values}, file=config.file)
-    generation = read_json(path) if path.exists() else model
+    if generation is config:
+        generation = model
 
     def ids(key: str) -> tuple[int, ...]:
         return generation.token_ids(key) or model.token_ids(key)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,6 +19,11 @@ from trivium.config import ExecutorConfig, ModelInfo
 from trivium.errors import ConfigurationError
 from trivium.executor.attention import AttentionMetadata, PagedRows
 from trivium.executor.beam_select import BeamGroups
+from trivium.executor.generation_config import (
+    check_generation_defaults,
+    read_generation_config,
+    read_generation_defaults,
+)
 from trivium.executor.input_batch import BatchLimits, InputBatch, Longs, ScheduledRows
 from trivium.executor.kv_cache import (
     KVCache,
@@ -56,7 +62,8 @@ class ModelRunner:
         directory = find_model(config.model, config.revision, patterns=HUB_PATTERNS)
         model_json = read_json(directory / CONFIG_FILE)
         architecture = find_architecture(model_json)
-        special = read_special_tokens(directory, model_json, architecture.default_tokens)
+        generation = read_generation_config(config.generation_config, directory, model_json)
+        special = read_special_tokens(model_json, generation, architecture.default_tokens)
         self._kernels = select_kernels(device)
         start = time.perf_counter()
         with Checkpoint(directory) as checkpoint, torch.inference_mode():
@@ -82,7 +89,11 @@ class ModelRunner:
         )
         self._batch = InputBatch(self._limits)
         self._beam_groups = BeamGroups(special)
-        self._model_info = _describe(config, architecture.name, self._model, self._limits, special)
+        self._model_info = replace(
+            _describe(config, architecture.name, self._model, self._limits, special),
+            generation_defaults=read_generation_defaults(generation, special.eos),
+        )
+        check_generation_defaults(self._model_info)
 
     @property
     def model_info(self) -> ModelInfo:

@@ -18,10 +18,12 @@ from trivium.errors import (
     ModelNotFoundError,
     TriviumError,
 )
-from trivium.inputs import GenerationRequest
+from trivium.generation_defaults import default_max_tokens
+from trivium.inputs import EncodedPrompt, GenerationRequest
 from trivium.ledger import register_ledger
+from trivium.params import SamplingParams
 from trivium.prompts import check_vocabulary, encode_prompt
-from trivium.sampling_tokens import check_sampling_tokens, resolve_bad_words
+from trivium.sampling_tokens import check_sampling_tokens, complete_sampling, resolve_bad_words
 from trivium.scheduler.detokenizer_client import GrpcDetokenizerClient
 from trivium.scheduler.engine_loop import EngineLoop
 from trivium.scheduler.executor_client import GrpcExecutorClient
@@ -116,12 +118,14 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         for name in ("request_id", "tenant", "cache_salt"):
             if len(getattr(message, name)) > MAX_LABEL_CHARS:
                 raise InvalidRequestError(f"{name} is too long", param=name, code="too_long")
-        sampling = wire.sampling_params_from_proto(message.sampling)
+        prompt = await encode_prompt(wire.prompt_from_proto(message.prompt), self._tokenizer, self._loop.model_info)
+        if message.sampling_is_complete:
+            sampling = await resolve_bad_words(wire.sampling_params_from_proto(message.sampling), self._tokenizer)
+            check_sampling_tokens(sampling, self._loop.model_info)
+        else:
+            sampling = await self._complete(message, prompt)
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(63))
-        sampling = await resolve_bad_words(sampling, self._tokenizer)
-        check_sampling_tokens(sampling, self._loop.model_info)
-        prompt = await encode_prompt(wire.prompt_from_proto(message.prompt), self._tokenizer, self._loop.model_info)
         resume = wire.resume_from_proto(message)
         for choice in resume:
             check_vocabulary(choice.output_token_ids, self._loop.model_info, "resume")
@@ -136,6 +140,14 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
             tenant=message.tenant,
             cache_salt=message.cache_salt,
         )
+
+    async def _complete(self, message: scheduler_pb2.GenerateRequest, prompt: EncodedPrompt) -> SamplingParams:
+        info = self._loop.model_info
+        given = wire.sampling_fields_from_proto(message.sampling)
+        resolved = await complete_sampling(
+            given, prompt, info, self._tokenizer, fallback_max_tokens=default_max_tokens(info)
+        )
+        return resolved.sampling
 
     async def _generate(self, request: GenerationRequest) -> AsyncIterator[scheduler_pb2.GenerateResponse]:
         outbox = Outbox()

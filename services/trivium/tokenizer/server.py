@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import grpc.aio
 
-from trivium import rpc
+from trivium import rpc, wire
 from trivium.config import ServedModel
 from trivium.errors import (
     ConfigurationError,
@@ -96,11 +96,12 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
             self._tokenizers[model.name] = tokenizer
             seconds = time.perf_counter() - start
             logger.info(
-                "tokenizer of %s loaded in %.2f s: %d tokens%s",
+                "tokenizer of %s loaded in %.2f s: %d tokens%s%s",
                 model.name,
                 seconds,
                 tokenizer.vocab_size,
                 "" if tokenizer.has_chat_template else ", no chat template",
+                "" if tokenizer.languages is None else f", {len(tokenizer.languages.targets)} target languages",
             )
         self._is_loaded = True
 
@@ -127,6 +128,16 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
                     ]
                 )
             )
+
+        return await rpc.answer(context, handler)  # type: ignore[no-any-return]
+
+    async def EncodePair(
+        self, request: tokenizer_pb2.EncodePairRequest, context: Context
+    ) -> tokenizer_pb2.EncodePairResponse:
+        async def handler() -> tokenizer_pb2.EncodePairResponse:
+            tokenizer = self._tokenizer(request.model)
+            texts = wire.pair_texts_from_proto(request)
+            return wire.encoded_pair_to_proto(await self._in_thread(lambda: tokenizer.encode_pair(texts)))
 
         return await rpc.answer(context, handler)  # type: ignore[no-any-return]
 

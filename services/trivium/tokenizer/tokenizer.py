@@ -1,23 +1,28 @@
 """`Tokenizer`: the one class of this package that knows transformers.
 
 Loads any tokenizer that transformers can load, without remote code, and offers the four things a server needs:
-encode, render a chat, decode, and detokenize a stream. transformers is imported on first load, so that importing this
-module costs nothing.
+encode, render a chat, decode, and detokenize a stream. What depends on languages is in `languages.py`. transformers is
+imported on first load, so that importing this module costs nothing.
 """
 
 from __future__ import annotations
 
+import copy
+import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from trivium.errors import ConfigurationError, InvalidRequestError
+from trivium.inputs import EncodedPair, PairTexts
 from trivium.model_source import find_model
 from trivium.outputs import TokenText
 from trivium.tokenizer import chat_template
 from trivium.tokenizer.chat_template import MAX_PROMPT_CHARS, Messages, Tools
 from trivium.tokenizer.detokenizer import Decode, IncrementalDetokenizer
 from trivium.tokenizer.files import TOKENIZER_FILES, has_vocabulary
+from trivium.tokenizer.languages import Languages, TargetMode, find_languages
 from trivium.tokenizer.token_bytes import token_bytes
 
 if TYPE_CHECKING:
@@ -33,12 +38,15 @@ class Tokenizer:
 
     def __init__(self, backend: PreTrainedTokenizerBase) -> None:
         self._backend = backend
+        self._target_backend = _target_side(backend)
+        self._languages = find_languages(backend)
         self._decode = _fast_decode(backend) or _slow_decode(backend)
         self._special_ids = _special_ids(backend)
         self._has_token = _token_test(backend)
         self._token_bytes = token_bytes(backend, self._decode)
         # The first call takes truncation and padding settings out of the backend; later calls change nothing.
         self.encode([" "])
+        self.encode_pair(PairTexts(decoder=" "))
 
     @classmethod
     def load(cls, source: str, revision: str | None = None) -> Tokenizer:
@@ -48,10 +56,8 @@ class Tokenizer:
         one line, if there are no tokenizer files or transformers cannot read them.
         """
         path = find_model(source, revision, patterns=TOKENIZER_FILES)
-        from transformers import AutoTokenizer
-
         try:
-            backend = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+            backend = _tokenizer_class(path).from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers raises whatever the files made it stumble over
             reason = str(error).strip().partition("\n")[0] if has_vocabulary(path) else "there are no tokenizer files"
             raise ConfigurationError(f"cannot load the tokenizer of {source}: {reason}") from error
@@ -69,11 +75,58 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return bool(self._backend.chat_template)
 
+    @property
+    def languages(self) -> Languages | None:
+        """None if the model has no languages to choose from."""
+        return self._languages
+
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         """Token ids of each text; text that spells a special token becomes that token.
 
         Raises InvalidRequestError for too many or too long texts, and for lone surrogates.
         """
+        return self._encode_by(self._backend, texts, add_special_tokens=add_special_tokens)
+
+    def encode_pair(self, texts: PairTexts) -> EncodedPair:
+        """Both sides of an encoder-decoder prompt: the decoder's by the target side's model, without special tokens.
+
+        Raises InvalidRequestError as `encode` does, and for languages that the model does not have.
+        """
+        languages = self._languages
+        if languages is None:
+            for name in ("source_language", "target_language"):
+                if getattr(texts, name) is not None:
+                    raise InvalidRequestError(
+                        f"{name} is not supported: this model has no languages to choose from",
+                        param=name,
+                        code="unsupported_parameter",
+                    )
+            languages = Languages(TargetMode.FIXED)
+        affixes, target = languages.source(texts.source_language), languages.target(texts.target_language)
+        encoder: list[int] = []
+        if texts.encoder is not None:
+            text = languages.before(texts.encoder, target)
+            (encoder,) = self.encode([text], add_special_tokens=affixes is None)
+            if affixes is not None:
+                encoder = [*affixes.prefix, *encoder, *affixes.suffix]
+        decoder: list[int] = []
+        if texts.decoder is not None:
+            (decoder,) = self._encode_by(self._target_backend, [texts.decoder], add_special_tokens=False)
+        target_id = None if target is None else target.token_id
+        mode = languages.mode
+        return EncodedPair(
+            encoder=tuple(encoder),
+            decoder=tuple(decoder),
+            decoder_prefix=(target_id,) if target_id is not None and mode is TargetMode.DECODER_PREFIX else (),
+            decoder_start_token_id=target_id if mode is TargetMode.DECODER_START else None,
+            forced_bos_token_id=target_id if mode is TargetMode.FORCED_BOS else None,
+            needs_target_language=languages.is_target_needed and target_id is None and mode is TargetMode.FORCED_BOS,
+        )
+
+    @staticmethod
+    def _encode_by(
+        backend: PreTrainedTokenizerBase, texts: Sequence[str], *, add_special_tokens: bool
+    ) -> list[list[int]]:
         if len(texts) > MAX_TEXTS:
             raise InvalidRequestError(f"{len(texts)} texts in one call, at most {MAX_TEXTS} are taken", param="prompt")
         num_chars = sum(map(len, texts))
@@ -91,7 +144,7 @@ class Tokenizer:
             raise InvalidRequestError(
                 "the text holds a lone surrogate, which is not a character", param="prompt", code="invalid_unicode"
             ) from None
-        encoded = self._backend(
+        encoded = backend(
             list(texts), add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False
         )
         return [list(ids) for ids in encoded["input_ids"]]
@@ -152,6 +205,16 @@ class Tokenizer:
         return lambda token_id: token_id in skipped or not has_token(token_id)
 
 
+def _tokenizer_class(path: Path) -> Any:
+    """transformers' choice, but for UMT5 without a tokenizer.json, which it cannot load: that is T5's tokenizer."""
+    from transformers import AutoTokenizer, T5Tokenizer
+
+    config = path / "config.json"
+    if not (path / "spiece.model").exists() or (path / "tokenizer.json").exists() or not config.exists():
+        return AutoTokenizer
+    return T5Tokenizer if json.loads(config.read_text()).get("model_type") == "umt5" else AutoTokenizer
+
+
 def _fast_decode(backend: PreTrainedTokenizerBase) -> Decode | None:
     """Decoding by the Rust tokenizer itself, None if there is none or its Python wrapper decodes differently."""
     from transformers import TokenizersBackend
@@ -165,12 +228,25 @@ def _fast_decode(backend: PreTrainedTokenizerBase) -> Decode | None:
 def _slow_decode(backend: PreTrainedTokenizerBase) -> Decode:
     """Decoding by transformers. Spaces are left alone: cleaning them up would change text that is already out."""
 
+    # Output is of the target side, also where both sides share a vocabulary.
+    settings = {"use_source_tokenizer": False} if hasattr(backend, "spm_target") else {}
+
     def decode(token_ids: list[int]) -> str:
-        text = backend.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = backend.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False, **settings)
         assert isinstance(text, str), f"decode gave {type(text).__name__}"
         return text
 
     return decode
+
+
+def _target_side(backend: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """`backend`, or where the output has a sentencepiece model of its own, a copy that encodes by it."""
+    if not hasattr(backend, "spm_target"):
+        return backend
+    target = copy.copy(backend)
+    target._switch_to_target_mode()
+    target._switch_to_input_mode = lambda: None  # every call begins with it
+    return target
 
 
 def _special_ids(backend: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -180,7 +256,8 @@ def _special_ids(backend: PreTrainedTokenizerBase) -> frozenset[int]:
 
 def _token_test(backend: PreTrainedTokenizerBase) -> Callable[[int], bool]:
     """Tells ids that have a token: a model may have more outputs than its tokenizer has tokens."""
-    known = {*backend.get_vocab().values(), *backend.added_tokens_decoder, *_language_ids(backend)}
+    vocabulary = backend.target_encoder if getattr(backend, "separate_vocabs", False) else backend.get_vocab()
+    known = {*vocabulary.values(), *backend.added_tokens_decoder, *_language_ids(backend)}
     return range(len(known)).__contains__ if max(known) == len(known) - 1 else known.__contains__
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "model", "prompt", "sampling", "stream", "resume", "traceparent", "priority", "tenant", "cache_salt")
+    __slots__ = ("request_id", "model", "prompt", "sampling", "stream", "resume", "traceparent", "priority", "tenant", "cache_salt", "sampling_is_complete")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,7 @@ class GenerateRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_IS_COMPLETE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     prompt: _types_pb2.Prompt
@@ -29,7 +30,8 @@ class GenerateRequest(_message.Message):
     priority: int
     tenant: str
     cache_salt: str
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[_Union[_types_pb2.Prompt, _Mapping]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., stream: bool = ..., resume: _Optional[_Iterable[_Union[ResumedChoice, _Mapping]]] = ..., traceparent: _Optional[str] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ...) -> None: ...
+    sampling_is_complete: bool
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[_Union[_types_pb2.Prompt, _Mapping]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., stream: bool = ..., resume: _Optional[_Iterable[_Union[ResumedChoice, _Mapping]]] = ..., traceparent: _Optional[str] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ..., sampling_is_complete: bool = ...) -> None: ...
 
 class ResumedChoice(_message.Message):
     __slots__ = ("index", "output_token_ids", "emitted_chars", "finished")

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from trivium.v1 import types_pb2 as trivium_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atrivium/v1/tokenizer.proto\x12\ntrivium.v1\x1a\x16trivium/v1/types.proto\"e\n\rEncodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x15\n\x13_add_special_tokens\";\n\x0e\x45ncodeResponse\x12)\n\x07outputs\x18\x01 \x03(\x0b\x32\x18.trivium.v1.TokensPrompt\"\xa7\x01\n\rRenderRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmessages_json\x18\x02 \x01(\x0c\x12\x12\n\ntools_json\x18\x03 \x01(\x0c\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x1e\n\x16\x63ontinue_final_message\x18\x05 \x01(\x08\x42\x18\n\x16_add_generation_prompt\":\n\x0eRenderResponse\x12(\n\x06prompt\x18\x01 \x01(\x0b\x32\x18.trivium.v1.TokensPrompt\".\n\x10GetTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\r\":\n\x11GetTokensResponse\x12%\n\x06tokens\x18\x01 \x03(\x0b\x32\x15.trivium.v1.TokenText\":\n\tTokenText\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0b\n\x03raw\x18\x02 \x01(\x0c\x12\x12\n\nis_special\x18\x03 \x01(\x08\"x\n\x11\x44\x65tokenizeCommand\x12,\n\x05hello\x18\x01 \x01(\x0b\x32\x1b.trivium.v1.DetokenizeHelloH\x00\x12*\n\x04push\x18\x02 \x01(\x0b\x32\x1a.trivium.v1.DetokenizePushH\x00\x42\t\n\x07\x63ommand\" \n\x0f\x44\x65tokenizeHello\x12\r\n\x05model\x18\x01 \x01(\t\"\x9a\x01\n\x0e\x44\x65tokenizeOpen\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x1b\n\x13skip_special_tokens\x18\x02 \x01(\x08\x12\x0c\n\x04stop\x18\x03 \x03(\t\x12\"\n\x1ainclude_stop_str_in_output\x18\x04 \x01(\x08\x12\x12\n\nreplay_ids\x18\x05 \x01(\x0c\x12\x15\n\remitted_chars\x18\x06 \x01(\r\"\xa2\x01\n\x0e\x44\x65tokenizePush\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12)\n\x05opens\x18\x02 \x03(\x0b\x32\x1a.trivium.v1.DetokenizeOpen\x12\x0f\n\x07handles\x18\x03 \x01(\x0c\x12\x0e\n\x06\x63ounts\x18\x04 \x01(\x0c\x12\x0b\n\x03ids\x18\x05 \x01(\x0c\x12\r\n\x05\x66inal\x18\x06 \x01(\x0c\x12\x16\n\x0e\x63losed_handles\x18\x07 \x01(\x0c\"x\n\x0f\x44\x65tokenizeEvent\x12\x30\n\x07welcome\x18\x01 \x01(\x0b\x32\x1d.trivium.v1.DetokenizeWelcomeH\x00\x12*\n\x04text\x18\x02 \x01(\x0b\x32\x1a.trivium.v1.DetokenizeTextH\x00\x42\x07\n\x05\x65vent\",\n\x11\x44\x65tokenizeWelcome\x12\x17\n\x0ftokenizer_epoch\x18\x01 \x01(\x04\"U\n\x0e\x44\x65tokenizeText\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\r\n\x05texts\x18\x02 \x03(\t\x12\"\n\x05stops\x18\x03 \x03(\x0b\x32\x13.trivium.v1.StopHit\"?\n\x07StopHit\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x12\n\nstop_index\x18\x02 \x01(\r\x12\x13\n\x0btokens_kept\x18\x03 \x01(\r2\xa5\x02\n\tTokenizer\x12?\n\x06\x45ncode\x12\x19.trivium.v1.EncodeRequest\x1a\x1a.trivium.v1.EncodeResponse\x12?\n\x06Render\x12\x19.trivium.v1.RenderRequest\x1a\x1a.trivium.v1.RenderResponse\x12H\n\tGetTokens\x12\x1c.trivium.v1.GetTokensRequest\x1a\x1d.trivium.v1.GetTokensResponse\x12L\n\nDetokenize\x12\x1d.trivium.v1.DetokenizeCommand\x1a\x1b.trivium.v1.DetokenizeEvent(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atrivium/v1/tokenizer.proto\x12\ntrivium.v1\x1a\x16trivium/v1/types.proto\"e\n\rEncodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x15\n\x13_add_special_tokens\";\n\x0e\x45ncodeResponse\x12)\n\x07outputs\x18\x01 \x03(\x0b\x32\x18.trivium.v1.TokensPrompt\"\xde\x01\n\x11\x45ncodePairRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x19\n\x0c\x65ncoder_text\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x19\n\x0c\x64\x65\x63oder_text\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x1c\n\x0fsource_language\x18\x04 \x01(\tH\x02\x88\x01\x01\x12\x1c\n\x0ftarget_language\x18\x05 \x01(\tH\x03\x88\x01\x01\x42\x0f\n\r_encoder_textB\x0f\n\r_decoder_textB\x12\n\x10_source_languageB\x12\n\x10_target_language\"\xb5\x02\n\x12\x45ncodePairResponse\x12)\n\x07\x65ncoder\x18\x01 \x01(\x0b\x32\x18.trivium.v1.TokensPrompt\x12)\n\x07\x64\x65\x63oder\x18\x02 \x01(\x0b\x32\x18.trivium.v1.TokensPrompt\x12\x30\n\x0e\x64\x65\x63oder_prefix\x18\x03 \x01(\x0b\x32\x18.trivium.v1.TokensPrompt\x12#\n\x16\x64\x65\x63oder_start_token_id\x18\x04 \x01(\rH\x00\x88\x01\x01\x12 \n\x13\x66orced_bos_token_id\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x1d\n\x15needs_target_language\x18\x06 \x01(\x08\x42\x19\n\x17_decoder_start_token_idB\x16\n\x14_forced_bos_token_id\"\xa7\x01\n\rRenderRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rmessages_json\x18\x02 \x01(\x0c\x12\x12\n\ntools_json\x18\x03 \x01(\x0c\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x1e\n\x16\x63ontinue_final_message\x18\x05 \x01(\x08\x42\x18\n\x16_add_generation_prompt\":\n\x0eRenderResponse\x12(\n\x06prompt\x18\x01 \x01(\x0b\x32\x18.trivium.v1.TokensPrompt\".\n\x10GetTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\r\":\n\x11GetTokensResponse\x12%\n\x06tokens\x18\x01 \x03(\x0b\x32\x15.trivium.v1.TokenText\":\n\tTokenText\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0b\n\x03raw\x18\x02 \x01(\x0c\x12\x12\n\nis_special\x18\x03 \x01(\x08\"x\n\x11\x44\x65tokenizeCommand\x12,\n\x05hello\x18\x01 \x01(\x0b\x32\x1b.trivium.v1.DetokenizeHelloH\x00\x12*\n\x04push\x18\x02 \x01(\x0b\x32\x1a.trivium.v1.DetokenizePushH\x00\x42\t\n\x07\x63ommand\" \n\x0f\x44\x65tokenizeHello\x12\r\n\x05model\x18\x01 \x01(\t\"\x9a\x01\n\x0e\x44\x65tokenizeOpen\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12\x1b\n\x13skip_special_tokens\x18\x02 \x01(\x08\x12\x0c\n\x04stop\x18\x03 \x03(\t\x12\"\n\x1ainclude_stop_str_in_output\x18\x04 \x01(\x08\x12\x12\n\nreplay_ids\x18\x05 \x01(\x0c\x12\x15\n\remitted_chars\x18\x06 \x01(\r\"\xa2\x01\n\x0e\x44\x65tokenizePush\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12)\n\x05opens\x18\x02 \x03(\x0b\x32\x1a.trivium.v1.DetokenizeOpen\x12\x0f\n\x07handles\x18\x03 \x01(\x0c\x12\x0e\n\x06\x63ounts\x18\x04 \x01(\x0c\x12\x0b\n\x03ids\x18\x05 \x01(\x0c\x12\r\n\x05\x66inal\x18\x06 \x01(\x0c\x12\x16\n\x0e\x63losed_handles\x18\x07 \x01(\x0c\"x\n\x0f\x44\x65tokenizeEvent\x12\x30\n\x07welcome\x18\x01 \x01(\x0b\x32\x1d.trivium.v1.DetokenizeWelcomeH\x00\x12*\n\x04text\x18\x02 \x01(\x0b\x32\x1a.trivium.v1.DetokenizeTextH\x00\x42\x07\n\x05\x65vent\",\n\x11\x44\x65tokenizeWelcome\x12\x17\n\x0ftokenizer_epoch\x18\x01 \x01(\x04\"U\n\x0e\x44\x65tokenizeText\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\r\n\x05texts\x18\x02 \x03(\t\x12\"\n\x05stops\x18\x03 \x03(\x0b\x32\x13.trivium.v1.StopHit\"?\n\x07StopHit\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x12\n\nstop_index\x18\x02 \x01(\r\x12\x13\n\x0btokens_kept\x18\x03 \x01(\r2\xf2\x02\n\tTokenizer\x12?\n\x06\x45ncode\x12\x19.trivium.v1.EncodeRequest\x1a\x1a.trivium.v1.EncodeResponse\x12K\n\nEncodePair\x12\x1d.trivium.v1.EncodePairRequest\x1a\x1e.trivium.v1.EncodePairResponse\x12?\n\x06Render\x12\x19.trivium.v1.RenderRequest\x1a\x1a.trivium.v1.RenderResponse\x12H\n\tGetTokens\x12\x1c.trivium.v1.GetTokensRequest\x1a\x1d.trivium.v1.GetTokensResponse\x12L\n\nDetokenize\x12\x1d.trivium.v1.DetokenizeCommand\x1a\x1b.trivium.v1.DetokenizeEvent(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,32 +36,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENCODEREQUEST']._serialized_end=167
   _globals['_ENCODERESPONSE']._serialized_start=169
   _globals['_ENCODERESPONSE']._serialized_end=228
-  _globals['_RENDERREQUEST']._serialized_start=231
-  _globals['_RENDERREQUEST']._serialized_end=398
-  _globals['_RENDERRESPONSE']._serialized_start=400
-  _globals['_RENDERRESPONSE']._serialized_end=458
-  _globals['_GETTOKENSREQUEST']._serialized_start=460
-  _globals['_GETTOKENSREQUEST']._serialized_end=506
-  _globals['_GETTOKENSRESPONSE']._serialized_start=508
-  _globals['_GETTOKENSRESPONSE']._serialized_end=566
-  _globals['_TOKENTEXT']._serialized_start=568
-  _globals['_TOKENTEXT']._serialized_end=626
-  _globals['_DETOKENIZECOMMAND']._serialized_start=628
-  _globals['_DETOKENIZECOMMAND']._serialized_end=748
-  _globals['_DETOKENIZEHELLO']._serialized_start=750
-  _globals['_DETOKENIZEHELLO']._serialized_end=782
-  _globals['_DETOKENIZEOPEN']._serialized_start=785
-  _globals['_DETOKENIZEOPEN']._serialized_end=939
-  _globals['_DETOKENIZEPUSH']._serialized_start=942
-  _globals['_DETOKENIZEPUSH']._serialized_end=1104
-  _globals['_DETOKENIZEEVENT']._serialized_start=1106
-  _globals['_DETOKENIZEEVENT']._serialized_end=1226
-  _globals['_DETOKENIZEWELCOME']._serialized_start=1228
-  _globals['_DETOKENIZEWELCOME']._serialized_end=1272
-  _globals['_DETOKENIZETEXT']._serialized_start=1274
-  _globals['_DETOKENIZETEXT']._serialized_end=1359
-  _globals['_STOPHIT']._serialized_start=1361
-  _globals['_STOPHIT']._serialized_end=1424
-  _globals['_TOKENIZER']._serialized_start=1427
-  _globals['_TOKENIZER']._serialized_end=1720
+  _globals['_ENCODEPAIRREQUEST']._serialized_start=231
+  _globals['_ENCODEPAIRREQUEST']._serialized_end=453
+  _globals['_ENCODEPAIRRESPONSE']._serialized_start=456
+  _globals['_ENCODEPAIRRESPONSE']._serialized_end=765
+  _globals['_RENDERREQUEST']._serialized_start=768
+  _globals['_RENDERREQUEST']._serialized_end=935
+  _globals['_RENDERRESPONSE']._serialized_start=937
+  _globals['_RENDERRESPONSE']._serialized_end=995
+  _globals['_GETTOKENSREQUEST']._serialized_start=997
+  _globals['_GETTOKENSREQUEST']._serialized_end=1043
+  _globals['_GETTOKENSRESPONSE']._serialized_start=1045
+  _globals['_GETTOKENSRESPONSE']._serialized_end=1103
+  _globals['_TOKENTEXT']._serialized_start=1105
+  _globals['_TOKENTEXT']._serialized_end=1163
+  _globals['_DETOKENIZECOMMAND']._serialized_start=1165
+  _globals['_DETOKENIZECOMMAND']._serialized_end=1285
+  _globals['_DETOKENIZEHELLO']._serialized_start=1287
+  _globals['_DETOKENIZEHELLO']._serialized_end=1319
+  _globals['_DETOKENIZEOPEN']._serialized_start=1322
+  _globals['_DETOKENIZEOPEN']._serialized_end=1476
+  _globals['_DETOKENIZEPUSH']._serialized_start=1479
+  _globals['_DETOKENIZEPUSH']._serialized_end=1641
+  _globals['_DETOKENIZEEVENT']._serialized_start=1643
+  _globals['_DETOKENIZEEVENT']._serialized_end=1763
+  _globals['_DETOKENIZEWELCOME']._serialized_start=1765
+  _globals['_DETOKENIZEWELCOME']._serialized_end=1809
+  _globals['_DETOKENIZETEXT']._serialized_start=1811
+  _globals['_DETOKENIZETEXT']._serialized_end=1896
+  _globals['_STOPHIT']._serialized_start=1898
+  _globals['_STOPHIT']._serialized_end=1961
+  _globals['_TOKENIZER']._serialized_start=1964
+  _globals['_TOKENIZER']._serialized_end=2334
 # @@protoc_insertion_point(module_scope)

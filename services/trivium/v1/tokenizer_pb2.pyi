@@ -23,6 +23,36 @@ class EncodeResponse(_message.Message):
     outputs: _containers.RepeatedCompositeFieldContainer[_types_pb2.TokensPrompt]
     def __init__(self, outputs: _Optional[_Iterable[_Union[_types_pb2.TokensPrompt, _Mapping]]] = ...) -> None: ...
 
+class EncodePairRequest(_message.Message):
+    __slots__ = ("model", "encoder_text", "decoder_text", "source_language", "target_language")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_TEXT_FIELD_NUMBER: _ClassVar[int]
+    DECODER_TEXT_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_LANGUAGE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_LANGUAGE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    encoder_text: str
+    decoder_text: str
+    source_language: str
+    target_language: str
+    def __init__(self, model: _Optional[str] = ..., encoder_text: _Optional[str] = ..., decoder_text: _Optional[str] = ..., source_language: _Optional[str] = ..., target_language: _Optional[str] = ...) -> None: ...
+
+class EncodePairResponse(_message.Message):
+    __slots__ = ("encoder", "decoder", "decoder_prefix", "decoder_start_token_id", "forced_bos_token_id", "needs_target_language")
+    ENCODER_FIELD_NUMBER: _ClassVar[int]
+    DECODER_FIELD_NUMBER: _ClassVar[int]
+    DECODER_PREFIX_FIELD_NUMBER: _ClassVar[int]
+    DECODER_START_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    FORCED_BOS_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_TARGET_LANGUAGE_FIELD_NUMBER: _ClassVar[int]
+    encoder: _types_pb2.TokensPrompt
+    decoder: _types_pb2.TokensPrompt
+    decoder_prefix: _types_pb2.TokensPrompt
+    decoder_start_token_id: int
+    forced_bos_token_id: int
+    needs_target_language: bool
+    def __init__(self, encoder: _Optional[_Union[_types_pb2.TokensPrompt, _Mapping]] = ..., decoder: _Optional[_Union[_types_pb2.TokensPrompt, _Mapping]] = ..., decoder_prefix: _Optional[_Union[_types_pb2.TokensPrompt, _Mapping]] = ..., decoder_start_token_id: _Optional[int] = ..., forced_bos_token_id: _Optional[int] = ..., needs_target_language: bool = ...) -> None: ...
+
 class RenderRequest(_message.Message):
     __slots__ = ("model", "messages_json", "tools_json", "add_generation_prompt", "continue_final_message")
     MODEL_FIELD_NUMBER: _ClassVar[int]

@@ -39,6 +39,11 @@ class TokenizerStub(object):
                 request_serializer=trivium_dot_v1_dot_tokenizer__pb2.EncodeRequest.SerializeToString,
                 response_deserializer=trivium_dot_v1_dot_tokenizer__pb2.EncodeResponse.FromString,
                 _registered_method=True)
+        self.EncodePair = channel.unary_unary(
+                '/trivium.v1.Tokenizer/EncodePair',
+                request_serializer=trivium_dot_v1_dot_tokenizer__pb2.EncodePairRequest.SerializeToString,
+                response_deserializer=trivium_dot_v1_dot_tokenizer__pb2.EncodePairResponse.FromString,
+                _registered_method=True)
         self.Render = channel.unary_unary(
                 '/trivium.v1.Tokenizer/Render',
                 request_serializer=trivium_dot_v1_dot_tokenizer__pb2.RenderRequest.SerializeToString,
@@ -61,6 +66,13 @@ class TokenizerServicer(object):
 
     def Encode(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EncodePair(self, request, context):
+        """Both sides of an encoder-decoder prompt, each by its own tokenizer, with the languages of a multilingual model.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -93,6 +105,11 @@ def add_TokenizerServicer_to_server(servicer, server):
                     servicer.Encode,
                     request_deserializer=trivium_dot_v1_dot_tokenizer__pb2.EncodeRequest.FromString,
                     response_serializer=trivium_dot_v1_dot_tokenizer__pb2.EncodeResponse.SerializeToString,
+            ),
+            'EncodePair': grpc.unary_unary_rpc_method_handler(
+                    servicer.EncodePair,
+                    request_deserializer=trivium_dot_v1_dot_tokenizer__pb2.EncodePairRequest.FromString,
+                    response_serializer=trivium_dot_v1_dot_tokenizer__pb2.EncodePairResponse.SerializeToString,
             ),
             'Render': grpc.unary_unary_rpc_method_handler(
                     servicer.Render,
@@ -137,6 +154,33 @@ class Tokenizer(object):
             '/trivium.v1.Tokenizer/Encode',
             trivium_dot_v1_dot_tokenizer__pb2.EncodeRequest.SerializeToString,
             trivium_dot_v1_dot_tokenizer__pb2.EncodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EncodePair(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trivium.v1.Tokenizer/EncodePair',
+            trivium_dot_v1_dot_tokenizer__pb2.EncodePairRequest.SerializeToString,
+            trivium_dot_v1_dot_tokenizer__pb2.EncodePairResponse.FromString,
             options,
             channel_credentials,
             insecure,

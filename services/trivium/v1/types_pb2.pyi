@@ -50,20 +50,26 @@ class SingletonPrompt(_message.Message):
     def __init__(self, text: _Optional[_Union[TextPrompt, _Mapping]] = ..., tokens: _Optional[_Union[TokensPrompt, _Mapping]] = ...) -> None: ...
 
 class EncoderDecoderPrompt(_message.Message):
-    __slots__ = ("encoder", "decoder")
+    __slots__ = ("encoder", "decoder", "decoder_start_token_id")
     ENCODER_FIELD_NUMBER: _ClassVar[int]
     DECODER_FIELD_NUMBER: _ClassVar[int]
+    DECODER_START_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     encoder: SingletonPrompt
     decoder: SingletonPrompt
-    def __init__(self, encoder: _Optional[_Union[SingletonPrompt, _Mapping]] = ..., decoder: _Optional[_Union[SingletonPrompt, _Mapping]] = ...) -> None: ...
+    decoder_start_token_id: int
+    def __init__(self, encoder: _Optional[_Union[SingletonPrompt, _Mapping]] = ..., decoder: _Optional[_Union[SingletonPrompt, _Mapping]] = ..., decoder_start_token_id: _Optional[int] = ...) -> None: ...
 
 class Prompt(_message.Message):
-    __slots__ = ("single", "encoder_decoder")
+    __slots__ = ("single", "encoder_decoder", "source_language", "target_language")
     SINGLE_FIELD_NUMBER: _ClassVar[int]
     ENCODER_DECODER_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_LANGUAGE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_LANGUAGE_FIELD_NUMBER: _ClassVar[int]
     single: SingletonPrompt
     encoder_decoder: EncoderDecoderPrompt
-    def __init__(self, single: _Optional[_Union[SingletonPrompt, _Mapping]] = ..., encoder_decoder: _Optional[_Union[EncoderDecoderPrompt, _Mapping]] = ...) -> None: ...
+    source_language: str
+    target_language: str
+    def __init__(self, single: _Optional[_Union[SingletonPrompt, _Mapping]] = ..., encoder_decoder: _Optional[_Union[EncoderDecoderPrompt, _Mapping]] = ..., source_language: _Optional[str] = ..., target_language: _Optional[str] = ...) -> None: ...
 
 class LogitBias(_message.Message):
     __slots__ = ("token_id", "bias")
@@ -196,7 +202,7 @@ class TokenLogprobs(_message.Message):
     def __init__(self, logprob: _Optional[float] = ..., rank: _Optional[int] = ..., top_ids: _Optional[bytes] = ..., top_logprobs: _Optional[bytes] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "architecture", "is_encoder_decoder", "max_model_len", "max_encoder_len", "vocab_size", "dtype", "block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "eos_token_ids", "bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "num_host_blocks")
+    __slots__ = ("name", "architecture", "is_encoder_decoder", "max_model_len", "max_encoder_len", "vocab_size", "dtype", "block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "eos_token_ids", "bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "num_host_blocks", "generation_defaults")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     IS_ENCODER_DECODER_FIELD_NUMBER: _ClassVar[int]
@@ -215,6 +221,7 @@ class ModelInfo(_message.Message):
     FORCED_BOS_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     FORCED_EOS_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     NUM_HOST_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     architecture: str
     is_encoder_decoder: bool
@@ -233,7 +240,52 @@ class ModelInfo(_message.Message):
     forced_bos_token_id: int
     forced_eos_token_id: int
     num_host_blocks: int
-    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., is_encoder_decoder: bool = ..., max_model_len: _Optional[int] = ..., max_encoder_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., bos_token_id: _Optional[int] = ..., pad_token_id: _Optional[int] = ..., decoder_start_token_id: _Optional[int] = ..., forced_bos_token_id: _Optional[int] = ..., forced_eos_token_id: _Optional[int] = ..., num_host_blocks: _Optional[int] = ...) -> None: ...
+    generation_defaults: GenerationDefaults
+    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., is_encoder_decoder: bool = ..., max_model_len: _Optional[int] = ..., max_encoder_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., bos_token_id: _Optional[int] = ..., pad_token_id: _Optional[int] = ..., decoder_start_token_id: _Optional[int] = ..., forced_bos_token_id: _Optional[int] = ..., forced_eos_token_id: _Optional[int] = ..., num_host_blocks: _Optional[int] = ..., generation_defaults: _Optional[_Union[GenerationDefaults, _Mapping]] = ...) -> None: ...
+
+class GenerationDefaults(_message.Message):
+    __slots__ = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams", "length_penalty", "early_stopping", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "repetition_penalty", "encoder_repetition_penalty", "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p")
+    SUPPRESS_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_SUPPRESS_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BAD_WORDS_IDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MIN_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    MIN_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_BEAMS_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    EARLY_STOPPING_FIELD_NUMBER: _ClassVar[int]
+    NO_REPEAT_NGRAM_SIZE_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_NO_REPEAT_NGRAM_SIZE_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    DO_SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
+    TYPICAL_P_FIELD_NUMBER: _ClassVar[int]
+    suppress_tokens: _containers.RepeatedScalarFieldContainer[int]
+    begin_suppress_tokens: _containers.RepeatedScalarFieldContainer[int]
+    bad_words_ids: _containers.RepeatedCompositeFieldContainer[TokenSequence]
+    max_length: int
+    max_new_tokens: int
+    min_length: int
+    min_new_tokens: int
+    num_beams: int
+    length_penalty: float
+    early_stopping: EarlyStopping
+    no_repeat_ngram_size: int
+    encoder_no_repeat_ngram_size: int
+    repetition_penalty: float
+    encoder_repetition_penalty: float
+    do_sample: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    def __init__(self, suppress_tokens: _Optional[_Iterable[int]] = ..., begin_suppress_tokens: _Optional[_Iterable[int]] = ..., bad_words_ids: _Optional[_Iterable[_Union[TokenSequence, _Mapping]]] = ..., max_length: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., min_length: _Optional[int] = ..., min_new_tokens: _Optional[int] = ..., num_beams: _Optional[int] = ..., length_penalty: _Optional[float] = ..., early_stopping: _Optional[_Union[EarlyStopping, str]] = ..., no_repeat_ngram_size: _Optional[int] = ..., encoder_no_repeat_ngram_size: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., encoder_repetition_penalty: _Optional[float] = ..., do_sample: bool = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., typical_p: _Optional[float] = ...) -> None: ...
 
 class ErrorInfo(_message.Message):
     __slots__ = ("status", "code", "message", "param")

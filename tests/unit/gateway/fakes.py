@@ -15,7 +15,7 @@ import uvloop
 
 from trivium.config import ModelInfo
 from trivium.errors import EngineUnavailableError, InvalidRequestError
-from trivium.inputs import GenerationRequest
+from trivium.inputs import EncodedPair, GenerationRequest, PairTexts
 from trivium.outputs import ChoiceDelta, FinishReason, TokenText
 from trivium.v1.ledger_pb2 import LedgerReply
 from trivium_gateway.app import create_app
@@ -26,6 +26,7 @@ from trivium_gateway.server import bind, run_server
 WAIT_S = 5.0
 VOCAB_SIZE = 300
 DECODER_START = 256
+LANGUAGES = {"fr": 257, "de": 258}
 MAX_MODEL_LEN = 1000
 MAX_ENCODER_LEN = 400
 
@@ -94,6 +95,18 @@ class FakeEngine:
 
     async def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         return [list(text.encode()) for text in texts]
+
+    async def encode_pair(self, texts: PairTexts) -> EncodedPair:
+        """The languages are "fr" and "de", tokens 257 and 258; a model of the name "many" has no default."""
+        for name in ("source_language", "target_language"):
+            if getattr(texts, name) not in (None, *LANGUAGES):
+                raise InvalidRequestError("no such language", param=name, code="unknown_language")
+        return EncodedPair(
+            encoder=tuple((texts.encoder or "").encode()),
+            decoder=tuple((texts.decoder or "").encode()),
+            forced_bos_token_id=LANGUAGES.get(texts.target_language or ""),
+            needs_target_language=self._info.name == "many" and texts.target_language is None,
+        )
 
     async def render(
         self,

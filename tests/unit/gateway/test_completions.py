@@ -220,6 +220,42 @@ def test_both_sides_of_an_encoder_decoder_prompt(world: World, client: openai.Op
     assert prompt.token_ids == (DECODER_START, *b"de")
 
 
+def test_an_encoder_prompt_alone_has_an_empty_decoder_side(world: World, client: openai.OpenAI) -> None:
+    client.post("/completions", body={"model": "org/translator", "encoder_prompt": "abc"}, cast_to=object)
+    prompt = world.translator.requests[-1].prompt
+    assert (prompt.encoder_token_ids, prompt.token_ids) == (tuple(b"abc"), (DECODER_START,))
+
+
+@pytest.mark.parametrize("name", ["prompt", "encoder_prompt"])
+@pytest.mark.parametrize(
+    ("encoders", "decoders"),
+    [(["a", "b"], ["de", "fg"]), (["a", "b"], [[1, 2], [3]]), ([[97], [98]], ["de", "fg"]), (["a"], ["de"])],
+)
+def test_each_encoder_input_has_its_decoder_prompt(
+    world: World, client: openai.OpenAI, name: str, encoders: list[object], decoders: list[object]
+) -> None:
+    body = {"model": "org/translator", name: encoders, "decoder_prompt": decoders}
+    client.post("/completions", body=body, cast_to=object)
+    prompts = [request.prompt for request in world.translator.requests[-len(encoders) :]]
+    found = {prompt.encoder_token_ids: prompt.token_ids for prompt in prompts}
+    assert found == {
+        as_ids(encoder): (DECODER_START, *as_ids(decoder)) for encoder, decoder in zip(encoders, decoders, strict=True)
+    }
+
+
+def as_ids(side: object) -> tuple[int, ...]:
+    return tuple(side.encode() if isinstance(side, str) else side)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("path", ["/completions", "/chat/completions"])
+def test_the_target_language_is_forced_as_the_first_token(world: World, client: openai.OpenAI, path: str) -> None:
+    body = {"model": "org/translator", "target_language": "fr", "source_language": "de"}
+    text = {"prompt": "abc"} if path == "/completions" else {"messages": [{"role": "user", "content": "abc"}]}
+    client.post(path, body=body | text, cast_to=object)
+    request = world.translator.requests[-1]
+    assert request.prompt.token_ids == (DECODER_START,) and request.sampling.forced_bos_token_id == 257
+
+
 def test_one_decoder_prompt_serves_several_encoder_inputs(world: World, client: openai.OpenAI) -> None:
     client.completions.create(model="org/translator", prompt=["a", "b"], extra_body={"decoder_prompt": "de"})
     prompts = [request.prompt for request in world.translator.requests[-2:]]

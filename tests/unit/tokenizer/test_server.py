@@ -17,7 +17,8 @@ import pytest
 
 from trivium import columns, rpc, tokenizer_client
 from trivium.config import ServedModel
-from trivium.errors import ConfigurationError
+from trivium.errors import ConfigurationError, InvalidRequestError
+from trivium.inputs import PairTexts
 from trivium.ledger import ask_ledger
 from trivium.tokenizer import chat_template
 from trivium.tokenizer import server as server_module
@@ -25,6 +26,7 @@ from trivium.tokenizer.server import SERVICE_NAME, TokenizerServicer, serve
 from trivium.tokenizer.tokenizer import Tokenizer
 from trivium.tokenizer_client import TokenizerClient
 from trivium.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+from unit.tokenizer.tiny_languages import save_multilingual
 from unit.tokenizer.tiny_tokenizers import make_tokenizer, save_model
 
 CHAT = [{"role": "user", "content": "hello"}]
@@ -321,3 +323,19 @@ async def test_a_token_is_asked_for_once(tmp_path: Path) -> None:
         before = dict(await client.token_texts([5, 6]))
         stop.set()
         assert await client.token_texts([6, 5]) == before
+
+
+@pytest.mark.asyncio
+async def test_both_sides_of_a_prompt_are_encoded_with_their_languages(tmp_path: Path) -> None:
+    source = save_multilingual(tmp_path / "nllb", "nllb")
+    address, stop = f"unix:{tmp_path}/s", asyncio.Event()
+    task = asyncio.create_task(serve([ServedModel("nllb", source)], address, stop))
+    async with rpc.open_channel(address) as channel:
+        client = TokenizerClient("nllb", channel)
+        texts = PairTexts("one", "two", source_language="fr", target_language="en")
+        assert await client.encode_pair(texts) == Tokenizer.load(source).encode_pair(texts)
+        with pytest.raises(InvalidRequestError) as raised:
+            await client.encode_pair(PairTexts("one", target_language="zh"))
+        assert (raised.value.param, raised.value.code) == ("target_language", "ambiguous_language")
+    stop.set()
+    await asyncio.wait_for(task, 10)
