@@ -127,7 +127,7 @@ class Scheduler:
         self._on_start = on_start
         self._enable_prefix_caching = enable_prefix_caching
         self.num_preemptions = 0
-        self.num_swaps = 0  # preemptions that lost nothing
+        self.num_swaps = 0  # preemptions that kept in host memory what was computed
         self._waiting = RequestQueue()
         self._running: dict[int, Request] = {}  # key -> Request, in order of arrival
         self._freed_slots: list[int] = []  # told to the executor with the next plan

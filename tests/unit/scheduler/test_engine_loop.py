@@ -327,7 +327,7 @@ async def test_the_choices_of_a_request_compute_their_prompt_once() -> None:
         params = SamplingParams(n=4, seed=3, max_tokens=2, ignore_eos=True)
         world.loop.submit(GenerationRequest("r", prompt, params, stream=True), client, 0)
         await client.done.wait()
-        assert world.executor.executor.num_computed_tokens == 40 + 3 * 1 + 4
+        assert world.executor.executor.num_computed_tokens == 40 + 3 + 4
 
 
 @pytest.mark.asyncio
