@@ -142,7 +142,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         count: int,
         n: int,
         num_steps: int,
-        prompt_logprobs: int | None,
+        prompt_logprobs: int | None = None,
     ) -> None:
         """Requests that each grow to a good part of the pool, and steps until one of them is swapped out."""
         for tail in range(2, 2 + count):
