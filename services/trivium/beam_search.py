@@ -26,11 +26,11 @@ class BeamNode:
     length: int
     logprobs: TokenLogprobs | None = None
 
-    def nodes(self) -> list[BeamNode]:
-        """From the first token to this one."""
+    def nodes(self, *, after: int = 0) -> list[BeamNode]:
+        """From the token behind the first `after` ones to this one."""
         path: list[BeamNode] = []
         node: BeamNode | None = self
-        while node is not None:
+        while node is not None and node.length > after:
             path.append(node)
             node = node.parent
         return path[::-1]

@@ -8,7 +8,7 @@ rows and block tables are moved. The blocks to copy are returned: the caller cop
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from trivium.beam_search import BeamSearch, move_blocks
 from trivium.executor.history import History
 from trivium.executor.input_batch import InputBatch, Longs
 from trivium.executor.logits_processors import edit_logits, force_scores
+from trivium.executor.logprobs import token_logprobs
 from trivium.executor.model_config import SpecialTokens
 from trivium.params import BeamSettings
 from trivium.step import BeamCandidates, NewRequestData
@@ -43,10 +44,14 @@ class BeamGroup:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a step did to the groups: their candidates, and the block copies (from, to) that the beams need."""
+    """What a step did to the groups: their candidates, and the block copies (from, to) that the beams need.
+
+    first_copies come before `copies`, which read what they write.
+    """
 
     candidates: tuple[BeamCandidates, ...]
-    copied_blocks: tuple[tuple[int, int], ...]
+    first_copies: tuple[tuple[int, int], ...]
+    copies: tuple[tuple[int, int], ...]
 
 
 class BeamGroups:
@@ -83,12 +88,15 @@ class BeamGroups:
             scores.shape[1], max(s.num_candidates for group in self._groups.values() for s in group.searches)
         )
         values, token_ids = scores.topk(num_best, dim=-1)
-        best = _Best(values.numpy(), token_ids.numpy(), {int(slot): row for row, slot in enumerate(slots)}, scores)
+        best = _Best(
+            values.numpy(), token_ids.numpy(), {int(slot): row for row, slot in enumerate(slots)}, scores, logits
+        )
         candidates: list[BeamCandidates] = []
+        first_copies: list[tuple[int, int]] = []
         copies: list[tuple[int, int]] = []
         for first_slot, group in self._groups.items():
             if not group.is_started and first_slot in best.row_of:
-                _start_rows(batch, group)
+                first_copies += _start_rows(batch, group)
                 best.alias(first_slot, group.slots)
             chosen = np.zeros(0, np.int64)  # tokens of the groups before, which the next one avoids
             for index in range(len(group.searches)):
@@ -96,10 +104,13 @@ class BeamGroups:
                 if int(group_slots[0]) not in best.row_of:
                     continue
                 found = _find_candidates(group, index, best, chosen)
+                num_top = int(batch.sampling.num_logprobs[first_slot])
+                if num_top >= 0:
+                    found = _with_logprobs(found, best, group_slots, num_top)
                 candidates.append(found)
                 copies += _advance(batch, group.searches[index], group_slots, found)
                 chosen = np.concatenate((chosen, _live_token_ids(group.searches[index])))
-        return Selection(tuple(candidates), tuple(copies))
+        return Selection(tuple(candidates), tuple(first_copies), tuple(copies))
 
     def _edit(self, scores: Tensor, batch: InputBatch, slots: Longs) -> None:
         columns = batch.sampling
@@ -119,12 +130,16 @@ class BeamGroups:
 
 @dataclass(slots=True)
 class _Best:
-    """The best continuations of every row: values, token_ids [num_rows, num_best], of `scores` [num_rows, vocab]."""
+    """The best continuations of every row: values, token_ids [num_rows, num_best], of `scores` [num_rows, vocab].
+
+    logits [num_rows, vocab]: as the model made them.
+    """
 
     values: np.typing.NDArray[np.float32]
     token_ids: Longs
     row_of: dict[int, int]  # slot -> row
     scores: Tensor
+    logits: Tensor
 
     def alias(self, slot: int, others: Longs) -> None:
         """Let `others` have the row of `slot`."""
@@ -152,9 +167,27 @@ def _find_candidates(group: BeamGroup, index: int, best: _Best, chosen: Longs) -
     )
 
 
-def _start_rows(batch: InputBatch, group: BeamGroup) -> None:
-    """The prompt is computed: the other beams are where the first one is."""
-    batch.num_computed_tokens[group.slots] = batch.num_computed_tokens[group.slots[0]]
+def _with_logprobs(candidates: BeamCandidates, best: _Best, slots: Longs, num_top: int) -> BeamCandidates:
+    """`candidates` with the model's own log-probabilities of their tokens."""
+    rows = [best.row_of[int(slots[beam])] for beam in candidates.beams]
+    token_ids = np.array(candidates.token_ids, np.int64)
+    logprobs = token_logprobs(best.logits[rows], token_ids, [num_top] * len(rows))
+    return replace(candidates, logprobs=tuple(logprobs))
+
+
+def _start_rows(batch: InputBatch, group: BeamGroup) -> list[tuple[int, int]]:
+    """The prompt is computed: the other beams are where the first one is.
+
+    The block copies that give the first beam of every search the partial block of the prompt.
+    """
+    first = group.slots[0]
+    num_computed = int(batch.num_computed_tokens[first])
+    batch.num_computed_tokens[group.slots] = num_computed
+    index, offset = divmod(num_computed, batch.limits.block_size)
+    if offset == 0:
+        return []
+    others = [group.slots_of(search)[0] for search in range(1, len(group.searches))]
+    return [(int(batch.block_tables[first, index]), int(batch.block_tables[slot, index])) for slot in others]
 
 
 def _advance(batch: InputBatch, search: BeamSearch, slots: Longs, candidates: BeamCandidates) -> list[tuple[int, int]]:

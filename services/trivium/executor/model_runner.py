@@ -180,7 +180,8 @@ class ModelRunner:
 
     def _select_beams(self, logits: Tensor, slots: Longs) -> tuple[BeamCandidates, ...]:
         selection = self._beam_groups.select(logits, self._batch, slots)
-        self._kv_cache.copy_blocks(selection.copied_blocks)
+        self._kv_cache.copy_blocks(selection.first_copies)
+        self._kv_cache.copy_blocks(selection.copies)
         return selection.candidates
 
     def _build_metadata(self, rows: ScheduledRows) -> AttentionMetadata:

@@ -74,7 +74,7 @@ class BeamGroup:
             if not choice.is_finished:
                 choice.status = RequestStatus.RUNNING
 
-    def take_news(self) -> list[tuple[Request, tuple[int, ...]]]:
+    def take_news(self) -> list[tuple[Request, Sequence[BeamNode]]]:
         """(choice, its new tokens): what all results begin with, and once the group is done, the results.
 
         The tokens are the choices' output from now on; choices that are done are finished.
@@ -82,23 +82,22 @@ class BeamGroup:
         if self.is_done:
             best = self.best()
             return [self._finish(choice, best[choice.choice_index]) for choice in self.choices]
-        nodes = self._agreed()
-        return [
-            (choice, self._give(choice, nodes)) for choice in self.choices if len(nodes) > len(choice.output_token_ids)
-        ]
+        tail = self._common_tail()
+        if tail is None:
+            return []
+        return [(choice, _give(choice, tail)) for choice in self.choices if tail.length > len(choice.output_token_ids)]
 
     def best(self) -> list[Hypothesis]:
         """The hypotheses of a group that is done, best first; choice i is the i-th."""
         hypotheses = [hypothesis for search in self._searches for hypothesis in search.hypotheses]
         return sorted(hypotheses, key=lambda hypothesis: -hypothesis.score)
 
-    def _agreed(self) -> list[BeamNode]:
-        """What every result will begin with. Searches of several groups differ from the first token on."""
-        tail = self._searches[0].common_tail() if len(self._searches) == 1 else None
-        return [] if tail is None else tail.nodes()
+    def _common_tail(self) -> BeamNode | None:
+        """The last token of what every result will begin with. Searches of several groups differ from the first on."""
+        return self._searches[0].common_tail() if len(self._searches) == 1 else None
 
-    def _finish(self, choice: Request, hypothesis: Hypothesis) -> tuple[Request, tuple[int, ...]]:
-        new = self._give(choice, hypothesis.tail.nodes())
+    def _finish(self, choice: Request, hypothesis: Hypothesis) -> tuple[Request, Sequence[BeamNode]]:
+        new = _give(choice, hypothesis.tail)
         if not choice.is_finished:
             choice.status, choice.finish_reason = RequestStatus.FINISHED, hypothesis.finish_reason
             choice.cumulative_logprob = hypothesis.sum_logprobs
@@ -107,10 +106,11 @@ class BeamGroup:
                 choice.stop_reason = last
         return choice, new
 
-    def _give(self, choice: Request, nodes: Sequence[BeamNode]) -> tuple[int, ...]:
-        """Append what is new of `nodes`, the beginning of its output, to a choice."""
-        if choice.is_finished:
-            return ()
-        new = tuple(node.token_id for node in nodes[len(choice.output_token_ids) :])
-        choice.output_token_ids += new
-        return new
+
+def _give(choice: Request, tail: BeamNode) -> Sequence[BeamNode]:
+    """Append to the output of `choice` what it was not given yet of the sequence that ends with `tail`."""
+    if choice.is_finished:
+        return ()
+    new = tail.nodes(after=len(choice.output_token_ids))
+    choice.output_token_ids += [node.token_id for node in new]
+    return new

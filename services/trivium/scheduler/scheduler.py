@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from trivium.beam_search import BeamNode
 from trivium.config import ModelInfo
 from trivium.errors import InvalidRequestError
 from trivium.outputs import FinishReason, TokenLogprobs
@@ -461,7 +462,7 @@ class Scheduler:
             self.kv_cache.move_beams(request, parents, num_computed)
             request.num_tokens_in_flight -= 1
             request.output_token_ids.append(group_candidates[0].token_ids[0])  # for its length: beams have their own
-            updates += [RequestUpdate(choice, token_ids) for choice, token_ids in group.take_news()]
+            updates += [_update_of(choice, nodes) for choice, nodes in group.take_news()]
             if group.is_done:
                 self.finish(request, FinishReason.STOP)
         return updates
@@ -504,6 +505,12 @@ class Scheduler:
 def _slots_of(request: Request) -> tuple[int, ...]:
     """The slots of a running request."""
     return (request.slot,) if request.beams is None else request.beams.slots
+
+
+def _update_of(choice: Request, nodes: Sequence[BeamNode]) -> RequestUpdate:
+    """What a beam search tells of one of its choices."""
+    logprobs = tuple(node.logprobs for node in nodes if node.logprobs is not None)
+    return RequestUpdate(choice, tuple(node.token_id for node in nodes), logprobs)
 
 
 def _num_slots(request: Request) -> int:
