@@ -7,6 +7,8 @@ decoding would depend on rounding.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,12 @@ from transformers import (
     BlenderbotForConditionalGeneration,
     BlenderbotSmallConfig,
     BlenderbotSmallForConditionalGeneration,
-    LlamaConfig,
-    LlamaForCausalLM,
     M2M100Config,
     M2M100ForConditionalGeneration,
     MarianConfig,
     MarianMTModel,
     MBartConfig,
     MBartForConditionalGeneration,
-    MistralConfig,
-    MistralForCausalLM,
     MT5Config,
     MT5ForConditionalGeneration,
     PegasusConfig,
@@ -36,10 +34,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
     UMT5Config,
@@ -47,11 +41,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from tiny_decoders import DECODER_BUILDERS, flip_final_norm
+
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 NUM_SPECIAL = 4  # the byte b is token NUM_SPECIAL + rank of b in the byte alphabet
 VOCAB_SIZE = NUM_SPECIAL + 256
 MAX_POSITIONS = 128
-SLIDING_WINDOW = 7
 
 DECODER_ONLY = ("llama", "mistral", "qwen2", "qwen3")
 ENCODER_DECODER = ("bart", "t5", "t5_gated")
@@ -60,17 +55,6 @@ BART_LIKE = ("bart", "mbart", "marian", "pegasus", "m2m_100", "blenderbot", "ble
 T5_LIKE = ("t5", "t5_gated", "mt5", "umt5")
 
 _IDS = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
-_DECODER = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 48,
-    "intermediate_size": 56,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": MAX_POSITIONS,
-    "initializer_range": 0.3,
-    **_IDS,
-}
 _BART = {
     "vocab_size": VOCAB_SIZE,
     "d_model": 32,
@@ -105,10 +89,7 @@ _GATED = {**_T5, "feed_forward_proj": "gated-gelu"}
 
 # family -> (class, class of its config, the config)
 _BUILDERS: dict[str, tuple[type[PreTrainedModel], type[PreTrainedConfig], dict[str, Any]]] = {
-    "llama": (LlamaForCausalLM, LlamaConfig, _DECODER),
-    "mistral": (MistralForCausalLM, MistralConfig, {**_DECODER, "sliding_window": SLIDING_WINDOW}),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {**_DECODER, "tie_word_embeddings": True}),
-    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {**_DECODER, "head_dim": 16}),
+    **DECODER_BUILDERS,
     "bart": (BartForConditionalGeneration, BartConfig, _BART),
     "mbart": (MBartForConditionalGeneration, MBartConfig, _BART),
     "marian": (MarianMTModel, MarianConfig, {**_BART, "decoder_start_token_id": PAD, "activation_function": "swish"}),
@@ -145,6 +126,7 @@ def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:  # sinusoids do not
                 _unsettle(name, parameter)
+        flip_final_norm(family, model)
         if hasattr(model, "final_logits_bias"):
             model.final_logits_bias.copy_(0.3 * torch.randn_like(model.final_logits_bias))
     if family in _FORCES_BOS:
@@ -154,16 +136,30 @@ def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
 
 def save_tiny(family: str, path: Path, seed: int = 0, *, with_tokenizer: bool = False, **overrides: Any) -> Path:
     """Write a tiny checkpoint of `family` to the directory `path`, and return it."""
+    save_model(tiny_model(family, seed, **overrides), path)
+    if with_tokenizer:
+        with _quiet():
+            tiny_tokenizer(adds_eos=family in BART_LIKE + T5_LIKE).save_pretrained(path)
+    return path
+
+
+def save_model(model: PreTrainedModel, path: Path) -> Path:
+    """Write a checkpoint of `model` to the directory `path`, and return it."""
+    with _quiet():
+        model.save_pretrained(path)
+    return path
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers without progress bars, and without warnings that a tiny model is not a real one."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.ERROR)
     transformers_logging.disable_progress_bar()
     try:
-        tiny_model(family, seed, **overrides).save_pretrained(path)
-        if with_tokenizer:
-            tiny_tokenizer(adds_eos=family in BART_LIKE + T5_LIKE).save_pretrained(path)
+        yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-    return path
 
 
 def load_oracle(path: Path) -> PreTrainedModel:

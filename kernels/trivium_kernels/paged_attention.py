@@ -3,7 +3,9 @@
 Row r has queries [cu_seqlens_q[r], cu_seqlens_q[r + 1]) and keys 0 .. context_lens[r] - 1, key j being token
 j % block_size of block block_tables[r, j // block_size]. Its last query stands at position context_lens[r] - 1:
 
-    out[i] = softmax_j(scale * q[i] . k[j] + bias[j - i]) v[j],   j <= i and j > i - window if causal
+    out[i] = softmax_j(cap(scale * q[i] . k[j]) + bias[j - i]) v[j],   j <= i and j > i - window if causal
+
+cap(s) is soft_cap * tanh(s / soft_cap), or s itself without a soft cap.
 
 Non-causal rows (cross-attention) see all their keys. The op comes in two halves because every layer of a step shares
 the tables, lengths and masks: PlanPagedAttention runs once per step, PagedAttention once per layer.
@@ -80,7 +82,14 @@ class PlanPagedAttention(Protocol):
 
 class PagedAttention(Protocol):
     def __call__(
-        self, query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: PagedAttentionPlan, *, scale: float
+        self,
+        query: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        plan: PagedAttentionPlan,
+        *,
+        scale: float,
+        soft_cap: float | None = None,
     ) -> Tensor:
         """query [num_tokens, num_heads, head_dim]; caches [num_blocks, block_size, num_kv_heads, head_dim] (views).
 

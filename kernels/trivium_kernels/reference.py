@@ -31,7 +31,10 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+    rotary_dim = cos.shape[-1]
+    if rotary_dim < x.shape[-1]:
+        return torch.cat((rotary_embedding(x[..., :rotary_dim], cos, sin), x[..., rotary_dim:]), dim=-1)
+    return torch.addcmul(x * cos, x.roll(rotary_dim // 2, dims=-1), sin)
 
 
 def activate(x: Tensor, kind: Activation) -> Tensor:
@@ -136,7 +139,13 @@ def plan_paged_attention(
 
 
 def paged_attention(
-    query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: PagedAttentionPlan, *, scale: float
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    plan: PagedAttentionPlan,
+    *,
+    scale: float,
+    soft_cap: float | None = None,
 ) -> Tensor:
     num_kv_heads, head_dim = key_cache.shape[2:]
     output = torch.empty_like(query, memory_format=torch.contiguous_format)  # [num_tokens, num_heads, head_dim]
@@ -149,20 +158,54 @@ def paged_attention(
         mask = batch.mask
         if mask is not None and mask.shape[1] > 1:
             mask = mask.view(*shape[:3], -1)
-        attended = F.scaled_dot_product_attention(
+        queries, keys, values = (
             query[batch.start : batch.end].reshape(shape),
             keys.transpose(1, 2),
             values.transpose(1, 2),
-            attn_mask=mask,
-            scale=scale,
         )
+        if soft_cap is None:
+            attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
+        else:
+            attended = _capped_attention(queries, keys, values, mask, scale, soft_cap)
         output[batch.start : batch.end].view(shape).copy_(attended)
     for segment in plan.segments:
         rows = slice(segment.start, segment.end)
         keys = key_cache.index_select(0, segment.blocks).view(-1, num_kv_heads, head_dim)[: segment.context_len]
         values = value_cache.index_select(0, segment.blocks).view(-1, num_kv_heads, head_dim)[: segment.context_len]
-        output[rows] = _attend(query[rows], keys, values, segment.mask, segment.is_causal, scale)
+        if soft_cap is None:
+            output[rows] = _attend(query[rows], keys, values, segment.mask, segment.is_causal, scale)
+        else:
+            output[rows] = _attend_capped(query[rows], keys, values, segment, scale, soft_cap)
     return output
+
+
+def _attend_capped(
+    query: Tensor, key: Tensor, value: Tensor, segment: QuerySegment, scale: float, soft_cap: float
+) -> Tensor:
+    """As `_attend`, with capped scores."""
+    num_queries, num_heads, head_dim = query.shape
+    num_kv_heads = key.shape[1]
+    mask = segment.mask
+    if segment.is_causal:
+        mask = _mask_of_reversed_queries(num_queries, len(key), causal=True, window=None, bias_table=None)
+    if mask is not None:
+        mask = mask.view(num_kv_heads, -1, *mask.shape[1:]) if len(mask) > 1 else mask.unsqueeze(0)
+    shape = (num_queries, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    queries = query.flip(0).view(shape).permute(1, 2, 0, 3)  # [num_kv_heads, heads of one, queries, head_dim]
+    attended = _capped_attention(
+        queries, key.transpose(0, 1).unsqueeze(1), value.transpose(0, 1).unsqueeze(1), mask, scale, soft_cap
+    )
+    return attended.flatten(0, 1).transpose(0, 1).flip(0)
+
+
+def _capped_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, soft_cap: float
+) -> Tensor:
+    """query [..., queries, head_dim], key and value [..., keys, head_dim], mask broadcast to [..., queries, keys]."""
+    scores = (query @ key.transpose(-1, -2)).mul_(scale / soft_cap).tanh_().mul_(soft_cap)
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(dim=-1) @ value
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float) -> Tensor:

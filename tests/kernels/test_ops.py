@@ -33,6 +33,7 @@ def plain_attention(
     causal: bool,
     window: int | None = None,
     bias_table: Tensor | None = None,
+    soft_cap: float | None = None,
 ) -> Tensor:
     """One sequence, one query and one head at a time; the last query stands at the last key."""
     output = torch.empty_like(query)
@@ -45,6 +46,8 @@ def plain_attention(
             scores = []
             for j in range(first, last):
                 score = scale * (query[i, head] @ key[j, head // group])
+                if soft_cap is not None:
+                    score = soft_cap * (score / soft_cap).tanh()
                 if bias_table is not None:
                     limit = bias_table.shape[1] // 2
                     score = score + bias_table[head, max(-limit, min(limit, j - position)) + limit]
@@ -92,8 +95,15 @@ def test_varlen_attention(kernels: Kernels, causal: bool, num_heads: int, num_kv
 )
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(3, 3), (6, 2)])
 @pytest.mark.parametrize("kind", ["causal", "window", "bias", "bias and window", "cross"])
+@pytest.mark.parametrize("soft_cap", [None, 0.7])
 def test_paged_attention(
-    kernels: Kernels, query_lens: list[int], context_lens: list[int], num_heads: int, num_kv_heads: int, kind: str
+    kernels: Kernels,
+    query_lens: list[int],
+    context_lens: list[int],
+    num_heads: int,
+    num_kv_heads: int,
+    kind: str,
+    soft_cap: float | None,
 ) -> None:
     head_dim = 5
     key_cache, value_cache = make_cache(num_kv_heads, head_dim)
@@ -109,11 +119,11 @@ def test_paged_attention(
     plan = kernels.plan_paged_attention(
         tables.int(), torch.tensor(context_lens), bounds(query_lens), block_size=BLOCK_SIZE, **options
     )
-    output = kernels.paged_attention(query, key_cache, value_cache, plan, scale=0.6)
+    output = kernels.paged_attention(query, key_cache, value_cache, plan, scale=0.6, soft_cap=soft_cap)
     expected = []
     for row, part in enumerate(query.split(query_lens)):
         keys, values = (cache[tables[row]].flatten(0, 1)[: context_lens[row]] for cache in (key_cache, value_cache))
-        expected.append(plain_attention(part, keys, values, 0.6, **options))
+        expected.append(plain_attention(part, keys, values, 0.6, soft_cap=soft_cap, **options))
     torch.testing.assert_close(output, torch.cat(expected))
 
 
@@ -174,6 +184,14 @@ def test_rotary_embedding_rotates_pairs_of_the_two_halves(kernels: Kernels) -> N
     sin = torch.cat((-angles.sin(), angles.sin()), -1)[:, None]
     rotated = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones_like(angles), angles)[:, None]
     torch.testing.assert_close(kernels.rotary_embedding(x, cos, sin), torch.cat((rotated.real, rotated.imag), -1))
+
+
+def test_partial_rotary_embedding_leaves_the_rest_of_a_head(kernels: Kernels) -> None:
+    x, angles = randn(5, 3, 7), randn(5, 2)
+    cos, sin = torch.cat((angles.cos(),) * 2, -1)[:, None], torch.cat((-angles.sin(), angles.sin()), -1)[:, None]
+    rotated = kernels.rotary_embedding(x, cos, sin)
+    torch.testing.assert_close(rotated[..., :4], kernels.rotary_embedding(x[..., :4].contiguous(), cos, sin))
+    assert torch.equal(rotated[..., 4:], x[..., 4:])
 
 
 _FORMULAS = {

@@ -1,4 +1,4 @@
-"""From the files of a model to its tensors; safetensors only.
+"""From the files of a model to its tensors: safetensors, or `pytorch_model.bin` where there are none.
 
 Every failure is a ConfigurationError of one line that names the file and what is wrong with it.
 """
@@ -10,20 +10,34 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+from trivium.config import ExecutorConfig
 from trivium.errors import ConfigurationError
 from trivium.executor.linear import Linear
+from trivium.executor.tensor_files import TensorFile, open_tensor_file
+from trivium.model_source import find_model
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-_READABLE_DTYPES = ("F64", "F32", "F16", "BF16")
+# In order of preference: (index of several files, one file).
+_KINDS = ((INDEX_FILE, WEIGHTS_FILE), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+_BIN_PATTERNS = (*HUB_PATTERNS, "pytorch_model*.bin")
+
+
+def find_checkpoint(config: ExecutorConfig) -> Path:
+    """The directory with the model's files; of a hub model `.bin` files are fetched only if it has no safetensors.
+
+    Raises ConfigurationError.
+    """
+    directory = find_model(config.model, config.revision, patterns=HUB_PATTERNS)
+    if any((directory / file).exists() for file in _KINDS[0]):
+        return directory
+    return find_model(config.model, config.revision, patterns=_BIN_PATTERNS)
 
 
 class Checkpoint:
@@ -35,23 +49,29 @@ class Checkpoint:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.loaded_bytes = 0
-        self._files = _tensor_files(directory)  # tensor name -> file name
-        self._handles: dict[str, Any] = {}  # file name -> open safetensors file
+        self._tensors = {name: (file, name) for name, file in _tensor_files(directory).items()}  # (file, stored name)
+        self._handles: dict[str, TensorFile] = {}  # file name -> open file
         self._stack = ExitStack()
 
     def __enter__(self) -> Checkpoint:
-        for file in sorted(set(self._files.values())):
-            self._handles[file] = self._open(file)
+        for file in sorted({file for file, _ in self._tensors.values()}):
+            self._handles[file] = open_tensor_file(self.directory / file)
         self._progress = self._stack.enter_context(
-            tqdm(total=len(self._files), desc="weights", unit="tensor", disable=None, file=sys.stderr, leave=False)
+            tqdm(total=len(self._tensors), desc="weights", unit="tensor", disable=None, file=sys.stderr, leave=False)
         )
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._handles.clear()
         self._stack.close()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._files
+        return name in self._tensors
+
+    def add_missing_prefix(self, prefix: str) -> None:
+        """Find tensors as `prefix`.NAME too, if none is stored so: checkpoints of a model without its output layer."""
+        if not any(name.startswith(f"{prefix}.") for name in self._tensors):
+            self._tensors |= {f"{prefix}.{name}": place for name, place in self._tensors.items()}
 
     def first_of(self, names: Sequence[str]) -> str:
         """The first of `names` that exists; tied tensors are stored under only one of their names.
@@ -69,11 +89,22 @@ class Checkpoint:
         self._read_into(target, name)
         return target
 
-    def linear(self, names: Sequence[str], out_features: Sequence[int], in_features: int, *, bias: bool) -> Linear:
-        """The layers `names`[i], each `out_features`[i] wide, stacked into one. Raises ConfigurationError."""
+    def linear(
+        self,
+        names: Sequence[str],
+        out_features: Sequence[int],
+        in_features: int,
+        *,
+        bias: bool,
+        transposed: bool = False,
+    ) -> Linear:
+        """The layers `names`[i], each `out_features`[i] wide, stacked into one. Raises ConfigurationError.
+
+        transposed: their weights are stored as [in_features, out_features].
+        """
         weight = torch.empty((sum(out_features), in_features), dtype=torch.float32)
         for name, target in zip(names, torch.split_with_sizes(weight, list(out_features)), strict=True):
-            self._read_into(target, f"{name}.weight")
+            self._read_into(target.T if transposed else target, f"{name}.weight")
         if not bias:
             return Linear(weight)
         stacked_bias = torch.empty(sum(out_features), dtype=torch.float32)
@@ -99,56 +130,41 @@ class Checkpoint:
         return self.tensor_or(name, embedding) if tied else self.tensor(name, *embedding.shape)
 
     def _read_into(self, target: Tensor, name: str) -> None:
-        if name not in self._files:
+        if name not in self._tensors:
             raise ConfigurationError(f"{self.directory} has no tensor {name}")
-        file = self._files[name]
-        try:
-            view = self._handles[file].get_slice(name)
-            shape, dtype = tuple(view.get_shape()), view.get_dtype()
-        except SafetensorError as error:
-            raise ConfigurationError(f"{self.directory / file}: cannot read {name}: {error}") from None
+        file, stored_name = self._tensors[name]
+        shape, unreadable = self._handles[file].describe(stored_name)
         if shape != tuple(target.shape):
             raise ConfigurationError(
-                f"{self.directory / file}: tensor {name} has shape {list(shape)}, "
+                f"{self.directory / file}: tensor {stored_name} has shape {list(shape)}, "
                 f"but config.json asks for {list(target.shape)}"
             )
-        if dtype not in _READABLE_DTYPES:
-            raise ConfigurationError(f"{self.directory / file}: tensor {name} is stored as {dtype}, not as floats")
-        target.copy_(self._handles[file].get_tensor(name))
+        if unreadable is not None:
+            raise ConfigurationError(
+                f"{self.directory / file}: tensor {stored_name} is stored as {unreadable}, not as floats"
+            )
+        target.copy_(self._handles[file].read(stored_name))
         self.loaded_bytes += target.nbytes
         self._progress.update()
-
-    def _open(self, file: str) -> Any:
-        path = self.directory / file
-        try:
-            return self._stack.enter_context(safe_open(path, framework="pt"))
-        except FileNotFoundError:
-            raise ConfigurationError(f"{self.directory} has no {file}") from None
-        except (SafetensorError, OSError) as error:
-            raise ConfigurationError(f"{path} is not a complete safetensors file: {error}") from None
 
 
 def _tensor_files(directory: Path) -> dict[str, str]:
     """Tensor name -> name of the file in `directory` that holds it."""
-    if (directory / INDEX_FILE).exists():
-        return _read_index(directory / INDEX_FILE)
-    path = directory / WEIGHTS_FILE
-    if not path.exists():
-        others = sorted(file.name for file in directory.glob("*.bin"))
-        hint = f" ({others[0]} is a pickle and is never read; convert it to safetensors)" if others else ""
-        raise ConfigurationError(f"{directory} has neither {WEIGHTS_FILE} nor {INDEX_FILE}{hint}")
-    try:
-        with safe_open(path, framework="pt") as handle:
-            return dict.fromkeys(handle.keys(), WEIGHTS_FILE)
-    except (SafetensorError, OSError) as error:
-        raise ConfigurationError(f"{path} is not a complete safetensors file: {error}") from None
+    for index, weights in _KINDS:
+        if (directory / index).exists():
+            return _read_index(directory / index)
+        if (directory / weights).exists():
+            return dict.fromkeys(open_tensor_file(directory / weights).names(), weights)
+    raise ConfigurationError(
+        f"{directory} has neither {' nor '.join(file for kind in _KINDS for file in reversed(kind))}"
+    )
 
 
 def _read_index(path: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError, TypeError, OSError):
-        raise ConfigurationError(f"{path} is not a safetensors index") from None
+        raise ConfigurationError(f"{path} is not an index of tensors") from None
     if not isinstance(weight_map, dict) or any(Path(str(file)).name != file for file in weight_map.values()):
         raise ConfigurationError(f"{path}: weight_map must map tensor names to file names")
     return weight_map

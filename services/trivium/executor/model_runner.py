@@ -32,7 +32,7 @@ from trivium.executor.kv_cache import (
     choose_num_blocks,
     choose_num_host_blocks,
 )
-from trivium.executor.loader import HUB_PATTERNS, Checkpoint
+from trivium.executor.loader import Checkpoint, find_checkpoint
 from trivium.executor.logprobs import SampledLogprobs, prompt_logprobs, slot_logprobs
 from trivium.executor.model_config import CONFIG_FILE, SpecialTokens, read_json, read_special_tokens
 from trivium.executor.models.model import LanguageModel
@@ -40,7 +40,6 @@ from trivium.executor.models.registry import find_architecture
 from trivium.executor.plan_check import check_plan
 from trivium.executor.sampler import Sampler
 from trivium.executor.threads import choose_num_threads, count_cores, set_num_threads
-from trivium.model_source import find_model
 from trivium.step import BeamCandidates, ModelRunnerOutput, SchedulerOutput
 from trivium_kernels.dispatch import select_kernels
 
@@ -59,7 +58,7 @@ class ModelRunner:
     def __init__(self, config: ExecutorConfig) -> None:
         device = _choose_device(config.device)
         _check_dtype(config.dtype)
-        directory = find_model(config.model, config.revision, patterns=HUB_PATTERNS)
+        directory = find_checkpoint(config)
         model_json = read_json(directory / CONFIG_FILE)
         architecture = find_architecture(model_json)
         generation = read_generation_config(config.generation_config, directory, model_json)
@@ -195,6 +194,7 @@ class ModelRunner:
             slot_mapping=torch.from_numpy(batch.slot_mapping(rows)),
             self_rows=self._paged_rows(batch.block_tables, context_lens, rows.slots),
             cross_rows=cross_rows,
+            max_model_len=self._limits.max_model_len,
         )
 
     def _paged_rows(self, tables: np.typing.NDArray[np.int32], context_lens: Longs, slots: Longs) -> PagedRows:

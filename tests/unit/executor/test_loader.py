@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny import save_tiny, tiny_model
 from trivium.config import ExecutorConfig
 from trivium.errors import ConfigurationError
+from trivium.executor.loader import find_checkpoint
 from trivium.executor.model_runner import ModelRunner
 from unit.executor.mini_scheduler import MiniScheduler
 
@@ -71,7 +73,7 @@ _NORM, _OUTPUT = "model.norm.weight", "model.layers.1.self_attn.o_proj.weight"
         (lambda path: edit_config(path, architectures=["X"]), "architecture 'X' is not supported: LlamaForCausalLM, "),
         (lambda path: edit_config(path, hidden_size="48"), "hidden_size must be an integer, got '48'"),
         (lambda path: edit_config(path, hidden_act="prelu"), "hidden_act 'prelu' is not supported"),
-        (lambda path: edit_config(path, rope_parameters={"rope_type": "yarn"}), "rope type 'yarn' is not supported"),
+        (lambda path: edit_config(path, rope_parameters={"rope_type": "axial"}), "rope type 'axial' is not supported"),
         (lambda path: (path / "generation_config.json").write_text("?"), "generation_config.json is not valid JSON"),
         (lambda path: (path / "model.safetensors").unlink(), "has neither model.safetensors nor"),
         (truncate, "model.safetensors is not a complete safetensors file"),
@@ -82,7 +84,7 @@ _NORM, _OUTPUT = "model.norm.weight", "model.layers.1.self_attn.o_proj.weight"
             f"tensor {_OUTPUT} is stored as I8",
         ),
         (lambda path: (shard(path), (path / "model-1.safetensors").unlink()), "has no model-1.safetensors"),
-        (lambda path: (path / "model.safetensors.index.json").write_text("{}"), "is not a safetensors index"),
+        (lambda path: (path / "model.safetensors.index.json").write_text("{}"), "is not an index of tensors"),
         (
             lambda path: (path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b"}}'),
             "weight_map must map tensor names to file names",
@@ -103,6 +105,151 @@ def test_a_broken_checkpoint_is_one_clear_line(
 def test_a_directory_that_does_not_exist_is_named(source: str) -> None:
     with pytest.raises(ConfigurationError, match=f"model directory {source} does not exist"):
         make_runner(source)
+
+
+def store_as_bin(path: Path, *, rename: Callable[[str], str] = str, num_files: int = 1, legacy: bool = False) -> None:
+    """As torch.save writes it, today or before torch 1.6, in one file or several with an index."""
+    tensors = {rename(name): tensor for name, tensor in load_file(path / "model.safetensors").items()}
+    (path / "model.safetensors").unlink()
+    if num_files == 1:
+        torch.save(tensors, path / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
+        return
+    weight_map = {name: f"pytorch_model-{index % num_files}.bin" for index, name in enumerate(sorted(tensors))}
+    for file in set(weight_map.values()):
+        torch.save({name: tensors[name] for name in tensors if weight_map[name] == file}, path / file)
+    (path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("options", [{}, {"legacy": True}, {"num_files": 3}], ids=str)
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_a_checkpoint_of_torch_save_loads_the_same(family: str, options: dict[str, Any], tmp_path: Path) -> None:
+    path = save_tiny(family, tmp_path)
+    expected = run(path)
+    store_as_bin(path, **options)
+    assert run(path) == expected
+
+
+@pytest.mark.parametrize("family", ["bart", "marian", "t5", "m2m_100"])
+def test_encoder_decoder_checkpoints_of_torch_save_load_the_same(family: str, tmp_path: Path) -> None:
+    path = save_tiny(family, tmp_path)
+    outputs = []
+    for is_bin in (False, True):
+        if is_bin:
+            store_as_bin(path, num_files=2)
+        scheduler = MiniScheduler(make_runner(path, max_model_len=32, kv_cache_memory_bytes=2**23))
+        request = scheduler.add([2], encoder=(5, 6, 7))
+        scheduler.run()
+        outputs.append(request.output)
+    assert outputs[0] == outputs[1]
+
+
+def test_safetensors_are_preferred(tmp_path: Path) -> None:
+    path = save_tiny("llama", tmp_path)
+    (path / "pytorch_model.bin").write_bytes(b"never read")
+    assert len(run(path)) > 1
+
+
+class _Exploit:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> object:
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_checkpoint_that_holds_code_is_refused_and_not_run(legacy: bool, tmp_path: Path) -> None:
+    path, target = save_tiny("llama", tmp_path / "model"), tmp_path / "ran"
+    (path / "model.safetensors").unlink()
+    torch.save({"x": _Exploit(target)}, path / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(
+        ConfigurationError, match=r"pytorch_model\.bin is not a file of tensors that can be read safely"
+    ):
+        make_runner(path)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not a file of tensors"),
+        (b"PK\x03\x04 and no more", "is not a file of tensors"),
+        ([torch.zeros(2)], "must hold named tensors, got list"),
+        (
+            {"model.embed_tokens.weight": torch.zeros(260, 48, dtype=torch.int8)},
+            "embed_tokens.weight is stored as int8",
+        ),
+        ({"model.embed_tokens.weight": 3}, "has no tensor model.embed_tokens.weight"),
+    ],
+)
+def test_a_broken_checkpoint_of_torch_save_is_one_clear_line(content: object, message: str, tmp_path: Path) -> None:
+    path = save_tiny("llama", tmp_path)
+    (path / "model.safetensors").unlink()
+    if isinstance(content, bytes):
+        (path / "pytorch_model.bin").write_bytes(content)
+    else:
+        torch.save(content, path / "pytorch_model.bin")
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        make_runner(path)
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("family", "prefix"),
+    [
+        ("llama", "model."),
+        ("gpt2", "transformer."),
+        ("opt", "model."),
+        ("falcon", "transformer."),
+        ("gpt_neox", "gpt_neox."),
+    ],
+)
+def test_tensors_may_be_stored_without_the_prefix_of_their_base_model(family: str, prefix: str, tmp_path: Path) -> None:
+    path = save_tiny(family, tmp_path)
+    expected = run(path)
+    store_as_bin(path, rename=lambda name: name.removeprefix(prefix))
+    assert run(path) == expected
+
+
+def test_the_output_of_gpt_neox_has_two_names(tmp_path: Path) -> None:
+    path = save_tiny("gpt_neox", tmp_path)
+    expected = run(path)
+    store_as_bin(path, rename=lambda name: name.replace("lm_head", "embed_out"))
+    assert run(path) == expected
+
+
+def test_a_bart_that_calls_itself_a_bare_model_is_served_as_the_whole(tmp_path: Path) -> None:
+    path = save_tiny("bart", tmp_path)
+    outputs = []
+    for bare in (False, True):
+        if bare:
+            edit_weights(path, lambda tensors: tensors.pop("final_logits_bias"))
+            store_as_bin(path, rename=lambda name: name.removeprefix("model."))
+            edit_config(path, architectures=["BartModel"])
+        else:
+            edit_weights(path, lambda tensors: tensors.update(final_logits_bias=torch.zeros(1, 260)))
+        scheduler = MiniScheduler(make_runner(path, kv_cache_memory_bytes=2**23))
+        request = scheduler.add([2], encoder=(5, 6, 7))
+        scheduler.run()
+        outputs.append(request.output)
+    assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("has_safetensors", [False, True])
+def test_bin_files_of_a_hub_model_are_fetched_only_without_safetensors(
+    has_safetensors: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def download(source: str, *, allow_patterns: list[str], **kwargs: object) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    if has_safetensors:
+        (tmp_path / "model.safetensors").touch()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert find_checkpoint(ExecutorConfig(model="org/name", served_model_name="name")) == tmp_path
+    assert ["pytorch_model*.bin" in patterns for patterns in asked] == ([False] if has_safetensors else [False, True])
 
 
 def test_a_sharded_checkpoint_loads_the_same(tmp_path: Path) -> None:

@@ -180,6 +180,7 @@ class Vocabulary:
 
 def build_bart(family: BartFamily, json_config: JsonConfig, checkpoint: Checkpoint, kernels: Kernels) -> LanguageModel:
     config = read_bart_config(json_config, family)
+    checkpoint.add_missing_prefix("model")
     vocabulary = _load_vocabulary(config, checkpoint)
     encoder = BartStack(config.encoder, vocabulary.encoder, checkpoint, kernels)
     decoder = BartStack(config.decoder, vocabulary.decoder, checkpoint, kernels)

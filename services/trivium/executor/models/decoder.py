@@ -1,0 +1,261 @@
+"""The decoder-only graph: attention and feed-forward blocks on a residual stream, over packed tokens.
+
+Which family it is, `decoder_families` and `older_decoder_families` say, in a `DecoderConfig`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trivium.executor.attention import AttentionMetadata
+from trivium.executor.kv_cache import KVCache, KVCacheShape
+from trivium.executor.linear import Linear
+from trivium.executor.loader import Checkpoint
+from trivium.executor.model_config import JsonConfig
+from trivium.executor.models.decoder_config import BlockNames, DecoderConfig, LayerConfig, QkvLayout
+from trivium.executor.models.feed_forward import FeedForward, load_feed_forward
+from trivium.executor.models.model import LanguageModel
+from trivium.executor.models.norms import Norm, load_head_norm, load_norm
+from trivium.executor.models.rope import RotaryAngles
+from trivium_kernels.dispatch import Kernels
+from trivium_kernels.paged_attention import PagedAttentionPlan
+
+
+@dataclass(frozen=True, slots=True)
+class BlockNorms:
+    """What a block sees, puts out and leaves behind is normed by these; None where it is not."""
+
+    enter: Norm | None
+    update: Norm | None
+    leave: Norm | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderLayer:
+    """Weights of one layer."""
+
+    config: LayerConfig
+    attention_norms: BlockNorms
+    qkv: Linear
+    query_norm: Norm | None
+    key_norm: Norm | None
+    output: Linear
+    mlp_norms: BlockNorms
+    mlp: FeedForward
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What all layers of one step share. rotations: (cos, signed sin) of each of the model's rotaries.
+
+    plans: window -> how attention runs.
+    """
+
+    kv_cache: KVCache
+    slot_mapping: Tensor
+    rotations: tuple[tuple[Tensor, Tensor], ...]
+    plans: dict[int | None, PagedAttentionPlan]
+
+
+class Decoder:
+    """Weights only, immutable after construction."""
+
+    def __init__(self, config: DecoderConfig, checkpoint: Checkpoint, kernels: Kernels) -> None:
+        names, hidden = config.names, config.hidden_size
+        self._config = config
+        self._kernels = kernels
+        self._rotaries = tuple(RotaryAngles(rotary) for rotary in config.rotaries)
+        self._embedding, self._head = _load_vocabulary(config, checkpoint)
+        self._positions: Tensor | None = None
+        if names.positions is not None:
+            num_rows = config.max_positions + config.position_offset
+            self._positions = checkpoint.tensor(f"{names.prefix}.{names.positions}.weight", num_rows, hidden)
+        self._project_in = _load_projection(checkpoint, config, names.project_in, hidden, config.embedding_size)
+        self._project_out = _load_projection(checkpoint, config, names.project_out, config.embedding_size, hidden)
+        self._layers = tuple(_load_layer(config, checkpoint, kernels, index) for index in range(len(config.layers)))
+        self._final_norm: Norm | None = None
+        if names.final_norm is not None:
+            self._final_norm = load_norm(config, checkpoint, kernels, f"{names.prefix}.{names.final_norm}", hidden)
+
+    def forward(self, token_ids: Tensor, positions: Tensor, kv_cache: KVCache, metadata: AttentionMetadata) -> Tensor:
+        windows = {layer.window for layer in self._config.layers}
+        step = Step(
+            kv_cache,
+            metadata.slot_mapping,
+            tuple(rotary.cos_sin(positions, metadata.max_model_len) for rotary in self._rotaries),
+            {window: metadata.plan_self(self._kernels, kv_cache.block_size, window=window) for window in windows},
+        )
+        run_layer = self._run_parallel_layer if self._config.parallel else self._run_layer
+        hidden = self._embed(token_ids, positions)
+        for index, layer in enumerate(self._layers):
+            hidden = run_layer(index, layer, hidden, step)
+        if self._final_norm is not None:
+            hidden = self._final_norm(hidden)
+        return hidden if self._project_out is None else self._project_out(hidden)
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        logits = self._head(hidden)
+        if self._config.logit_divisor != 1.0:
+            logits = logits / self._config.logit_divisor
+        cap = self._config.logit_soft_cap
+        return logits if cap is None else (logits / cap).tanh_().mul_(cap)
+
+    def _embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """[num_tokens, hidden]."""
+        hidden = F.embedding(token_ids, self._embedding)
+        if self._project_in is not None:
+            hidden = self._project_in(hidden)
+        if self._config.embedding_multiplier != 1.0:
+            hidden = hidden * self._config.embedding_multiplier
+        if self._positions is not None:
+            hidden = hidden + F.embedding(positions + self._config.position_offset, self._positions)
+        return hidden
+
+    def _run_layer(self, index: int, layer: DecoderLayer, hidden: Tensor, step: Step) -> Tensor:
+        norms = layer.attention_norms
+        hidden = self._add(hidden, self._attend(index, layer, _normed(hidden, norms.enter), step), norms)
+        norms = layer.mlp_norms
+        return self._add(hidden, layer.mlp(_normed(hidden, norms.enter)), norms)
+
+    def _run_parallel_layer(self, index: int, layer: DecoderLayer, hidden: Tensor, step: Step) -> Tensor:
+        seen = _normed(hidden, layer.attention_norms.enter)
+        attended = self._attend(index, layer, seen, step)
+        seen = seen if layer.mlp_norms.enter is None else layer.mlp_norms.enter(hidden)
+        return hidden + attended + layer.mlp(seen)
+
+    def _add(self, hidden: Tensor, update: Tensor, norms: BlockNorms) -> Tensor:
+        """The stream after a block with these norms has put out `update`."""
+        update = _normed(update, norms.update)
+        if self._config.residual_multiplier != 1.0:
+            update = update * self._config.residual_multiplier
+        return _normed(hidden + update, norms.leave)
+
+    def _attend(self, index: int, layer: DecoderLayer, x: Tensor, step: Step) -> Tensor:
+        """[num_tokens, hidden], having written the keys and values of `x`."""
+        rotary = layer.config.rotary
+        query, key, value = self._project(layer, x, None if rotary is None else step.rotations[rotary])
+        key_cache, value_cache = step.kv_cache.layer(index)
+        self._kernels.reshape_and_cache(key, value, key_cache, value_cache, step.slot_mapping)
+        attended = self._kernels.paged_attention(
+            query,
+            key_cache,
+            value_cache,
+            step.plans[layer.config.window],
+            scale=layer.config.scale,
+            soft_cap=self._config.attention_soft_cap,
+        )  # [num_tokens, num_heads, head_dim]
+        return layer.output(attended.flatten(1))
+
+    def _project(
+        self, layer: DecoderLayer, x: Tensor, rotation: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated query and key and plain value, each [num_tokens, heads, head_dim]."""
+        config = self._config
+        num_rotated = config.num_heads + config.num_kv_heads
+        qkv = layer.qkv(x).view(x.shape[0], num_rotated + config.num_kv_heads, config.head_dim)
+        query_key, value = qkv[:, :num_rotated], qkv[:, num_rotated:]
+        if layer.query_norm is None or layer.key_norm is None:
+            if rotation is not None:
+                query_key = self._kernels.rotary_embedding(query_key, *rotation)
+            return query_key[:, : config.num_heads], query_key[:, config.num_heads :], value
+        query = layer.query_norm(query_key[:, : config.num_heads])
+        key = layer.key_norm(query_key[:, config.num_heads :])
+        if rotation is not None:
+            query = self._kernels.rotary_embedding(query, *rotation)
+            key = self._kernels.rotary_embedding(key, *rotation)
+        return query, key, value
+
+
+def build_decoder(
+    read: Callable[[JsonConfig], DecoderConfig], json_config: JsonConfig, checkpoint: Checkpoint, kernels: Kernels
+) -> LanguageModel:
+    """`read` is the family's. Raises ConfigurationError for what cannot run."""
+    config = read(json_config)
+    checkpoint.add_missing_prefix(config.names.prefix.partition(".")[0])
+    return LanguageModel(
+        decoder=Decoder(config, checkpoint, kernels),
+        encoder=None,
+        kv_shape=KVCacheShape(len(config.layers), config.num_kv_heads, config.head_dim),
+        vocab_size=config.vocab_size,
+        max_model_len=config.max_positions,
+        max_encoder_len=0,
+    )
+
+
+def _normed(x: Tensor, norm: Norm | None) -> Tensor:
+    return x if norm is None else norm(x)
+
+
+def _load_vocabulary(config: DecoderConfig, checkpoint: Checkpoint) -> tuple[Tensor, Linear]:
+    """(token embeddings [vocab_size, embedding_size], output layer)."""
+    names = config.names
+    heads = [f"{name}.weight" for name in names.head]
+    stored = [f"{names.prefix}.{names.embedding}.weight", *(heads if config.tied else ())]
+    embedding = checkpoint.tensor(checkpoint.first_of(stored), config.vocab_size, config.embedding_size)
+    head = next((name for name in heads if name in checkpoint), heads[0])
+    return embedding, Linear(checkpoint.output_weight(head, embedding, tied=config.tied))
+
+
+def _load_projection(
+    checkpoint: Checkpoint, config: DecoderConfig, name: str | None, out_features: int, in_features: int
+) -> Linear | None:
+    if name is None:
+        return None
+    return checkpoint.linear([f"{config.names.prefix}.{name}"], (out_features,), in_features, bias=False)
+
+
+def _load_layer(config: DecoderConfig, checkpoint: Checkpoint, kernels: Kernels, index: int) -> DecoderLayer:
+    names, hidden = config.names, config.hidden_size
+    prefix = f"{names.prefix}.{names.layers}.{index}"
+    query_norm, key_norm = (f"{prefix}.{name}" for name in names.head_norms)
+    width = config.num_heads * config.head_dim
+    return DecoderLayer(
+        config=config.layers[index],
+        attention_norms=_load_norms(config, checkpoint, kernels, prefix, names.attention_norms),
+        qkv=_load_qkv(config, checkpoint, prefix),
+        query_norm=load_head_norm(config, checkpoint, kernels, query_norm, config.num_heads),
+        key_norm=load_head_norm(config, checkpoint, kernels, key_norm, config.num_kv_heads),
+        output=checkpoint.linear(
+            [f"{prefix}.{names.output}"], (hidden,), width, bias=config.output_bias, transposed=names.conv1d
+        ),
+        mlp_norms=_load_norms(config, checkpoint, kernels, prefix, names.mlp_norms),
+        mlp=load_feed_forward(config, config.layers[index].moe, checkpoint, kernels, prefix),
+    )
+
+
+def _load_norms(
+    config: DecoderConfig, checkpoint: Checkpoint, kernels: Kernels, prefix: str, names: BlockNames
+) -> BlockNorms:
+    def load(name: str | None) -> Norm | None:
+        return None if name is None else load_norm(config, checkpoint, kernels, f"{prefix}.{name}", config.hidden_size)
+
+    return BlockNorms(load(names.enter), load(names.update), load(names.leave))
+
+
+def _load_qkv(config: DecoderConfig, checkpoint: Checkpoint, prefix: str) -> Linear:
+    """All queries, then all keys, then all values, whatever the order in the checkpoint."""
+    names = config.names
+    query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    widths = (query, kv, kv) if names.qkv_layout is QkvLayout.SEPARATE else (query + 2 * kv,)
+    qkv = checkpoint.linear(
+        [f"{prefix}.{name}" for name in names.qkv],
+        widths,
+        config.hidden_size,
+        bias=config.qkv_bias,
+        transposed=names.conv1d,
+    )
+    if names.qkv_layout is not QkvLayout.GROUPED:
+        return qkv
+    return Linear(_ungroup(config, qkv.weight), None if qkv.bias is None else _ungroup(config, qkv.bias))
+
+
+def _ungroup(config: DecoderConfig, rows: Tensor) -> Tensor:
+    """[heads * head_dim, ...] rows in groups of one key head each -> the same rows, queries first."""
+    groups = rows.view(config.num_kv_heads, -1, config.head_dim, *rows.shape[1:])
+    parts = (groups[:, :-2].flatten(0, 1), groups[:, -2], groups[:, -1])  # each [heads, head_dim, ...]
+    return torch.cat(parts).flatten(0, 1)

@@ -1,0 +1,98 @@
+"""Norms of the decoder-only graph: weights and the rule how they act, bound to the kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from trivium.executor.loader import Checkpoint
+from trivium.executor.models.decoder_config import DecoderConfig, HeadNormKind, NormKind
+from trivium_kernels.dispatch import Kernels
+
+
+class Norm(Protocol):
+    """x [num_tokens, ..., width] -> a new tensor like it."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RmsNorm:
+    weight: Tensor
+    eps: float
+    kernels: Kernels
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.kernels.rms_norm(x, self.weight, self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    weight: Tensor
+    bias: Tensor
+    eps: float
+    kernels: Kernels
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.kernels.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class AllHeadsNorm:
+    """One norm over all heads of a token: x [num_tokens, num_heads, head_dim]."""
+
+    norm: Norm
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.norm(x.flatten(1)).view(x.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnHeadNorm:
+    """A norm without weights, then those of each head.
+
+    x: [num_tokens, num_heads, head_dim]. weight: [num_heads, head_dim].
+    """
+
+    norm: Norm
+    weight: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.norm(x).mul_(self.weight)
+
+
+def load_norm(config: DecoderConfig, checkpoint: Checkpoint, kernels: Kernels, name: str, width: int) -> Norm:
+    """The norm `name`, as the family norms its stream. Raises ConfigurationError."""
+    match config.norm:
+        case NormKind.RMS:
+            return RmsNorm(checkpoint.tensor(f"{name}.weight", width), config.norm_eps, kernels)
+        case NormKind.RMS_PLUS_ONE:
+            return RmsNorm(checkpoint.tensor(f"{name}.weight", width) + 1, config.norm_eps, kernels)
+        case NormKind.LAYER:
+            weight, bias = (checkpoint.tensor(f"{name}.{part}", width) for part in ("weight", "bias"))
+            return LayerNorm(weight, bias, config.norm_eps, kernels)
+        case NormKind.PLAIN_LAYER:
+            return _plain_layer_norm(width, config.norm_eps, kernels)
+
+
+def load_head_norm(
+    config: DecoderConfig, checkpoint: Checkpoint, kernels: Kernels, name: str, num_heads: int
+) -> Norm | None:
+    """The norm `name` of queries or keys [num_tokens, num_heads, head_dim]. Raises ConfigurationError."""
+    match config.head_norm:
+        case HeadNormKind.NONE:
+            return None
+        case HeadNormKind.PER_HEAD:
+            return load_norm(config, checkpoint, kernels, name, config.head_dim)
+        case HeadNormKind.FULL:
+            return AllHeadsNorm(load_norm(config, checkpoint, kernels, name, num_heads * config.head_dim))
+        case HeadNormKind.OWN_LAYER:
+            weights = [checkpoint.tensor(f"{name}.norms.{head}.weight", config.head_dim) for head in range(num_heads)]
+            return OwnHeadNorm(_plain_layer_norm(config.head_dim, config.norm_eps, kernels), torch.stack(weights))
+
+
+def _plain_layer_norm(width: int, eps: float, kernels: Kernels) -> Norm:
+    return LayerNorm(torch.ones(width), torch.zeros(width), eps, kernels)
