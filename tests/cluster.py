@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +78,24 @@ class Cluster:
         finally:
             connection.close()
 
+    def held_blocks(self) -> float | None:
+        """KV blocks that requests hold, of all models; None if the gateway does not say."""
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as answer,
+        ):
+            lines = answer.read().decode().splitlines()
+            values = [float(line.split()[-1]) for line in lines if line.startswith("trivium_scheduler_blocks_held{")]
+            return sum(values) if values else None
+        return None
+
+    def assert_nothing_held(self, timeout_s: float = 20.0) -> None:
+        """Every request is over: no block may be held, as soon as what was aborted has been told."""
+        deadline = time.monotonic() + timeout_s
+        while (held := self.held_blocks()) != 0:
+            assert time.monotonic() < deadline, f"{held} blocks are held:\n{self.log.read_text()[-3000:]}"
+            time.sleep(0.1)
+
     def children(self) -> dict[str, psutil.Process]:
         """service name ("executor", or "executor NAME" where there are several) -> its process."""
         found: dict[str, psutil.Process] = {}
@@ -114,5 +133,7 @@ def serve(*args: str, log: Path, env: dict[str, str] | None = None) -> Iterator[
     cluster = Cluster(*args, log=log, env=env)
     try:
         yield cluster.wait_ready()
+        if cluster.process.poll() is None and cluster.health("/health/ready") == 200:
+            cluster.assert_nothing_held()
     finally:
         cluster.stop()

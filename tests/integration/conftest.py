@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,23 @@ import pytest
 
 from cluster import Cluster, serve
 from tiny import FAMILIES, save_tiny
+from trivium import LLM
+from trivium.errors import EngineUnavailableError
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An `LLM` that is closed holds no KV block: `cluster.serve` sees to the same for processes."""
+    close = LLM.close
+
+    def checked_close(self: LLM) -> None:
+        held = 0
+        with contextlib.suppress(EngineUnavailableError):  # it was closed before, or never started
+            held = self.engine_loop.scheduler.num_held_blocks
+        close(self)
+        assert held == 0, f"{held} blocks are held"
+
+    monkeypatch.setattr(LLM, "close", checked_close)
 
 
 @pytest.fixture(scope="session")
