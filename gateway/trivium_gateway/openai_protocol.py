@@ -84,6 +84,7 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
     user: str | None = None
     metadata: dict[str, str] | None = None
     prompt_logprobs: int | None = None
+    prompt_lookup_num_tokens: int | None = None
     source_language: str | None = None
     target_language: str | None = None
     debug: bool | None = None

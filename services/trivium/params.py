@@ -26,6 +26,7 @@ MAX_NGRAM_SIZE = 256
 MAX_DRY_ALLOWED_LENGTH = 256
 MAX_LOGPROBS = 20
 MAX_BEAM_WIDTH = 16
+MAX_LOOKUP_TOKENS = 32
 GREEDY_EPSILON = 1e-5  # a temperature below this is greedy
 MAX_TOP_K = 2**31 - 1
 _INT64 = 2**63
@@ -37,6 +38,7 @@ _INT_RANGES: dict[str, tuple[int, int]] = {
     "min_tokens": (0, _MAX_INT32),
     "no_repeat_ngram_size": (0, MAX_NGRAM_SIZE),
     "encoder_no_repeat_ngram_size": (0, MAX_NGRAM_SIZE),
+    "prompt_lookup_num_tokens": (0, MAX_LOOKUP_TOKENS),
     "dry_allowed_length": (0, MAX_DRY_ALLOWED_LENGTH),
     "dry_range": (0, _MAX_INT32),
 }
@@ -119,6 +121,8 @@ class SamplingParams:
 
     logprobs: how many of the most likely tokens to report at each position, beside the chosen one (0: only that);
     prompt_logprobs: the same for the prompt. They are of the model's own distribution, before all of the above.
+    prompt_lookup_num_tokens: how many tokens a step may guess from encoder input, prompt and output, 0 for none. It
+    changes the speed, not the output; with logprobs nothing is guessed.
     beam: beam search instead of sampling; `n` of its hypotheses are returned, and the temperature is 0.
 
     epsilon_cutoff, eta_cutoff: in units of 1e-4. dry_*: a token that would repeat what followed an earlier copy of
@@ -161,6 +165,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     beam: BeamSettings | None = None
+    prompt_lookup_num_tokens: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = field(default=())
     stop_token_ids: tuple[int, ...] = field(default=())
@@ -236,6 +241,8 @@ class SamplingParams:
     def _check_beam(self, beam: BeamSettings) -> None:
         if not self.is_greedy:
             raise InvalidRequestError("beam search takes no temperature: set it to 0", param="temperature")
+        if self.prompt_lookup_num_tokens:
+            raise InvalidRequestError("beam search guesses no tokens", param="prompt_lookup_num_tokens")
         if self.n > beam.width:
             raise InvalidRequestError(f"n ({self.n}) must not exceed the number of beams ({beam.width})", param="n")
 

@@ -10,6 +10,9 @@ Both sides derive the same facts:
 * the plan's effects apply in this order: `freed_slots`, `new_requests`, `new_blocks`, `swapped_out`, `swapped_in`,
   `copied_blocks`, `encoder_slots`, rows.
 
+A row with `prompt_lookup_num_tokens` may compute as many tokens more in a step that samples, as far as its blocks
+reach, and then samples one token or more.
+
 A beam-search request is a group of rows, one slot per beam, whose results are candidates: both sides choose the beams
 that go on, and move block tables, by the same code (`beam_search.py`).
 
@@ -104,10 +107,19 @@ class BeamCandidates:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenRun:
+    """Tokens that a row with prompt lookup sampled in one step, at least one."""
+
+    slot: int
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRunnerOutput:
     """Result of one step: row `slots[i]` sampled `token_ids[i]`. Rows that did not sample are absent.
 
     logprobs: of the rows that asked for them. beams: of the groups whose beams reached the end of their sequences.
+    runs: of the rows that guessed; they are not in `slots`.
     """
 
     step: int
@@ -115,3 +127,4 @@ class ModelRunnerOutput:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[SlotLogprobs, ...] = ()
     beams: tuple[BeamCandidates, ...] = ()
+    runs: tuple[TokenRun, ...] = ()

@@ -34,6 +34,7 @@ from trivium.step import (
     NewRequestData,
     SchedulerOutput,
     SlotLogprobs,
+    TokenRun,
 )
 from trivium.v1 import executor_pb2, scheduler_pb2, tokenizer_pb2, types_pb2
 
@@ -61,6 +62,7 @@ _SAMPLING_SCALARS = (
     "encoder_repetition_penalty",
     "encoder_no_repeat_ngram_size",
     "forced_bos_token_id",
+    "prompt_lookup_num_tokens",
     "logprobs",
     "prompt_logprobs",
     "temperature",
@@ -550,6 +552,7 @@ def result_to_proto(output: ModelRunnerOutput, executor_epoch: int) -> executor_
         token_ids=columns.pack(output.token_ids),
         logprobs=[_slot_logprobs_to_proto(item) for item in output.logprobs],
         beams=[_candidates_to_proto(item) for item in output.beams],
+        runs=[executor_pb2.TokenRun(slot=run.slot, token_ids=columns.pack(run.token_ids)) for run in output.runs],
     )
 
 
@@ -563,6 +566,7 @@ def result_from_proto(message: executor_pb2.StepResult) -> ModelRunnerOutput:
         token_ids=tuple(token_ids),
         logprobs=tuple(_slot_logprobs_from_proto(item) for item in message.logprobs),
         beams=tuple(_candidates_from_proto(item) for item in message.beams),
+        runs=tuple(TokenRun(run.slot, tuple(columns.unpack(run.token_ids))) for run in message.runs),
     )
 
 

@@ -21,6 +21,7 @@ from trivium.step import (
     NewRequestData,
     SchedulerOutput,
     SlotLogprobs,
+    TokenRun,
 )
 from trivium.v1 import executor_pb2, scheduler_pb2, tokenizer_pb2, types_pb2
 
@@ -30,6 +31,7 @@ PAIRS: list[tuple[type[Any], type[Message], set[str], set[str]]] = [
     (BeamSettings, types_pb2.BeamSettings, set(), set()),
     (TokenLogprobs, types_pb2.TokenLogprobs, set(), set()),
     (SlotLogprobs, executor_pb2.SlotLogprobs, set(), set()),
+    (TokenRun, executor_pb2.TokenRun, set(), set()),
     (BeamCandidates, executor_pb2.BeamCandidates, set(), set()),
     (ModelInfo, types_pb2.ModelInfo, set(), set()),
     (ResumedChoice, scheduler_pb2.ResumedChoice, set(), set()),
@@ -65,6 +67,7 @@ sampling = st.builds(
     forced_bos_token_id=st.none() | st.integers(0, 2**31 - 1),
     logprobs=st.none() | st.integers(0, 20),
     prompt_logprobs=st.none() | st.integers(0, 20),
+    prompt_lookup_num_tokens=st.integers(0, 32),
     typical_p=st.floats(0, 1),
     top_a=st.floats(0, 10),
     epsilon_cutoff=st.floats(0, 100),
@@ -216,12 +219,17 @@ def test_plan_round_trip(plan: SchedulerOutput) -> None:
         max_size=2,
     ).map(tuple),
     st.lists(candidates(), max_size=2).map(tuple),
+    st.lists(st.builds(TokenRun, slot=uint, token_ids=ids), max_size=2).map(tuple),
 )
 def test_result_round_trip(
-    step: int, rows: list[tuple[int, int]], logprobs: tuple[SlotLogprobs, ...], beams: tuple[BeamCandidates, ...]
+    step: int,
+    rows: list[tuple[int, int]],
+    logprobs: tuple[SlotLogprobs, ...],
+    beams: tuple[BeamCandidates, ...],
+    runs: tuple[TokenRun, ...],
 ) -> None:
     slots, sampled = tuple(slot for slot, _ in rows), tuple(token for _, token in rows)
-    output = ModelRunnerOutput(step, slots, sampled, logprobs, beams)
+    output = ModelRunnerOutput(step, slots, sampled, logprobs, beams, runs)
     message = wire.result_to_proto(output, executor_epoch=7)
     assert wire.result_from_proto(message) == output and message.executor_epoch == 7
 

@@ -90,6 +90,7 @@ class SamplingColumns:
         self.edits_logits = np.zeros(max_num_seqs, np.bool_)
         self.truncates = np.zeros(max_num_seqs, np.bool_)
         self.is_beam = np.zeros(max_num_seqs, np.bool_)
+        self.num_lookup_tokens = np.zeros(max_num_seqs, np.int64)
         self.num_logprobs = np.full(max_num_seqs, -1, np.int64)  # -1: none are asked for
         self.num_prompt_logprobs = np.full(max_num_seqs, -1, np.int64)
         self.params: list[SamplingParams] = [SamplingParams()] * max_num_seqs
@@ -110,6 +111,7 @@ class SamplingColumns:
         self.edits_logits[slot] = edits_logits(params)
         self.truncates[slot] = truncates(params)
         self.is_beam[slot] = params.beam is not None
+        self.num_lookup_tokens[slot] = params.prompt_lookup_num_tokens if params.logprobs is None else 0
         self.num_logprobs[slot] = -1 if params.logprobs is None else params.logprobs
         # Choice 0 reports for all choices, and the first beam for all beams.
         of_prompt = params.prompt_logprobs if new.choice_index == 0 and slot == new.slot else None
@@ -158,7 +160,10 @@ class InputBatch:
         slots = np.array(plan.scheduled_slots, np.int64)
         counts = np.array(plan.num_scheduled_tokens, np.int64)
         going_on = ~self.ended[slots]
-        slots, counts = slots[going_on], counts[going_on]
+        return self.pack_rows(slots[going_on], counts[going_on])
+
+    def pack_rows(self, slots: Longs, counts: Longs) -> ScheduledRows:
+        """Rows that compute `counts` tokens each, in packing order."""
         order = np.lexsort((self.num_computed_tokens[slots], counts > 1))
         slots, counts = slots[order], counts[order]
         starts = self.num_computed_tokens[slots]

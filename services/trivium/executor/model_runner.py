@@ -38,9 +38,10 @@ from trivium.executor.model_config import CONFIG_FILE, SpecialTokens, read_json,
 from trivium.executor.models.model import LanguageModel
 from trivium.executor.models.registry import find_architecture
 from trivium.executor.plan_check import check_plan
+from trivium.executor.prompt_lookup import Drafts, add_drafts, draft_positions, verify
 from trivium.executor.sampler import Sampler
 from trivium.executor.threads import choose_num_threads, count_cores, set_num_threads
-from trivium.step import BeamCandidates, ModelRunnerOutput, SchedulerOutput
+from trivium.step import BeamCandidates, ModelRunnerOutput, SchedulerOutput, TokenRun
 from trivium_kernels.dispatch import select_kernels
 
 logger = logging.getLogger(__name__)
@@ -127,6 +128,9 @@ class ModelRunner:
         rows = self._batch.schedule_rows(plan)
         if not len(rows.slots):
             return ModelRunnerOutput(step=plan.step)
+        drafts: Drafts | None = None
+        if self._batch.sampling.num_lookup_tokens[rows.slots].any():
+            rows, drafts = add_drafts(self._batch, rows)
         hidden = self._run_decoder(rows)
         prompts = prompt_logprobs(self._batch, rows, hidden, self._model.decoder.compute_logits)
         sampling_slots, logits = self._compute_logits(rows, hidden)
@@ -136,10 +140,13 @@ class ModelRunner:
         if is_beam.any():
             beams = self._select_beams(logits[torch.from_numpy(is_beam)], sampling_slots[is_beam])
             sampling_slots, logits = sampling_slots[~is_beam], logits[torch.from_numpy(~is_beam)]
+        runs = () if drafts is None or not drafts.token_ids else self._verify(rows, drafts, hidden)
         sampled = SampledLogprobs(logits, self._batch, sampling_slots)
         token_ids = self._sample(logits, sampling_slots)
         logprobs = slot_logprobs(sampling_slots, sampled.of(token_ids), prompts)
-        return ModelRunnerOutput(plan.step, tuple(sampling_slots.tolist()), tuple(token_ids.tolist()), logprobs, beams)
+        return ModelRunnerOutput(
+            plan.step, tuple(sampling_slots.tolist()), tuple(token_ids.tolist()), logprobs, beams, runs
+        )
 
     def check_invariants(self) -> None:
         self._batch.check_invariants()
@@ -176,6 +183,10 @@ class ModelRunner:
         self._batch.append_tokens(slots, token_ids)
         self._batch.ended[slots] = self._sampler.find_ends(self._batch, slots, token_ids)
         return token_ids
+
+    def _verify(self, rows: ScheduledRows, drafts: Drafts, hidden: Tensor) -> tuple[TokenRun, ...]:
+        logits = self._model.decoder.compute_logits(hidden[torch.from_numpy(draft_positions(rows, drafts))])
+        return verify(self._batch, rows, drafts, logits, self._sample)
 
     def _select_beams(self, logits: Tensor, slots: Longs) -> tuple[BeamCandidates, ...]:
         selection = self._beam_groups.select(logits, self._batch, slots)

@@ -29,6 +29,7 @@ class _Check:
         self._batch = batch
         self._limits = batch.limits
         self._occupied = batch.occupied.copy()
+        self._ended = batch.ended.copy()
         self._num_blocks = batch.num_blocks.copy()
         self._num_tokens = batch.num_tokens.copy()
         self._num_computed_tokens = batch.num_computed_tokens.copy()
@@ -75,6 +76,7 @@ class _Check:
         for beam_slot in new.beam_slots or (slot,):
             is_first = beam_slot == slot
             self._occupied[beam_slot] = True
+            self._ended[beam_slot] = False
             self._num_blocks[beam_slot] = len(new.block_ids) if is_first else 0
             self._num_tokens[beam_slot] = num_tokens
             self._num_computed_tokens[beam_slot] = new.num_computed_tokens if is_first else 0
@@ -135,6 +137,8 @@ class _Check:
         slots, counts = np.array(scheduled_slots, np.int64), np.array(num_scheduled_tokens, np.int64)
         limit = self._limits.max_num_batched_tokens
         _require(int(counts.sum()) <= limit, f"{counts.sum()} tokens are scheduled; limit {limit}")
+        going_on = ~self._ended[slots]  # rows that have ended compute nothing, whatever a plan on its way says
+        slots, counts = slots[going_on], counts[going_on]
         ends = self._num_computed_tokens[slots] + counts
         lengths, capacity = self._num_tokens[slots], self._num_blocks[slots] * self._limits.block_size
         wrong = (counts < 1) | (ends > np.minimum(lengths, self._limits.max_model_len))

@@ -86,14 +86,17 @@ class Request:
         self.num_named_blocks = 0  # blocks of its table that can be found by others
         self.prompt_logprobs: list[TokenLogprobs] = []  # of the prompt from its second token on, as far as computed
         self.wants_prompt_logprobs = sampling.prompt_logprobs is not None and choice_index == 0
+        self.num_lookup_tokens = sampling.prompt_lookup_num_tokens if sampling.logprobs is None else 0
+        self.is_plain = not self.num_lookup_tokens  # its rows are as many, and compute as much, as its plans say
         self.siblings: list[Request] = []  # other choices, which wait until this one has computed their common prompt
         self.fork_point: ForkPoint | None = None  # of a sibling, until it runs: who has computed the prompt
         self.beams: BeamGroup | None = None  # of beam search: of what is scheduled, and of the choices it is done for
 
     def twin(self, key: int) -> Request:
-        """A new request for the same prompt, with the same parameters, that has generated nothing."""
+        """A new request for the same prompt and parameters, that has generated nothing and leads a group."""
         twin = copy.copy(self)
         twin.key, twin.choice_index, twin.output_token_ids, twin.siblings = key, 0, [], []
+        twin.is_plain = False
         return twin
 
     @property

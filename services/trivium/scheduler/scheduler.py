@@ -24,7 +24,14 @@ from trivium.scheduler.beam_group import BeamGroup
 from trivium.scheduler.kv_cache_manager import Allocation, KVCacheManager
 from trivium.scheduler.request import ForkPoint, Request, RequestStatus
 from trivium.scheduler.request_queue import RequestQueue
-from trivium.step import BeamCandidates, CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
+from trivium.step import (
+    BeamCandidates,
+    CachedRequestData,
+    ModelRunnerOutput,
+    NewRequestData,
+    SchedulerOutput,
+    TokenRun,
+)
 
 
 @dataclass(slots=True)
@@ -275,6 +282,8 @@ class Scheduler:
             if reason is not None:
                 self.finish(request, reason)
             updates.append(RequestUpdate(request, (token_id,), (logprobs[slot],) if slot in logprobs else ()))
+        if output.runs:
+            updates += self._take_runs(plan, output.runs)
         if output.beams:
             updates += self._advance_beams(plan, output.beams)
         return updates
@@ -331,8 +340,8 @@ class Scheduler:
                 continue
             if num_tokens > draft.budget:
                 num_tokens = draft.budget
-            if request.beams is not None:
-                self._schedule_beams(request, request.beams, num_tokens, draft)
+            if not request.is_plain:
+                self._schedule_special(request, num_tokens, draft)
                 continue
             if request.num_computed_tokens + num_tokens > request.num_slots:
                 blocks = self._allocate_or_preempt(request, num_tokens, draft)
@@ -340,6 +349,25 @@ class Scheduler:
                     continue
                 draft.grown[request.slot] = blocks
             draft.add_row(request, num_tokens)
+
+    def _schedule_special(self, request: Request, num_tokens: int, draft: _PlanDraft) -> None:
+        if request.beams is not None:
+            self._schedule_beams(request, request.beams, num_tokens, draft)
+        else:
+            self._schedule_lookup(request, num_tokens, draft)
+
+    def _schedule_lookup(self, request: Request, num_tokens: int, draft: _PlanDraft) -> None:
+        """Plan a row that may compute more than it is told, in this plan and in those that are in flight."""
+        at_end = request.num_computed_tokens + num_tokens == request.num_tokens
+        num_extra = request.num_lookup_tokens * (request.num_tokens_in_flight + at_end)
+        room = request.num_prompt_tokens + request.max_tokens - 1 - request.num_computed_tokens
+        blocks = self._allocate_or_preempt(request, max(num_tokens, min(num_tokens + num_extra, room)), draft)
+        if blocks is None:
+            return
+        if blocks:
+            draft.grown[request.slot] = blocks
+        draft.add_row(request, num_tokens)
+        draft.budget = max(0, draft.budget - request.num_lookup_tokens * at_end)
 
     def _schedule_beams(self, request: Request, group: BeamGroup, num_tokens: int, draft: _PlanDraft) -> None:
         """Plan the next tokens of a beam search: all its rows, or none of them."""
@@ -444,6 +472,28 @@ class Scheduler:
         leader = first.twin(key)
         leader.beams = BeamGroup(leader, beam, choices, self.info.eos_token_ids)
         return leader.beams
+
+    def _take_runs(self, plan: _PlanInFlight, runs: Sequence[TokenRun]) -> list[RequestUpdate]:
+        """Take the tokens of rows that guessed: all but the last of them are computed already."""
+        updates = []
+        for run in runs:
+            request, incarnation = plan.sampling[run.slot]
+            if request.incarnation != incarnation:
+                continue
+            request.num_tokens_in_flight -= 1
+            request.num_computed_tokens += len(run.token_ids) - 1
+            if request.siblings:
+                self._queue_siblings(request)
+            taken: list[int] = []
+            for token_id in run.token_ids:
+                taken.append(token_id)
+                request.output_token_ids.append(token_id)
+                reason = request.check_stop(self._eos_token_ids)
+                if reason is not None:
+                    self.finish(request, reason)
+                    break
+            updates.append(RequestUpdate(request, tuple(taken)))
+        return updates
 
     def _advance_beams(self, plan: _PlanInFlight, found: Sequence[BeamCandidates]) -> list[RequestUpdate]:
         """Take a step of every beam search that has candidates."""

@@ -102,20 +102,30 @@ class SlotInit(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., prompt_token_ids: _Optional[bytes] = ..., output_token_ids: _Optional[bytes] = ..., num_computed_tokens: _Optional[int] = ..., block_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., choice_index: _Optional[int] = ..., max_tokens: _Optional[int] = ..., encoder_token_ids: _Optional[bytes] = ..., cross_block_ids: _Optional[bytes] = ..., beam_slots: _Optional[bytes] = ...) -> None: ...
 
 class StepResult(_message.Message):
-    __slots__ = ("step", "executor_epoch", "slots", "token_ids", "logprobs", "beams")
+    __slots__ = ("step", "executor_epoch", "slots", "token_ids", "logprobs", "beams", "runs")
     STEP_FIELD_NUMBER: _ClassVar[int]
     EXECUTOR_EPOCH_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     BEAMS_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
     step: int
     executor_epoch: int
     slots: bytes
     token_ids: bytes
     logprobs: _containers.RepeatedCompositeFieldContainer[SlotLogprobs]
     beams: _containers.RepeatedCompositeFieldContainer[BeamCandidates]
-    def __init__(self, step: _Optional[int] = ..., executor_epoch: _Optional[int] = ..., slots: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., logprobs: _Optional[_Iterable[_Union[SlotLogprobs, _Mapping]]] = ..., beams: _Optional[_Iterable[_Union[BeamCandidates, _Mapping]]] = ...) -> None: ...
+    runs: _containers.RepeatedCompositeFieldContainer[TokenRun]
+    def __init__(self, step: _Optional[int] = ..., executor_epoch: _Optional[int] = ..., slots: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., logprobs: _Optional[_Iterable[_Union[SlotLogprobs, _Mapping]]] = ..., beams: _Optional[_Iterable[_Union[BeamCandidates, _Mapping]]] = ..., runs: _Optional[_Iterable[_Union[TokenRun, _Mapping]]] = ...) -> None: ...
+
+class TokenRun(_message.Message):
+    __slots__ = ("slot", "token_ids")
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    slot: int
+    token_ids: bytes
+    def __init__(self, slot: _Optional[int] = ..., token_ids: _Optional[bytes] = ...) -> None: ...
 
 class SlotLogprobs(_message.Message):
     __slots__ = ("slot", "sampled", "prompt_start", "prompt")
