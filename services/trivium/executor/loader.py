@@ -1,5 +1,7 @@
 """From the files of a model to its tensors: safetensors, or `pytorch_model.bin` where there are none.
 
+Packed weights become floats here.
+
 Every failure is a ConfigurationError of one line that names the file and what is wrong with it.
 """
 
@@ -18,6 +20,7 @@ from tqdm import tqdm
 from trivium.config import ExecutorConfig
 from trivium.errors import ConfigurationError
 from trivium.executor.linear import Linear
+from trivium.executor.quantization.scheme import Quantization
 from trivium.executor.tensor_files import TensorFile, open_tensor_file
 from trivium.model_source import find_model
 
@@ -43,11 +46,13 @@ def find_checkpoint(config: ExecutorConfig) -> Path:
 class Checkpoint:
     """The tensors of a model directory, read one by one as float32. A context manager: it holds the files open.
 
-    `loaded_bytes` counts what was read and kept, in float32.
+    `loaded_bytes` counts what was read and kept, in float32. quantization: how it stores what it has packed. A packed
+    weight is `LAYER.weight` here as any other.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, quantization: Quantization | None = None) -> None:
         self.directory = directory
+        self._quantization = quantization
         self.loaded_bytes = 0
         self._tensors = {name: (file, name) for name, file in _tensor_files(directory).items()}  # (file, stored name)
         self._handles: dict[str, TensorFile] = {}  # file name -> open file
@@ -65,13 +70,21 @@ class Checkpoint:
         self._handles.clear()
         self._stack.close()
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._tensors
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors or self._packed_layer(str(name)) is not None
 
     def add_missing_prefix(self, prefix: str) -> None:
         """Find tensors as `prefix`.NAME too, if none is stored so: checkpoints of a model without its output layer."""
         if not any(name.startswith(f"{prefix}.") for name in self._tensors):
             self._tensors |= {f"{prefix}.{name}": place for name, place in self._tensors.items()}
+
+    def stored(self, name: str) -> Tensor:
+        """One tensor as it is stored. Raises ConfigurationError if it is missing or cannot be read."""
+        if name not in self._tensors:
+            raise ConfigurationError(f"{self.directory} has no tensor {name}")
+        file, stored_name = self._tensors[name]
+        self._progress.update()
+        return self._handles[file].read(stored_name)
 
     def first_of(self, names: Sequence[str]) -> str:
         """The first of `names` that exists; tied tensors are stored under only one of their names.
@@ -129,7 +142,28 @@ class Checkpoint:
         """The output projection [vocab_size, hidden]. Raises ConfigurationError if an untied one is missing."""
         return self.tensor_or(name, embedding) if tied else self.tensor(name, *embedding.shape)
 
+    def _packed_layer(self, name: str) -> str | None:
+        """The layer whose weight `name` is, if it is stored packed."""
+        layer, _, kind = name.rpartition(".")
+        if self._quantization is None or kind != "weight" or not self._quantization.is_packed(layer, self):
+            return None
+        return layer
+
+    def _unpack_into(self, target: Tensor, layer: str) -> None:
+        assert self._quantization is not None, "only a quantized checkpoint has packed layers"
+        weight = self._quantization.weight(layer, target.shape[-1], self)
+        if weight.shape != target.shape:
+            raise ConfigurationError(
+                f"{self.directory}: the packed weight of {layer} has shape {list(weight.shape)}, "
+                f"but config.json asks for {list(target.shape)}"
+            )
+        target.copy_(weight)
+        self.loaded_bytes += target.nbytes
+
     def _read_into(self, target: Tensor, name: str) -> None:
+        layer = self._packed_layer(name)
+        if layer is not None:
+            return self._unpack_into(target, layer)
         if name not in self._tensors:
             raise ConfigurationError(f"{self.directory} has no tensor {name}")
         file, stored_name = self._tensors[name]

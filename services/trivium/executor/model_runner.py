@@ -39,6 +39,7 @@ from trivium.executor.models.model import LanguageModel
 from trivium.executor.models.registry import find_architecture
 from trivium.executor.plan_check import check_plan
 from trivium.executor.prompt_lookup import Drafts, add_drafts, draft_positions, verify
+from trivium.executor.quantization.config import read_quantization
 from trivium.executor.sampler import Sampler
 from trivium.executor.threads import choose_num_threads, count_cores, set_num_threads
 from trivium.step import BeamCandidates, ModelRunnerOutput, SchedulerOutput, TokenRun
@@ -66,7 +67,8 @@ class ModelRunner:
         special = read_special_tokens(model_json, generation, architecture.default_tokens)
         self._kernels = select_kernels(device)
         start = time.perf_counter()
-        with Checkpoint(directory) as checkpoint, torch.inference_mode():
+        quantization = read_quantization(model_json, directory)
+        with Checkpoint(directory, quantization) as checkpoint, torch.inference_mode():
             self._model = architecture.build(model_json, checkpoint, self._kernels)
         num_threads = choose_num_threads(config, checkpoint.loaded_bytes, count_cores())
         set_num_threads(num_threads)

@@ -1,0 +1,49 @@
+"""`quantization_config` of a checkpoint: which format its linear layers are stored in, or why it cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from trivium.errors import ConfigurationError
+from trivium.executor.model_config import JsonConfig, read_json
+from trivium.executor.quantization.awq import read_awq
+from trivium.executor.quantization.compressed_tensors import read_compressed_tensors
+from trivium.executor.quantization.fp8 import read_fp8
+from trivium.executor.quantization.gptq import read_gptq
+from trivium.executor.quantization.scheme import Quantization
+
+_READERS: dict[str, Callable[[JsonConfig], Quantization]] = {
+    "awq": read_awq,
+    "gptq": read_gptq,
+    "fp8": read_fp8,
+    "fbgemm_fp8": read_fp8,
+    "compressed-tensors": read_compressed_tensors,
+}
+_KEYS = ("quantization_config", "compression_config")
+_OWN_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # where older tools wrote it
+
+
+def read_quantization(config: JsonConfig, directory: Path) -> Quantization | None:
+    """The format of the checkpoint in `directory`, None if its weights are floats.
+
+    Raises ConfigurationError, naming the method and what is supported, for a format that cannot be read.
+    """
+    for key in _KEYS:
+        if config.mapping(key):
+            return _read(JsonConfig(config.mapping(key), config.file))
+    for file, method in _OWN_FILES.items():
+        if (directory / file).exists():
+            own = read_json(directory / file)
+            return _read(JsonConfig({"quant_method": method, **own.values}, file))
+    return None
+
+
+def _read(config: JsonConfig) -> Quantization:
+    method = config.string("quant_method").lower()
+    if method not in _READERS:
+        raise ConfigurationError(
+            f"{config.file}: quantization method {method!r:.40} is not supported: {', '.join(_READERS)}; "
+            "or a checkpoint in float32, bfloat16 or float16"
+        )
+    return _READERS[method](config)
