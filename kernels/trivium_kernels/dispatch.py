@@ -8,6 +8,7 @@ import torch
 
 from trivium_kernels import reference
 from trivium_kernels.activation import Activate, GatedActivate
+from trivium_kernels.add_lora import AddLora
 from trivium_kernels.layer_norm import LayerNorm
 from trivium_kernels.paged_attention import PagedAttention, PlanPagedAttention
 from trivium_kernels.reshape_and_cache import ReshapeAndCache
@@ -25,6 +26,7 @@ class Kernels:
     rotary_embedding: RotaryEmbedding
     activate: Activate
     gated_activate: GatedActivate
+    add_lora: AddLora
     reshape_and_cache: ReshapeAndCache
     plan_varlen_attention: PlanVarlenAttention
     varlen_attention: VarlenAttention
@@ -42,6 +44,7 @@ def select_kernels(device: torch.device) -> Kernels:
         rotary_embedding=reference.rotary_embedding,
         activate=reference.activate,
         gated_activate=reference.gated_activate,
+        add_lora=reference.add_lora,
         reshape_and_cache=reference.reshape_and_cache,
         plan_varlen_attention=reference.plan_varlen_attention,
         varlen_attention=reference.varlen_attention,

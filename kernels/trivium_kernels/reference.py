@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trivium_kernels.activation import Activation
+from trivium_kernels.add_lora import LoraWeights
 from trivium_kernels.paged_attention import PagedAttentionPlan, QuerySegment, SingleQueryBatch
 from trivium_kernels.varlen_attention import VarlenAttentionPlan, VarlenSequence
 
@@ -28,6 +29,18 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+
+
+def add_lora(y: Tensor, x: Tensor, groups: Sequence[tuple[Tensor | None, LoraWeights]]) -> None:
+    for rows, weights in groups:
+        shrunk = F.linear(x if rows is None else x[rows], weights.shrink)
+        for part in weights.expand:
+            width, rank = part.matrix.shape
+            target, source = y.narrow(1, part.start, width), shrunk.narrow(1, part.first_rank, rank)
+            if rows is None:
+                target.addmm_(source, part.matrix.T)
+            else:
+                target.index_add_(0, rows, F.linear(source, part.matrix))
 
 
 def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Standard library only. A setting's origin is flag > environment (`TRIVIUM_*`) > 
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 
@@ -13,6 +14,8 @@ from trivium.errors import ConfigurationError
 BLOCK_SIZE = 16  # token slots per KV block
 PROTOCOL_REVISION = 1
 DEFAULT_GPU_MEMORY_UTILIZATION = 0.9
+DEFAULT_MAX_LORA_RANK = 16
+DEFAULT_MAX_LORAS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +55,9 @@ class ModelInfo:
     max_model_len: decoder tokens (prompt + output). max_encoder_len: encoder tokens, 0 for decoder-only models.
     forced_bos_token_id / forced_eos_token_id: forced as the first generated token / at the length limit.
     num_blocks and block_size describe the KV pool, num_host_blocks the host memory that KV can be swapped to.
-    generation_defaults: what the checkpoint says about requests that leave something unset. `executor_epoch` changes
-    with every start of the executor.
+    generation_defaults: what the checkpoint says about requests that leave something unset. adapters: names of those
+    that are loaded, of which the rows of one batch have at most max_loras. `executor_epoch` changes with every start of
+    the executor.
     """
 
     name: str
@@ -75,6 +79,39 @@ class ModelInfo:
     forced_eos_token_id: int | None = None
     num_host_blocks: int = 0
     generation_defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
+    adapters: tuple[str, ...] = ()
+    max_loras: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoRAModule:
+    """An adapter as named on the command line. base: the served model that it is for; None for the only one."""
+
+    name: str
+    source: str
+    base: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> LoRAModule:
+        """Read `NAME=SOURCE` or `{"name": ..., "path": ..., "base_model_name": ...}`. Raises ConfigurationError."""
+        if text.lstrip().startswith("{"):
+            return cls._parse_json(text)
+        name, _, source = text.partition("=")
+        if not name or not source:
+            raise ConfigurationError(f"a LoRA module must be NAME=SOURCE or a JSON object, got {text!r}")
+        return cls(name, source)
+
+    @classmethod
+    def _parse_json(cls, text: str) -> LoRAModule:
+        try:
+            fields = json.loads(text)
+        except ValueError as error:
+            raise ConfigurationError(f"LoRA module {text!r} is not valid JSON: {error}") from None
+        unknown = set(fields) - {"name", "path", "base_model_name"}
+        values = [fields.get(key) for key in ("name", "path", "base_model_name")]
+        if unknown or not all(isinstance(value, str) and value for value in values[: 2 + (values[2] is not None)]):
+            raise ConfigurationError(f"a LoRA module has name, path and base_model_name, got {text!r}")
+        return cls(*values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +124,8 @@ class ExecutorConfig:
     of preempted requests; 0 has them compute it again. max_model_len: None takes the model's own, or what the KV cache
     holds if that is less. num_threads: 0 decides by the size of the model and the cores, of which
     `num_local_executors` executors on this machine take equal shares. generation_config: "auto" for the checkpoint's
-    own generation_config.json, "none", or the path of another.
+    own generation_config.json, "none", or the path of another. enable_lora: LoRA adapters can be used, of at most
+    max_lora_rank, at most max_loras of them in one batch; lora_modules are loaded at start.
     """
 
     model: str
@@ -105,11 +143,29 @@ class ExecutorConfig:
     num_threads: int = 0
     num_local_executors: int = 1
     generation_config: str = "auto"
+    enable_lora: bool = False
+    lora_modules: tuple[LoRAModule, ...] = ()
+    max_lora_rank: int = DEFAULT_MAX_LORA_RANK
+    max_loras: int = DEFAULT_MAX_LORAS
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "num_local_executors"):
+        at_least_one = (
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "block_size",
+            "num_local_executors",
+            "max_lora_rank",
+            "max_loras",
+        )
+        for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
+        names = [self.served_model_name, *(module.name for module in self.lora_modules)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigurationError(f"model name {twice!r} is given {names.count(twice)} times")
+        if self.lora_modules and not self.enable_lora:
+            raise ConfigurationError("lora_modules need enable_lora")
         for name in ("kv_cache_memory_bytes", "max_model_len"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -57,6 +57,24 @@ Prompt: TypeAlias = SingletonPrompt | ExplicitEncoderDecoderPrompt
 
 
 @dataclass(frozen=True, slots=True)
+class LoRARequest:
+    """An adapter to generate with: a directory (or hub id) as PEFT writes it, under a name and a number of its own."""
+
+    lora_name: str
+    lora_int_id: int
+    lora_path: str
+
+    def __post_init__(self) -> None:
+        for name in ("lora_name", "lora_path"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise InvalidRequestError(f"{name} must be a name, got {getattr(self, name)!r:.60}", param=name)
+        if isinstance(self.lora_int_id, bool) or not isinstance(self.lora_int_id, int) or self.lora_int_id < 1:
+            raise InvalidRequestError(
+                f"lora_int_id must be at least 1, got {self.lora_int_id!r:.60}", param="lora_int_id"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedPrompt:
     """A prompt in token ids.
 
@@ -127,7 +145,7 @@ class GenerationRequest:
     `sampling.seed` must be set (the front door draws one where the caller gave none): a request that is resumed after
     a crash then continues with the same random numbers.
     Waiting requests are ordered by `priority` (lower first), then fairly among tenants. Cached prefixes are shared only
-    between requests of the same `cache_salt`.
+    between requests of the same `cache_salt`. adapter: the name of a loaded adapter, empty for the base model.
     """
 
     request_id: str
@@ -139,6 +157,7 @@ class GenerationRequest:
     priority: int = 0
     tenant: str = ""
     cache_salt: str = ""
+    adapter: str = ""
 
     @property
     def num_open_choices(self) -> int:

@@ -35,6 +35,7 @@ class NewRequestData:
     keyed by (seed, choice_index, output position). `max_tokens` is resolved: the row never has more output tokens.
     Encoder-decoder rows name their encoder input and the blocks for its cross-attention keys and values.
     beam_slots: for beam search the slots of all beams, `slot` first; the other rows begin as copies of this one.
+    adapter: the name of the adapter that encoder and decoder of this row have; empty for the base model.
     """
 
     slot: int
@@ -48,6 +49,7 @@ class NewRequestData:
     encoder_token_ids: tuple[int, ...] = ()
     cross_block_ids: tuple[int, ...] = ()
     beam_slots: tuple[int, ...] = ()
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,7 @@ _INFO_SCALARS = (
     "num_host_blocks",
     "max_num_seqs",
     "max_num_batched_tokens",
+    "max_loras",
 )
 _INFO_OPTIONAL = (
     "bos_token_id",
@@ -198,6 +199,7 @@ def model_info_to_proto(info: ModelInfo) -> types_pb2.ModelInfo:
         **{name: getattr(info, name) for name in _INFO_SCALARS},
         **{name: value for name, value in optional.items() if value is not None},
         eos_token_ids=info.eos_token_ids,
+        adapters=info.adapters,
         generation_defaults=_defaults_to_proto(info.generation_defaults),
     )
 
@@ -207,6 +209,7 @@ def model_info_from_proto(message: types_pb2.ModelInfo) -> ModelInfo:
         **{name: getattr(message, name) for name in _INFO_SCALARS},
         **{name: getattr(message, name) if message.HasField(name) else None for name in _INFO_OPTIONAL},  # type: ignore[arg-type]
         eos_token_ids=tuple(message.eos_token_ids),
+        adapters=tuple(message.adapters),
         generation_defaults=_defaults_from_proto(message.generation_defaults),
     )
 
@@ -369,6 +372,7 @@ def generation_request_to_proto(request: GenerationRequest) -> scheduler_pb2.Gen
         priority=request.priority,
         tenant=request.tenant,
         cache_salt=request.cache_salt,
+        adapter=request.adapter,
         sampling_is_complete=True,
     )
 
@@ -615,6 +619,7 @@ def _slot_init_to_proto(new: NewRequestData) -> executor_pb2.SlotInit:
         encoder_token_ids=columns.pack(new.encoder_token_ids),
         cross_block_ids=columns.pack(new.cross_block_ids),
         beam_slots=columns.pack(new.beam_slots),
+        adapter=new.adapter,
     )
 
 
@@ -631,6 +636,7 @@ def _slot_init_from_proto(message: executor_pb2.SlotInit) -> NewRequestData:
         encoder_token_ids=tuple(columns.unpack(message.encoder_token_ids)),
         cross_block_ids=tuple(columns.unpack(message.cross_block_ids)),
         beam_slots=tuple(columns.unpack(message.beam_slots)),
+        adapter=message.adapter,
     )
 
 

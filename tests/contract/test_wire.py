@@ -109,6 +109,7 @@ new_request = st.builds(
     encoder_token_ids=ids,
     cross_block_ids=ids,
     beam_slots=ids,
+    adapter=st.text(max_size=5),
 )
 float32 = st.floats(width=32, allow_nan=False)
 beam_settings = st.builds(
@@ -281,6 +282,7 @@ def test_model_info_round_trip() -> None:
     info = ModelInfo(
         "m", "A", True, 10, 20, 30, "float32", 16, 99, 4, 8, (2, 3), forced_bos_token_id=0, num_host_blocks=5
     )
+    info = dataclasses.replace(info, adapters=("a", "b"), max_loras=3)
     assert wire.model_info_from_proto(wire.model_info_to_proto(info)) == info
 
 

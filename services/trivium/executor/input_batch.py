@@ -7,6 +7,7 @@ the step with `advance`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,8 +126,9 @@ class InputBatch:
     Rows of a slot that is not `occupied` mean nothing. Arrays are public for reading.
     """
 
-    def __init__(self, limits: BatchLimits) -> None:
+    def __init__(self, limits: BatchLimits, adapter_indices: Mapping[str, int] | None = None) -> None:
         self.limits = limits
+        self.adapter_indices = adapter_indices if adapter_indices is not None else {}  # name -> 1, 2, ...
         num_slots = limits.max_num_seqs
         self.occupied = np.zeros(num_slots, np.bool_)
         self.ended = np.zeros(num_slots, np.bool_)  # sampled EOS or a stop token: computes nothing more
@@ -139,6 +141,7 @@ class InputBatch:
         self.encoder_lens = np.zeros(num_slots, np.int64)
         self.encoder_token_ids: list[Longs] = [np.zeros(0, np.int64)] * num_slots
         self.cross_block_tables = np.zeros((num_slots, self.blocks_for(limits.max_encoder_len)), np.int32)
+        self.adapters = np.zeros(num_slots, np.int64)  # index of the row's adapter, 0 for none
         self.sampling = SamplingColumns(num_slots)
 
     def blocks_for(self, num_tokens: int) -> int:
@@ -229,4 +232,5 @@ class InputBatch:
         self.encoder_lens[slot] = len(new.encoder_token_ids)
         self.encoder_token_ids[slot] = np.array(new.encoder_token_ids, np.int64)
         self.cross_block_tables[slot, : len(new.cross_block_ids)] = new.cross_block_ids
+        self.adapters[slot] = self.adapter_indices[new.adapter] if new.adapter else 0
         self.sampling.set(slot, new)

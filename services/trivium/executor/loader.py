@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from trivium.config import ExecutorConfig
 from trivium.errors import ConfigurationError
+from trivium.executor.adapter_pool import AdapterPool
 from trivium.executor.linear import Linear
 from trivium.executor.quantization.scheme import Quantization
 from trivium.executor.tensor_files import TensorFile, open_tensor_file
@@ -47,12 +48,15 @@ class Checkpoint:
     """The tensors of a model directory, read one by one as float32. A context manager: it holds the files open.
 
     `loaded_bytes` counts what was read and kept, in float32. quantization: how it stores what it has packed. A packed
-    weight is `LAYER.weight` here as any other.
+    weight is `LAYER.weight` here as any other. adapters: of the linear layers to come; None if there can be none.
     """
 
-    def __init__(self, directory: Path, quantization: Quantization | None = None) -> None:
+    def __init__(
+        self, directory: Path, quantization: Quantization | None = None, adapters: AdapterPool | None = None
+    ) -> None:
         self.directory = directory
         self._quantization = quantization
+        self._adapters = adapters
         self.loaded_bytes = 0
         self._tensors = {name: (file, name) for name, file in _tensor_files(directory).items()}  # (file, stored name)
         self._handles: dict[str, TensorFile] = {}  # file name -> open file
@@ -118,12 +122,13 @@ class Checkpoint:
         weight = torch.empty((sum(out_features), in_features), dtype=torch.float32)
         for name, target in zip(names, torch.split_with_sizes(weight, list(out_features)), strict=True):
             self._read_into(target.T if transposed else target, f"{name}.weight")
+        delta = None if self._adapters is None else self._adapters.add_layer(names, out_features, in_features)
         if not bias:
-            return Linear(weight)
+            return Linear(weight, delta=delta)
         stacked_bias = torch.empty(sum(out_features), dtype=torch.float32)
         for name, target in zip(names, torch.split_with_sizes(stacked_bias, list(out_features)), strict=True):
             self._read_into(target, f"{name}.bias")
-        return Linear(weight, stacked_bias)
+        return Linear(weight, stacked_bias, delta)
 
     def tensor_or(self, name: str, tied: Tensor) -> Tensor:
         """The tensor `name`, of the shape of `tied`, or `tied` itself if nothing else is stored.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trivium.config import ExecutorConfig, ModelInfo
 from trivium.errors import ConfigurationError
+from trivium.executor.adapter_pool import AdapterPool
 from trivium.executor.attention import AttentionMetadata, PagedRows
 from trivium.executor.beam_select import BeamGroups
 from trivium.executor.generation_config import (
@@ -68,7 +69,10 @@ class ModelRunner:
         self._kernels = select_kernels(device)
         start = time.perf_counter()
         quantization = read_quantization(model_json, directory)
-        with Checkpoint(directory, quantization) as checkpoint, torch.inference_mode():
+        self._adapters: AdapterPool | None = None
+        if config.enable_lora:
+            self._adapters = AdapterPool(self._kernels.add_lora, max_rank=config.max_lora_rank)
+        with Checkpoint(directory, quantization, self._adapters) as checkpoint, torch.inference_mode():
             self._model = architecture.build(model_json, checkpoint, self._kernels)
         num_threads = choose_num_threads(config, checkpoint.loaded_bytes, count_cores())
         set_num_threads(num_threads)
@@ -89,11 +93,15 @@ class ModelRunner:
             self._limits.block_size,
             num_host_blocks=self._limits.num_host_blocks,
         )
-        self._batch = InputBatch(self._limits)
+        for module in config.lora_modules:
+            self.load_adapter(module.name, module.source)
+        self._batch = self._new_batch()
         self._beam_groups = BeamGroups(special)
         self._model_info = replace(
             _describe(config, architecture.name, self._model, self._limits, special),
             generation_defaults=read_generation_defaults(generation, special.eos),
+            adapters=tuple(module.name for module in config.lora_modules),
+            max_loras=config.max_loras if config.enable_lora else 0,
         )
         check_generation_defaults(self._model_info)
 
@@ -112,8 +120,14 @@ class ModelRunner:
 
     def reset(self) -> None:
         """Forget every row. Weights and pool stay; what the pool holds means nothing any more."""
-        self._batch = InputBatch(self._limits)
+        self._batch = self._new_batch()
         self._beam_groups = BeamGroups(self._special)
+
+    def load_adapter(self, name: str, source: str) -> None:
+        """Load a LoRA adapter. Raises ConfigurationError if it does not fit, or the runner was made without LoRA."""
+        if self._adapters is None:
+            raise ConfigurationError("adapters need enable_lora")
+        self._adapters.load(name, source)
 
     @torch.inference_mode()
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
@@ -153,6 +167,9 @@ class ModelRunner:
     def check_invariants(self) -> None:
         self._batch.check_invariants()
 
+    def _new_batch(self) -> InputBatch:
+        return InputBatch(self._limits, None if self._adapters is None else self._adapters.indices)
+
     def _run_encoder(self, slots: tuple[int, ...]) -> None:
         """Encode the inputs of `slots`, packed, and write their cross-attention KV."""
         if not slots:
@@ -162,6 +179,8 @@ class ModelRunner:
         lens = batch.encoder_lens[list(slots)]
         token_ids = np.concatenate([batch.encoder_token_ids[slot] for slot in slots])
         positions = np.concatenate([np.arange(length) for length in lens])
+        if self._adapters is not None:
+            self._adapters.use(np.repeat(batch.adapters[list(slots)], lens))
         cross = self._model.encoder.encode(
             torch.from_numpy(token_ids), torch.from_numpy(positions), _bounds(lens)
         )  # [num_tokens, num_layers, 2, num_kv_heads, head_dim]
@@ -175,6 +194,8 @@ class ModelRunner:
     def _run_decoder(self, rows: ScheduledRows) -> Tensor:
         """Hidden states [num_tokens, hidden] of the scheduled tokens, in packing order."""
         token_ids = self._batch.token_ids[rows.token_slots, rows.positions].astype(np.int64)
+        if self._adapters is not None:
+            self._adapters.use(self._batch.adapters[rows.token_slots])
         return self._model.decoder.forward(
             torch.from_numpy(token_ids), torch.from_numpy(rows.positions), self._kv_cache, self._build_metadata(rows)
         )

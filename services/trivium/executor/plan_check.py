@@ -54,6 +54,8 @@ class _Check:
         slot, limits = new.slot, self._limits
         _require(0 <= slot < limits.max_num_seqs, f"slot {slot} is outside the {limits.max_num_seqs} slots")
         _require(not self._occupied[slot], f"slot {slot} is initialised, but it is in use")
+        is_known = not new.adapter or new.adapter in self._batch.adapter_indices
+        _require(is_known, f"slot {slot} has adapter {new.adapter!r}, which is not loaded")
         num_tokens = len(new.prompt_token_ids) + len(new.output_token_ids)
         _require(
             len(new.prompt_token_ids) >= 1 and num_tokens <= limits.max_model_len,

@@ -1,6 +1,7 @@
 """Names for the contents of blocks: chained hashes, so that equal names mean equal tokens in everything before, too.
 
-The chain of a request begins with its tenant's salt and its encoder input: requests that differ in one share nothing.
+The chain of a request begins with its tenant's salt, its adapter and its encoder input: requests that differ in one
+share nothing.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from trivium.scheduler.block_pool import BlockHash
 _DIGEST_BYTES = 16
 
 
-def root_hash(salt: str, encoder_token_ids: Sequence[int]) -> BlockHash:
+def root_hash(salt: str, encoder_token_ids: Sequence[int], adapter: str = "") -> BlockHash:
     """What precedes the first block of a request."""
-    data = salt.encode() + b"\0" + array("I", encoder_token_ids).tobytes()
+    names = b"".join(b"%d:%b" % (len(name), name) for name in (salt.encode(), adapter.encode()))
+    data = names + array("I", encoder_token_ids).tobytes()
     return BlockHash(hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest())
 
 

@@ -15,7 +15,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from trivium.config import ModelInfo, SchedulerConfig
-from trivium.errors import EngineUnavailableError, InternalError, InvalidRequestError, OverloadedError, TriviumError
+from trivium.errors import (
+    EngineUnavailableError,
+    InternalError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    OverloadedError,
+    TriviumError,
+)
 from trivium.inputs import GenerationRequest, ResumedChoice
 from trivium.outputs import FinishReason
 from trivium.prompts import resolve_max_tokens
@@ -109,6 +116,11 @@ class EngineLoop:
         self._act_soon()
         return tuple(choice.key for choice in choices)
 
+    def add_adapter(self, name: str) -> None:
+        """The executor has loaded an adapter since it said what it has."""
+        scheduler = self.scheduler
+        scheduler.info = replace(scheduler.info, adapters=(*scheduler.info.adapters, name))
+
     def abort(self, keys: tuple[int, ...]) -> None:
         """End the choices named by `keys`, as far as they still run; nothing more is delivered for them."""
         for key in keys:
@@ -166,7 +178,8 @@ class EngineLoop:
             for request in self._scheduler.adopt(info):
                 if self._outputs.request_of(request.key) is not None:
                     self._fail(
-                        request, EngineUnavailableError("the server came back with too little memory for this request")
+                        request,
+                        EngineUnavailableError("the server came back with too little memory, or without the adapter"),
                     )
         self._is_connected = True
         self._on_ready(True)
@@ -204,6 +217,8 @@ class EngineLoop:
             raise OverloadedError(
                 f"{scheduler.num_waiting_tokens} prompt tokens wait already, the limit is {config.max_waiting_tokens}"
             )
+        if request.adapter and request.adapter not in scheduler.info.adapters:
+            raise ModelNotFoundError(f"the adapter {request.adapter!r:.100} is not loaded", param="adapter")
         if request.priority != 0 and config.scheduling_policy != "priority":
             raise InvalidRequestError(
                 f"priority is {request.priority}, but the scheduling policy is {config.scheduling_policy}",
@@ -239,6 +254,7 @@ class EngineLoop:
             cache_salt=request.cache_salt,
             priority=request.priority,
             tenant=request.tenant,
+            adapter=request.adapter,
         )
 
     def _finish_by_stop_string(self, request: Request) -> None:

@@ -60,6 +60,7 @@ class Request:
         cache_salt: str = "",
         priority: int = 0,
         tenant: str = "",
+        adapter: str = "",
     ) -> None:
         self.key = key
         self.prompt_token_ids = prompt.token_ids
@@ -70,6 +71,7 @@ class Request:
         self.output_token_ids: list[int] = list(output_token_ids)
         self.priority = priority
         self.tenant = tenant
+        self.adapter = adapter
         self.num_prompt_tokens = len(prompt.token_ids)
         self.num_slots = 0  # tokens that its blocks have room for
         self.num_computed_tokens = 0
@@ -82,7 +84,7 @@ class Request:
         self.cumulative_logprob: float | None = None  # of a finished choice of a beam search
         self.num_preemptions = 0
         self.num_cached_tokens = 0  # prompt tokens that were found in the cache when the request first ran
-        self.block_hashes = BlockHashes(root_hash(cache_salt, self.encoder_token_ids))
+        self.block_hashes = BlockHashes(root_hash(cache_salt, self.encoder_token_ids, adapter))
         self.num_named_blocks = 0  # blocks of its table that can be found by others
         self.prompt_logprobs: list[TokenLogprobs] = []  # of the prompt from its second token on, as far as computed
         self.wants_prompt_logprobs = sampling.prompt_logprobs is not None and choice_index == 0

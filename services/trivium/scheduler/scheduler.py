@@ -323,7 +323,8 @@ class Scheduler:
     def _fits(self, request: Request) -> bool:
         in_context = request.num_prompt_tokens + request.max_tokens <= self.info.max_model_len
         has_slots = _num_slots(request) <= min(self.info.max_num_seqs, self.info.max_num_batched_tokens)
-        return in_context and has_slots and self.kv_cache.can_ever_fit(request)
+        has_adapter = not request.adapter or request.adapter in self.info.adapters
+        return in_context and has_slots and has_adapter and self.kv_cache.can_ever_fit(request)
 
     def _new_draft(self) -> _PlanDraft:
         budget = self.info.max_num_batched_tokens
@@ -397,7 +398,7 @@ class Scheduler:
     def _schedule_waiting(self, draft: _PlanDraft) -> None:
         while self._waiting and self._free_slots and draft.budget > 0:
             request = self._waiting.peek()
-            if _num_slots(request) > len(self._free_slots):
+            if _num_slots(request) > len(self._free_slots) or not self._has_room_for_adapter(request):
                 break
             num_encoder = len(request.encoder_token_ids)
             if num_encoder > draft.encoder_budget and draft.encoder_slots:
@@ -416,6 +417,16 @@ class Scheduler:
             if allocation.needs_encoder:
                 draft.encoder_slots.append(request.slot)
                 draft.encoder_budget -= num_encoder
+
+    def _has_room_for_adapter(self, request: Request) -> bool:
+        """Whether the batch with `request` has no more adapters than it may have.
+
+        The first request that has to wait for that holds up those behind it, or a popular adapter could starve others.
+        """
+        if not request.adapter:
+            return True
+        adapters = {other.adapter for other in self._running.values() if other.adapter}
+        return len(adapters | {request.adapter}) <= self.info.max_loras
 
     def _start(self, request: Request, draft: _PlanDraft, allocation: Allocation) -> None:
         if request.num_preemptions == 0:
@@ -445,6 +456,7 @@ class Scheduler:
                 encoder_token_ids=request.encoder_token_ids,
                 cross_block_ids=allocation.cross_block_ids,
                 beam_slots=beam_slots,
+                adapter=request.adapter,
             )
         )
 

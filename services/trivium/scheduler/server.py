@@ -113,9 +113,12 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
 
     async def _request_from(self, message: scheduler_pb2.GenerateRequest) -> GenerationRequest:
         """Validate `message`, tokenize its texts, draw a seed if it has none. Raises TriviumError."""
+        adapter = message.adapter
         if message.model and message.model != self._model:
-            raise ModelNotFoundError(f"the model {message.model!r:.80} is not served here", param="model")
-        for name in ("request_id", "tenant", "cache_salt"):
+            if message.model not in self._loop.model_info.adapters or adapter not in ("", message.model):
+                raise ModelNotFoundError(f"the model {message.model!r:.80} is not served here", param="model")
+            adapter = message.model
+        for name in ("request_id", "tenant", "cache_salt", "adapter"):
             if len(getattr(message, name)) > MAX_LABEL_CHARS:
                 raise InvalidRequestError(f"{name} is too long", param=name, code="too_long")
         prompt = await encode_prompt(wire.prompt_from_proto(message.prompt), self._tokenizer, self._loop.model_info)
@@ -139,6 +142,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
             priority=message.priority,
             tenant=message.tenant,
             cache_salt=message.cache_salt,
+            adapter=adapter,
         )
 
     async def _complete(self, message: scheduler_pb2.GenerateRequest, prompt: EncodedPrompt) -> SamplingParams:

@@ -18,6 +18,7 @@ class MiniRequest:
     sampling: SamplingParams
     encoder: tuple[int, ...] = ()
     choice_index: int = 0
+    adapter: str = ""
     output: list[int] = field(default_factory=list)
     slot: int = -1
     num_computed: int = 0
@@ -114,6 +115,7 @@ class MiniScheduler:
             max_tokens=request.sampling.max_tokens or 1,
             encoder_token_ids=request.encoder,
             cross_block_ids=tuple(request.cross_blocks),
+            adapter=request.adapter,
         )
 
     def _append(self, request: MiniRequest, token_id: int) -> None:
