@@ -53,11 +53,20 @@ def make_request(
     max_tokens: int = 8,
     output: tuple[int, ...] = (),
     cache_salt: str = "",
+    adapter: str = "",
     **sampling: object,
 ) -> Request:
     params = SamplingParams(max_tokens=max_tokens, seed=key, **sampling)  # type: ignore[arg-type]
     encoded = EncodedPrompt(token_ids=prompt, encoder_token_ids=encoder)
-    return Request(key, encoded, params, max_tokens=max_tokens, output_token_ids=output, cache_salt=cache_salt)
+    return Request(
+        key,
+        encoded,
+        params,
+        max_tokens=max_tokens,
+        output_token_ids=output,
+        cache_salt=cache_salt,
+        adapter=adapter,
+    )
 
 
 def next_token(encoder: tuple[int, ...], sequence: list[int], seed: int) -> int:

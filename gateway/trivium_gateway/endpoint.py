@@ -89,7 +89,7 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
         check_media_type(scope)
         fields = decode_fields(await read_body(scope, receive))
         request = self._checked(fields)
-        scope["trivium.model"] = request.model
+        scope["trivium.model"] = self._routes.base_of(request.model or "")
         generation = await self._generation(request, began_s)
         describe_call(span, self.operation, generation, scope["trivium.request_id"])
         logger.info(
@@ -124,7 +124,7 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
             jobs = await self.jobs(request, engine, engine.model_info)
         except InvalidRequestError as error:
             raise as_given(error, request) from None
-        traceparent = current_traceparent()
+        traceparent, adapter = current_traceparent(), self._routes.adapter_of(request.model)
         requests = tuple(
             GenerationRequest(
                 request_id=generation_id if len(jobs) == 1 else f"{generation_id}-{position}",
@@ -132,6 +132,7 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
                 sampling=job.sampling,
                 stream=bool(request.stream),
                 traceparent=traceparent,
+                adapter=adapter,
             )
             for position, job in enumerate(jobs)
         )
@@ -141,7 +142,7 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
             model=request.model,
             engine=engine,
             requests=requests,
-            metrics=self._metrics.models[request.model],
+            metrics=self._metrics.models[self._routes.base_of(request.model)],
             began_s=began_s,
             logprobs=self.logprobs_form(request),
             token_texts=TokenTexts(engine),

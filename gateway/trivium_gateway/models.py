@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import msgspec
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -22,7 +23,8 @@ class ModelEndpoints:
         self._created = int(time.time())
 
     async def list_models(self, request: Request) -> Response:
-        return _json(ModelList(data=[self._model(name) for name in self._routes.names()]))
+        names = (*self._routes.names(), *self._routes.adapters())
+        return _json(ModelList(data=[self._model(name) for name in names]))
 
     async def get_model(self, request: Request) -> Response:
         return _json(self._model(request.path_params["name"]))
@@ -37,6 +39,7 @@ class ModelEndpoints:
             created=self._created,
             max_model_len=info.max_model_len,
             is_encoder_decoder=info.is_encoder_decoder,
+            parent=self._routes.base_of(name) if self._routes.adapter_of(name) else UNSET,
         )
 
 

@@ -233,7 +233,10 @@ class TextTaskResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """`max_model_len` and `is_encoder_decoder` are absent until the model has been reached once."""
+    """`max_model_len` and `is_encoder_decoder` are absent until the model has been reached once.
+
+    parent: of a LoRA adapter, the model that it changes.
+    """
 
     id: str
     object: Literal["model"] = "model"
@@ -241,6 +244,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     owned_by: str = "trivium"
     max_model_len: int | UnsetType = UNSET
     is_encoder_decoder: bool | UnsetType = UNSET
+    parent: str | UnsetType = UNSET
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from trivium.beam_params import BeamSearchParams
-    from trivium.inputs import ExplicitEncoderDecoderPrompt, TextPrompt, TokensPrompt, zip_enc_dec_prompt_lists
+    from trivium.inputs import (
+        ExplicitEncoderDecoderPrompt,
+        LoRARequest,
+        TextPrompt,
+        TokensPrompt,
+        zip_enc_dec_prompt_lists,
+    )
     from trivium.llm import LLM
     from trivium.outputs import CompletionOutput, Logprob, RequestOutput
     from trivium.params import SamplingParams
@@ -22,6 +28,7 @@ __all__ = [
     "BeamSearchParams",
     "CompletionOutput",
     "ExplicitEncoderDecoderPrompt",
+    "LoRARequest",
     "Logprob",
     "RequestOutput",
     "SamplingParams",
@@ -35,6 +42,7 @@ _HOME = {
     "BeamSearchParams": "trivium.beam_params",
     "CompletionOutput": "trivium.outputs",
     "ExplicitEncoderDecoderPrompt": "trivium.inputs",
+    "LoRARequest": "trivium.inputs",
     "Logprob": "trivium.outputs",
     "RequestOutput": "trivium.outputs",
     "SamplingParams": "trivium.params",

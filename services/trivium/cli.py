@@ -13,13 +13,22 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from trivium import __version__
-from trivium.config import DEFAULT_GPU_MEMORY_UTILIZATION, ExecutorConfig, SchedulerConfig, ServedModel
+from trivium.config import (
+    DEFAULT_GPU_MEMORY_UTILIZATION,
+    DEFAULT_MAX_LORA_RANK,
+    DEFAULT_MAX_LORAS,
+    ExecutorConfig,
+    LoRAModule,
+    SchedulerConfig,
+    ServedModel,
+)
 from trivium.errors import ConfigurationError
 from trivium.process import (
     EXIT_CONFIGURATION,
@@ -39,6 +48,7 @@ _HOST_AND_PORT = re.compile(r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5}
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     started_at = time.monotonic()
+    args = spread_values(sys.argv[1:] if args is None else args, "--lora-modules")
     try:
         result = typer.main.get_command(app).main(args=args, prog_name="trivium", standalone_mode=False, obj=started_at)
     except typer.TyperException as error:
@@ -100,6 +110,40 @@ def parse_routes(texts: Sequence[str]) -> dict[str, str]:
             raise ConfigurationError(f"model name {name!r} is given twice")
         routes[name] = parse_address(address)
     return routes
+
+
+def parse_lora_modules(texts: Sequence[str], models: Sequence[ServedModel]) -> tuple[LoRAModule, ...]:
+    """The adapters named on a command line, each with its base model.
+
+    Raises ConfigurationError for a name that is given twice, and for an adapter whose base is not clear.
+    """
+    modules = []
+    served = [model.name for model in models]
+    taken = set(served)
+    for module in map(LoRAModule.parse, texts):
+        if module.name in taken:
+            raise ConfigurationError(f"model name {module.name!r} is given twice")
+        taken.add(module.name)
+        if module.base is None and len(served) > 1:
+            raise ConfigurationError(
+                f"LoRA module {module.name!r} must name its base_model_name, because several models are served"
+            )
+        if module.base not in (None, *served):
+            raise ConfigurationError(f"base_model_name {module.base!r} of LoRA module {module.name!r} is not served")
+        modules.append(replace(module, base=module.base or served[0]))
+    return tuple(modules)
+
+
+def spread_values(args: Sequence[str], flag: str) -> list[str]:
+    """`args` with `flag A=1 B=2` as `flag A=1 flag B=2`: a flag that takes values up to the next flag."""
+    spread: list[str] = []
+    is_open = False
+    for arg in args:
+        if is_open and not arg.startswith("-") and spread[-1] != flag:
+            spread.append(flag)
+        is_open = arg == flag or (is_open and not arg.startswith("-"))
+        spread.append(arg)
+    return spread
 
 
 def check_local_source(model: ServedModel) -> None:
@@ -168,6 +212,20 @@ GenerationConfig = Annotated[
         metavar="auto|none|PATH",
     ),
 ]
+EnableLora = Annotated[
+    bool,
+    typer.Option("--enable-lora/--no-enable-lora", envvar="TRIVIUM_ENABLE_LORA", help="Serve LoRA adapters, too."),
+]
+LoraModules = Annotated[
+    list[str],
+    _flag(
+        "lora-modules",
+        'LoRA adapters of PEFT, as NAME=PATH ... or {"name": ..., "path": ..., "base_model_name": ...}.',
+        metavar="NAME=PATH",
+    ),
+]
+MaxLoraRank = Annotated[int, _flag("max-lora-rank", "Highest rank of an adapter.", min=1)]
+MaxLoras = Annotated[int, _flag("max-loras", "Most adapters in one batch.", min=1)]
 DrainTimeout = Annotated[
     float, _flag("drain-timeout", "Seconds that running requests get to finish when the gateway is stopped.", min=0)
 ]
@@ -225,6 +283,10 @@ def serve(
     swap_space: SwapSpace = 0.0,
     num_threads: NumThreads = 0,
     generation_config: GenerationConfig = "auto",
+    enable_lora: EnableLora = False,
+    lora_modules: LoraModules = [],  # noqa: B006
+    max_lora_rank: MaxLoraRank = DEFAULT_MAX_LORA_RANK,
+    max_loras: MaxLoras = DEFAULT_MAX_LORAS,
     max_waiting_requests: MaxWaitingRequests = 4096,
     max_waiting_tokens: MaxWaitingTokens = 4 * 2**20,
     queue_timeout: QueueTimeout = 600.0,
@@ -244,6 +306,9 @@ def serve(
     served = parse_models(models or BUNDLED_MODELS)
     for model in served:
         check_local_source(model)
+    modules = parse_lora_modules(lora_modules, served)
+    if modules and not enable_lora:
+        raise ConfigurationError("--lora-modules needs --enable-lora")
     _check_api_key(api_key)
     configure_logging("supervisor", log_level)
     config = ServeConfig(
@@ -274,6 +339,10 @@ def serve(
             ),
             "--enable-prefix-caching" if enable_prefix_caching else "--no-enable-prefix-caching",
         ),
+        lora_flags=("--enable-lora", *command_flags(max_lora_rank=max_lora_rank, max_loras=max_loras))
+        if enable_lora
+        else (),
+        lora_modules=modules,
         revision=revision,
         started_at=context.obj,
     )
@@ -376,6 +445,10 @@ def executor(
     num_threads: NumThreads = 0,
     num_local_executors: NumLocalExecutors = 1,
     generation_config: GenerationConfig = "auto",
+    enable_lora: EnableLora = False,
+    lora_modules: LoraModules = [],  # noqa: B006
+    max_lora_rank: MaxLoraRank = DEFAULT_MAX_LORA_RANK,
+    max_loras: MaxLoras = DEFAULT_MAX_LORAS,
     log_level: LogLevel = "info",
 ) -> None:
     """Load one model and run its steps."""
@@ -395,6 +468,10 @@ def executor(
         num_threads=num_threads,
         num_local_executors=num_local_executors,
         generation_config=generation_config,
+        enable_lora=enable_lora,
+        lora_modules=parse_lora_modules(lora_modules, [served]),
+        max_lora_rank=max_lora_rank,
+        max_loras=max_loras,
     )
 
     async def run(stop: asyncio.Event) -> None:

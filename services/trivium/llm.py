@@ -14,10 +14,10 @@ from typing import Any, Self, TypeAlias, TypeVar
 from tqdm import tqdm
 
 from trivium.beam_params import BeamSearchParams
-from trivium.config import ExecutorConfig, ModelInfo
+from trivium.config import DEFAULT_MAX_LORA_RANK, DEFAULT_MAX_LORAS, ExecutorConfig, ModelInfo
 from trivium.errors import InvalidRequestError
 from trivium.generation_defaults import default_max_tokens, default_sampling_params, with_necessities
-from trivium.inputs import EncodedPrompt, GenerationRequest, Prompt
+from trivium.inputs import EncodedPrompt, GenerationRequest, LoRARequest, Prompt
 from trivium.local_engine import LocalEngine
 from trivium.logprobs import named_ids, to_dicts
 from trivium.outputs import (
@@ -47,6 +47,7 @@ class LLM:
     gpu_memory_utilization: the share of a GPU's memory to use, 0.9 by default; it has no effect on a CPU.
     swap_space: GiB of host memory for the keys and values of preempted requests; 0 has them computed again.
     generation_config: "auto" for the model's own generation_config.json, "none", or the path of another.
+    enable_lora: prompts can have a `lora_request`, of at most max_lora_rank, at most max_loras of them in one batch.
     """
 
     def __init__(
@@ -67,6 +68,9 @@ class LLM:
         num_threads: int = 0,
         enable_prefix_caching: bool = True,
         generation_config: str = "auto",
+        enable_lora: bool = False,
+        max_lora_rank: int = DEFAULT_MAX_LORA_RANK,
+        max_loras: int = DEFAULT_MAX_LORAS,
     ) -> None:
         config = ExecutorConfig(
             model=model,
@@ -82,6 +86,9 @@ class LLM:
             swap_space_gib=swap_space,
             num_threads=num_threads,
             generation_config=generation_config,
+            enable_lora=enable_lora,
+            max_lora_rank=max_lora_rank,
+            max_loras=max_loras,
         )
         self._random = random.Random(seed)
         self._request_numbers = itertools.count()
@@ -122,27 +129,37 @@ class LLM:
         sampling_params: Params | Sequence[Params] | None = None,
         *,
         use_tqdm: bool = True,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
     ) -> list[RequestOutput]:
         """Generate for every prompt, batched; results are in the order of `prompts`.
+
+        `lora_request` is an adapter for all prompts, or one (or None) for each; it is loaded at its first use.
 
         `sampling_params` is one for all prompts or one for each, taken as it is; BeamSearchParams mean beam search,
         None takes what the model's generation_config.json says. Raises InvalidRequestError, before anything runs, if
         any prompt or parameter is wrong.
         """
         items = [prompts] if isinstance(prompts, (str, dict)) else list(prompts)
-        requests = self._call(self._make_requests(items, self._params_for(items, sampling_params)))
+        adapters = _adapters_for(items, lora_request)
+        requests = self._call(self._make_requests(items, self._params_for(items, sampling_params), adapters))
         with tqdm(total=len(requests), desc="Generating", unit="prompt", disable=not use_tqdm) as progress:
             return self._call(self._run_all(requests, progress))
 
     def beam_search(
-        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, *, use_tqdm: bool = True
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: BeamSearchParams,
+        *,
+        use_tqdm: bool = True,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
     ) -> list[BeamSearchOutput]:
         """All beams of every prompt, best first, with the prompt in front of tokens and text.
 
         `params.num_return_sequences` is not heeded: there are as many sequences as beams. Raises InvalidRequestError.
         """
         every_beam = replace(params, num_return_sequences=params.beam_width)
-        return [_to_beam_output(output) for output in self.generate(prompts, every_beam, use_tqdm=use_tqdm)]
+        outputs = self.generate(prompts, every_beam, use_tqdm=use_tqdm, lora_request=lora_request)
+        return [_to_beam_output(output) for output in outputs]
 
     def close(self) -> None:
         """Abort what runs and free the model. Further calls raise."""
@@ -181,16 +198,22 @@ class LLM:
         return list(params)
 
     async def _make_requests(
-        self, prompts: Sequence[Prompt], params: Sequence[Params | None]
+        self,
+        prompts: Sequence[Prompt],
+        params: Sequence[Params | None],
+        adapters: Sequence[LoRARequest | None],
     ) -> list[GenerationRequest]:
         info = self._engine.model_info
+        for wanted in {adapter for adapter in adapters if adapter is not None}:
+            await self._engine.load_adapter(wanted)
         requests = []
-        for prompt, given in zip(prompts, params, strict=True):
+        for prompt, given, adapter in zip(prompts, params, adapters, strict=True):
             encoded = await encode_prompt(prompt, self._engine, info)
             sampling = await self._complete(given, encoded)
             if sampling.seed is None:
                 sampling = replace(sampling, seed=self._random.getrandbits(63))
-            requests.append(GenerationRequest(str(next(self._request_numbers)), encoded, sampling))
+            name = "" if adapter is None else adapter.lora_name
+            requests.append(GenerationRequest(str(next(self._request_numbers)), encoded, sampling, adapter=name))
         return requests
 
     async def _complete(self, given: Params | None, prompt: EncodedPrompt) -> SamplingParams:
@@ -237,6 +260,18 @@ class LLM:
     async def _named(self, token_ids: list[int], logprobs: list[TokenLogprobs]) -> list[dict[int, Logprob]]:
         texts = await self._engine.token_texts(named_ids(token_ids, logprobs))
         return to_dicts(token_ids, logprobs, texts)
+
+
+def _adapters_for(
+    prompts: Sequence[Prompt], adapters: LoRARequest | Sequence[LoRARequest | None] | None
+) -> Sequence[LoRARequest | None]:
+    if adapters is None or isinstance(adapters, LoRARequest):
+        return [adapters] * len(prompts)
+    if len(adapters) != len(prompts):
+        raise InvalidRequestError(f"{len(prompts)} prompts but {len(adapters)} lora_requests", param="lora_request")
+    if not all(isinstance(adapter, LoRARequest | None) for adapter in adapters):
+        raise InvalidRequestError("lora_request must hold LoRARequest or None for each prompt", param="lora_request")
+    return adapters
 
 
 def _to_output(request_id: str, prompt: EncodedPrompt, outputs: list[CompletionOutput]) -> RequestOutput:

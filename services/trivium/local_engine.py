@@ -12,11 +12,17 @@ from functools import partial
 from typing import Any
 
 from trivium.config import ExecutorConfig, ModelInfo, SchedulerConfig
-from trivium.errors import EngineUnavailableError, InternalError, TriviumError
+from trivium.errors import (
+    ConfigurationError,
+    EngineUnavailableError,
+    InternalError,
+    InvalidRequestError,
+    TriviumError,
+)
 from trivium.executor.ledger import executor_ledger
 from trivium.executor.model_runner import ModelRunner
 from trivium.executor.model_thread import ModelThread
-from trivium.inputs import EncodedPair, GenerationRequest, PairTexts
+from trivium.inputs import EncodedPair, GenerationRequest, LoRARequest, PairTexts
 from trivium.ledger import ProcessLedger
 from trivium.outputs import ChoiceDelta, TokenText
 from trivium.rpc import new_epoch
@@ -49,6 +55,8 @@ class LocalEngine:
         self._tokenizer: Tokenizer | None = None
         self._loop: EngineLoop | None = None
         self._task: asyncio.Task[None] | None = None
+        self._adapters: set[LoRARequest] = set()  # those that are loaded
+        self._loading = asyncio.Lock()  # one adapter at a time
 
     async def start(self) -> None:
         """Load tokenizer and model. Raises ConfigurationError."""
@@ -122,6 +130,26 @@ class LocalEngine:
             if num_left:
                 loop.abort(keys)
 
+    async def load_adapter(self, request: LoRARequest) -> None:
+        """Make sure that the adapter can be used. Raises InvalidRequestError for one that cannot, or changes."""
+        loop, loaded = self._started_loop(), self._adapters
+        if not loop.model_info.max_loras:
+            raise InvalidRequestError("lora_request needs enable_lora=True", param="lora_request")
+        async with self._loading:
+            if request in loaded:
+                return
+            for other in loaded:
+                if request.lora_name == other.lora_name or request.lora_int_id == other.lora_int_id:
+                    raise InvalidRequestError(f"{request} has the name or number of {other}", param="lora_request")
+            if request.lora_name in (loop.model_info.name, *loop.model_info.adapters):
+                raise InvalidRequestError(f"the name {request.lora_name!r} is taken", param="lora_request")
+            try:
+                await self._executor.load_adapter(request.lora_name, request.lora_path)
+            except ConfigurationError as error:
+                raise InvalidRequestError(error.message, param="lora_request") from None
+            loaded.add(request)
+            loop.add_adapter(request.lora_name)
+
     async def ledger(self) -> dict[str, LedgerReply | None]:
         """Of "engine": all services in one process."""
         reply = self._process.reply("engine", self._epoch)
@@ -176,6 +204,29 @@ class InProcessExecutorClient:
 
     async def connect(self) -> ModelInfo:
         return self._running_thread().loaded.result()
+
+    async def load_adapter(self, name: str, source: str) -> None:
+        """Raises ConfigurationError."""
+        loaded: asyncio.Future[ConfigurationError | None] = asyncio.get_running_loop().create_future()
+
+        def load(runner: ModelRunner) -> None:
+            """Runs in the model's thread."""
+            error = None
+            try:
+                runner.load_adapter(name, source)
+            except ConfigurationError as caught:
+                error = caught
+            thread.call_in_loop(loaded.set_result, error)
+
+        thread = self._running_thread()
+        thread.submit(load)
+        outcomes: set[asyncio.Future[Any]] = {loaded, thread.failed}
+        await asyncio.wait(outcomes, return_when=asyncio.FIRST_COMPLETED)
+        if not loaded.done():
+            raise InternalError("the model failed")
+        error = loaded.result()
+        if error is not None:
+            raise error
 
     def submit(self, plan: SchedulerOutput) -> None:
         self._running_thread().submit(partial(self._execute, plan))

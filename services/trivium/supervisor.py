@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from trivium import __version__
-from trivium.config import ServedModel
+from trivium.config import LoRAModule, ServedModel
 from trivium.errors import ConfigurationError
 from trivium.process import EXIT_CONFIGURATION, EXIT_FAILURE, EXIT_OK, PARENT_FD, RUNTIME_DIR
 
@@ -250,7 +250,8 @@ class ServeConfig:
     """What `trivium serve` was asked for.
 
     port 0 takes a free one. `engine_flags` go to every executor as they are, `scheduler_flags` to every scheduler.
-    `revision` is of every hub model's tokenizer. `started_at` is the monotonic time from which the start is counted.
+    So do `lora_flags`, and each of `lora_modules` to the executor of its base. `revision` is of every hub model's
+    tokenizer. `started_at` is the monotonic time from which the start is counted.
     """
 
     models: tuple[ServedModel, ...]
@@ -260,6 +261,8 @@ class ServeConfig:
     log_level: str = "info"
     engine_flags: tuple[str, ...] = ()
     scheduler_flags: tuple[str, ...] = ()
+    lora_flags: tuple[str, ...] = ()
+    lora_modules: tuple[LoRAModule, ...] = ()
     revision: str | None = None
     started_at: float = 0.0
 
@@ -317,7 +320,14 @@ def build_children(config: ServeConfig, runtime_dir: str) -> tuple[ChildSpec, ..
     children = []
     for index, (model, source) in enumerate(zip(config.models, sources, strict=True)):
         executor = f"unix:{runtime_dir}/e{index}"
-        flags = ("--listen", executor, "--num-local-executors", str(len(config.models)), *config.engine_flags)
+        flags: tuple[str, ...] = (
+            "--listen",
+            executor,
+            "--num-local-executors",
+            str(len(config.models)),
+            *config.engine_flags,
+        )
+        flags += (*config.lora_flags, *_module_flags(config, model.name))
         children.append(child(f"executor {model.name}", StopStage.BACKEND, "executor", source, *flags))
         where = ("--executor", executor, "--tokenizer", tokenizer, "--listen", schedulers[index])
         flags = (*where, *config.scheduler_flags)
@@ -337,6 +347,15 @@ def build_children(config: ServeConfig, runtime_dir: str) -> tuple[ChildSpec, ..
         )
     )
     return tuple(children)
+
+
+def _module_flags(config: ServeConfig, base: str) -> tuple[str, ...]:
+    return tuple(
+        part
+        for module in config.lora_modules
+        if module.base == base
+        for part in ("--lora-modules", json.dumps({"name": module.name, "path": module.source}))
+    )
 
 
 def claim_port(host: str, port: int) -> int:
@@ -371,6 +390,7 @@ async def gateway_is_ready(host: str, port: int) -> bool:
 def ready_block(config: ServeConfig, seconds: float) -> str:
     """What `trivium serve` prints when it can answer: where, which models, how long it took, and a line to paste."""
     host = _reachable(config.host)
+    names = [model.name for model in config.models] + [module.name for module in config.lora_modules]
     url = f"http://{f'[{host}]' if ':' in host else host}:{config.port}/v1"
     body = json.dumps({"model": config.models[0].name, "prompt": "Hello", "max_tokens": 32})
     key = ' -H "Authorization: Bearer $TRIVIUM_API_KEY"' if config.api_key is not None else ""
@@ -378,7 +398,7 @@ def ready_block(config: ServeConfig, seconds: float) -> str:
         (
             f"Trivium {__version__} is ready after {seconds:.1f} s",
             f"  URL     {url}",
-            f"  models  {', '.join(model.name for model in config.models)}",
+            f"  models  {', '.join(names)}",
             f"  try     curl {url}/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(body)}",
         )
     )
