@@ -16,10 +16,10 @@ import typer
 
 import trivium
 from trivium import cli, process
-from trivium.config import ExecutorConfig, SchedulerConfig, ServedModel
+from trivium.config import ExecutorConfig, LoRAModule, SchedulerConfig, ServedModel
 from trivium.demo import BUNDLED_MODELS
 from trivium.errors import ConfigurationError
-from trivium.supervisor import ServeConfig
+from trivium.supervisor import ServeConfig, build_children
 
 SOURCE_ROOT = str(Path(trivium.__file__).parents[1])
 COMMANDS = ("serve", "gateway", "tokenizer", "scheduler", "executor")
@@ -122,6 +122,47 @@ def test_serve_hands_its_engine_flags_to_the_executors(configured: Callable[...,
     }
 
 
+def test_lora_modules_take_values_up_to_the_next_flag(configured: Callable[..., ServeConfig]) -> None:
+    config = configured("base", "--enable-lora", "--lora-modules", "a=/x", "b=/y", "--max-loras", "3")
+    assert config.models == (ServedModel("base", "base"),)
+    assert config.lora_modules == (LoRAModule("a", "/x", "base"), LoRAModule("b", "/y", "base"))
+    assert config.lora_flags == ("--enable-lora", "--max-lora-rank", "16", "--max-loras", "3")
+    assert configured("base").lora_flags == ()
+
+
+def test_each_lora_module_goes_to_the_executor_of_its_base(configured: Callable[..., ServeConfig]) -> None:
+    module = '{"name": "a", "path": "/x", "base_model_name": "two"}'
+    children = build_children(configured("one", "two", "--enable-lora", "--lora-modules", module), "/run")
+    flags = {child.name: child.argv for child in children}
+    assert '{"name": "a", "path": "/x"}' in flags["executor two"]
+    assert "--lora-modules" not in flags["executor one"] and "--enable-lora" in flags["executor one"]
+    assert "--enable-lora" not in flags["scheduler two"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("one", "--lora-modules", "a=/x"), "--lora-modules needs --enable-lora"),
+        (("one", "two", "--enable-lora", "--lora-modules", "a=/x"), "'a' must name its base_model_name"),
+        (("one", "--enable-lora", "--lora-modules", "one=/x"), "model name 'one' is given twice"),
+        (("one", "--enable-lora", "--lora-modules", "a=/x", "a=/y"), "model name 'a' is given twice"),
+        (("one", "--enable-lora", "--lora-modules", "a"), "must be NAME=SOURCE or a JSON object, got 'a'"),
+        (("one", "--enable-lora", "--lora-modules", '{"name": "a"}'), "has name, path and base_model_name"),
+        (("one", "--enable-lora", "--lora-modules", "{"), "is not valid JSON"),
+        (
+            ("one", "--enable-lora", "--lora-modules", '{"name": "a", "path": "x", "base_model_name": "b"}'),
+            "base_model_name 'b' of LoRA module 'a' is not served",
+        ),
+    ],
+)
+def test_lora_flags_that_make_no_sense_end_with_one_line(
+    flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["serve", *flags]) == process.EXIT_CONFIGURATION
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
 def test_serve_counts_the_start_from_the_first_moment(configured: Callable[..., ServeConfig]) -> None:
     before = time.monotonic()
     assert before <= configured().started_at <= time.monotonic()
@@ -175,6 +216,7 @@ def test_executor_hands_over_every_flag(served: Callable[..., Any]) -> None:
     flags += ("--max-num-batched-tokens", "7", "--kv-cache-memory", "512MiB", "--num-threads", "6")
     flags += ("--num-local-executors", "5", "--gpu-memory-utilization", "0.5", "--swap-space", "0.25")
     flags += ("--generation-config", "/etc/generation")
+    flags += ("--enable-lora", "--lora-modules", "x=/x", "y=/y", "--max-lora-rank", "64", "--max-loras", "2")
     (config, *_), _ = served("executor", "a", *LISTEN, *flags)
     assert config == ExecutorConfig(
         model="a",
@@ -191,6 +233,10 @@ def test_executor_hands_over_every_flag(served: Callable[..., Any]) -> None:
         num_threads=6,
         num_local_executors=5,
         generation_config="/etc/generation",
+        enable_lora=True,
+        lora_modules=(LoRAModule("x", "/x", "a"), LoRAModule("y", "/y", "a")),
+        max_lora_rank=64,
+        max_loras=2,
     )
 
 
