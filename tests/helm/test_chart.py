@@ -16,6 +16,7 @@ import typer
 import yaml
 
 from trivium import __version__, cli
+from trivium.config import LoRAModule
 from trivium.demo import BUNDLED_MODELS
 
 KUBERNETES_VERSIONS = ("1.29", "1.31", "1.34", "1.37")  # the oldest that Chart.yaml allows ... the newest known
@@ -51,6 +52,7 @@ VALUE_SETS: dict[str, tuple[str, dict[str, Any]]] = {  # id -> (release name, va
                         "swapSpace": 4,
                         "numThreads": 0,
                     },
+                    "lora": {"modules": {"sql": "/cache/sql", "a=b": "hub/x"}, "maxLoraRank": 64, "maxLoras": 2},
                 }
             ],
             "scheduler": {"maxWaitingRequests": 1_000_000, "maxPlansInFlight": 3},
@@ -320,7 +322,10 @@ def test_engine_flags_arrive_exactly(releases: dict[str, Release]) -> None:
     expected = {"dtype": "float32", "device": "cpu", "revision": "1e10", "max_model_len": 2**31, "max_num_seqs": 8}
     expected |= {"max_num_batched_tokens": 10_000_000, "kv_cache_memory": 2 * 2**30, "num_threads": 0}
     expected |= {"gpu_memory_utilization": 0.85, "swap_space": 4.0}
+    expected |= {"enable_lora": True, "max_lora_rank": 64, "max_loras": 2}
     assert {name: parsed[name] for name in expected} == expected
+    modules = [LoRAModule.parse(text) for text in parsed["lora_modules"]]
+    assert modules == [LoRAModule("a=b", "hub/x"), LoRAModule("sql", "/cache/sql")]
     parsed = parse(container_of(release.workloads("scheduler")[0]))
     assert (parsed["max_waiting_requests"], parsed["max_plans_in_flight"]) == (1_000_000, 3)
 
