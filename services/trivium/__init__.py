@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from trivium.beam_params import BeamSearchParams
     from trivium.inputs import (
+        EmbedsPrompt,
         ExplicitEncoderDecoderPrompt,
         LoRARequest,
         TextPrompt,
@@ -27,6 +28,7 @@ __all__ = [
     "LLM",
     "BeamSearchParams",
     "CompletionOutput",
+    "EmbedsPrompt",
     "ExplicitEncoderDecoderPrompt",
     "LoRARequest",
     "Logprob",
@@ -41,6 +43,7 @@ _HOME = {
     "LLM": "trivium.llm",
     "BeamSearchParams": "trivium.beam_params",
     "CompletionOutput": "trivium.outputs",
+    "EmbedsPrompt": "trivium.inputs",
     "ExplicitEncoderDecoderPrompt": "trivium.inputs",
     "LoRARequest": "trivium.inputs",
     "Logprob": "trivium.outputs",

@@ -56,8 +56,8 @@ class ModelInfo:
     forced_bos_token_id / forced_eos_token_id: forced as the first generated token / at the length limit.
     num_blocks and block_size describe the KV pool, num_host_blocks the host memory that KV can be swapped to.
     generation_defaults: what the checkpoint says about requests that leave something unset. adapters: names of those
-    that are loaded, of which the rows of one batch have at most max_loras. `executor_epoch` changes with every start of
-    the executor.
+    that are loaded, of which the rows of one batch have at most max_loras. hidden_size: width of prompt embeddings, 0
+    if the model takes none. `executor_epoch` changes with every start of the executor.
     """
 
     name: str
@@ -81,6 +81,7 @@ class ModelInfo:
     generation_defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     adapters: tuple[str, ...] = ()
     max_loras: int = 0
+    hidden_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,20 +185,22 @@ class ExecutorConfig:
 class SchedulerConfig:
     """Limits of one scheduler. A request over a limit is refused, not dropped.
 
-    max_waiting_requests, max_waiting_tokens (of prompts): bounds of the queue. queue_timeout_s: how long a request may
+    max_waiting_requests, max_waiting_tokens (of prompts): bounds of the queue. max_embeds_bytes: of the prompt
+    embeddings of all requests, which are kept until a request has finished. queue_timeout_s: how long a request may
     wait for its first step, 0 for ever. scheduling_policy: "fcfs" (tenants take turns) or "priority" (and a request's
     `priority` comes first). max_plans_in_flight: 2 hide the executor's round trip.
     """
 
     max_waiting_requests: int = 4096
     max_waiting_tokens: int = 4 * 2**20
+    max_embeds_bytes: int = 512 * 2**20
     queue_timeout_s: float = 600.0
     scheduling_policy: str = "fcfs"
     enable_prefix_caching: bool = True
     max_plans_in_flight: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("max_waiting_requests", "max_waiting_tokens", "max_plans_in_flight"):
+        for name in ("max_waiting_requests", "max_waiting_tokens", "max_embeds_bytes", "max_plans_in_flight"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.queue_timeout_s < 0:

@@ -6,9 +6,10 @@ tokenizer: `prompts.py` turns a `Prompt` into an `EncodedPrompt` with the help o
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import NotRequired, TypeAlias, TypedDict, final
+from dataclasses import dataclass, field
+from typing import Any, NotRequired, TypeAlias, TypedDict, final
 
 from trivium.errors import InvalidRequestError
 from trivium.params import SamplingParams
@@ -36,7 +37,18 @@ class TokensPrompt(TypedDict):
     target_language: NotRequired[str | None]
 
 
-SingletonPrompt: TypeAlias = str | TextPrompt | TokensPrompt
+@final
+class EmbedsPrompt(TypedDict):
+    """A prompt as embeddings, one row for each token: [num_tokens, hidden_size], what the model's own table would give.
+
+    prompt_embeds: a torch tensor or a numpy array of float32, float16 or bfloat16.
+    """
+
+    prompt_embeds: Any
+    target_language: NotRequired[str | None]
+
+
+SingletonPrompt: TypeAlias = str | TextPrompt | TokensPrompt | EmbedsPrompt
 
 
 @final
@@ -54,6 +66,52 @@ class ExplicitEncoderDecoderPrompt(TypedDict):
 
 
 Prompt: TypeAlias = SingletonPrompt | ExplicitEncoderDecoderPrompt
+
+
+MAX_EMBEDS_BYTES = 48 * 2**20  # of one prompt, as float32: it has to fit into a message
+_DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class RawTensor:
+    """Numbers as bytes, row by row and little-endian, with what they are said to be. Nothing is checked."""
+
+    data: bytes
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEmbeds:
+    """Checked embeddings: float32, little-endian, [num_tokens, hidden_size]. digests: 16 bytes for each token."""
+
+    data: bytes = field(repr=False)
+    num_tokens: int
+    hidden_size: int
+    digests: bytes = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, data: bytes, num_tokens: int, hidden_size: int) -> PromptEmbeds:
+        """With digests, which take time in proportion to the data."""
+        view, width = memoryview(data), 4 * hidden_size
+        digests = (
+            hashlib.blake2b(view[start : start + width], digest_size=_DIGEST_BYTES).digest()
+            for start in range(0, len(data), width)
+        )
+        return cls(data, num_tokens, hidden_size, b"".join(digests))
+
+    @property
+    def placeholder_ids(self) -> tuple[int, ...]:
+        """What stands for the tokens where ids are listed; they mean nothing."""
+        return (0,) * self.num_tokens
+
+    def rows_from(self, start: int) -> bytes:
+        """The embeddings of the tokens from `start` on."""
+        return self.data if start == 0 else self.data[4 * self.hidden_size * start :]
+
+    def digests_of(self, start: int, end: int) -> bytes:
+        """What identifies the embeddings of tokens [start, end), as far as there are so many."""
+        return self.digests[_DIGEST_BYTES * start : _DIGEST_BYTES * end]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +136,9 @@ class LoRARequest:
 class EncodedPrompt:
     """A prompt in token ids.
 
+    Where embeddings are given, in place of the prompt of a decoder-only model or of the encoder input, the ids are
+    placeholders.
+
     For a decoder-only model `token_ids` is the prompt and `encoder_token_ids` is None. For an encoder-decoder model
     `token_ids` is the decoder prompt (it begins with the decoder start token). `text` and `encoder_text` are what the
     caller wrote, where it was text. forced_bos_token_id: what the target language demands as the first generated token.
@@ -88,6 +149,12 @@ class EncodedPrompt:
     encoder_token_ids: tuple[int, ...] | None = None
     encoder_text: str | None = None
     forced_bos_token_id: int | None = None
+    embeds: PromptEmbeds | None = None
+    encoder_embeds: PromptEmbeds | None = None
+
+    @property
+    def num_embeds_bytes(self) -> int:
+        return sum(len(embeds.data) for embeds in (self.embeds, self.encoder_embeds) if embeds is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +275,10 @@ def split_prompt(prompt: object) -> tuple[SingletonPrompt, SingletonPrompt | Non
 
 
 def check_singleton(prompt: object, param: str) -> SingletonPrompt:
-    """Return `prompt` if it is text, a TextPrompt or a TokensPrompt, else raise InvalidRequestError naming `param`."""
+    """Return `prompt` if it is one of the singleton prompts, else raise InvalidRequestError naming `param`.
+
+    What embeddings are made of is checked later: it takes more than the standard library.
+    """
     if isinstance(prompt, str):
         return _check_text(prompt, param)
     if isinstance(prompt, dict):
@@ -216,6 +286,14 @@ def check_singleton(prompt: object, param: str) -> SingletonPrompt:
             raise InvalidRequestError(
                 f"{param} must not be an encoder/decoder pair itself", param=param, code="invalid_prompt"
             )
+        if "prompt_embeds" in prompt:
+            if prompt.get("prompt") is not None or "prompt_token_ids" in prompt:
+                raise InvalidRequestError(
+                    "prompt_embeds takes the place of text and token ids: give one of them",
+                    param=param,
+                    code="conflicting_parameters",
+                )
+            return EmbedsPrompt(prompt_embeds=prompt["prompt_embeds"])
         if "prompt_token_ids" in prompt:
             ids = check_token_ids(prompt["prompt_token_ids"], param)
             text = prompt.get("prompt")
@@ -227,8 +305,9 @@ def check_singleton(prompt: object, param: str) -> SingletonPrompt:
         if "prompt" in prompt:
             return TextPrompt(prompt=_check_text(prompt["prompt"], param))
     raise InvalidRequestError(
-        f"{param} must be text, TextPrompt {{prompt}}, TokensPrompt {{prompt_token_ids}} or "
-        f"ExplicitEncoderDecoderPrompt {{encoder_prompt, decoder_prompt}}, not {type(prompt).__name__}",
+        f"{param} must be text, TextPrompt {{prompt}}, TokensPrompt {{prompt_token_ids}}, "
+        "EmbedsPrompt {prompt_embeds} or ExplicitEncoderDecoderPrompt {encoder_prompt, decoder_prompt}, "
+        f"not {type(prompt).__name__}",
         param=param,
         code="invalid_prompt",
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -67,7 +68,11 @@ class LocalEngine:
         self._loop = EngineLoop(
             self._executor,
             self._detokenizer,
-            SchedulerConfig(max_waiting_requests=UNBOUNDED_QUEUE, enable_prefix_caching=self._enable_prefix_caching),
+            SchedulerConfig(
+                max_waiting_requests=UNBOUNDED_QUEUE,
+                max_embeds_bytes=sys.maxsize,
+                enable_prefix_caching=self._enable_prefix_caching,
+            ),
             on_ready=lambda is_ready: ready.set(),
         )
         self._task = asyncio.create_task(self._loop.run())

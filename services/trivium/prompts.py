@@ -8,6 +8,7 @@ that is the first generated token, a decoder prompt that is given contains it al
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from trivium.inputs import (
     EncodedPrompt,
     PairTexts,
     Prompt,
+    PromptEmbeds,
     SingletonPrompt,
     prompt_languages,
     split_prompt,
@@ -57,6 +59,9 @@ async def encode_prompt(prompt: Prompt, encoder: TextEncoder, info: ModelInfo) -
                 raise InvalidRequestError(
                     f"model {info.name} is decoder-only and takes no {name}", param=name, code="not_encoder_decoder"
                 )
+        embeds = await _read_embeds(main, info)
+        if embeds is not None:
+            return EncodedPrompt(token_ids=embeds.placeholder_ids, embeds=embeds)
         ids, text = await _encode_side(main, encoder, info, "prompt")
         if not ids and info.bos_token_id is not None:
             ids = (info.bos_token_id,)
@@ -64,10 +69,19 @@ async def encode_prompt(prompt: Prompt, encoder: TextEncoder, info: ModelInfo) -
             raise InvalidRequestError("prompt is empty", param="prompt", code="empty_prompt")
         return EncodedPrompt(token_ids=ids, text=text)
     encoder_ids, encoder_text = _read_side(main, info, "encoder_prompt" if is_explicit else "prompt")
+    encoder_embeds = await _read_embeds(main, info)
+    if encoder_embeds is not None:
+        encoder_ids = encoder_embeds.placeholder_ids
+    if isinstance(decoder, dict) and "prompt_embeds" in decoder:
+        raise InvalidRequestError(
+            "decoder_prompt must be text or token ids: only the encoder input may be embeddings",
+            param="decoder_prompt",
+            code="invalid_prompt_embeds",
+        )
     decoder_ids, decoder_text = (None, None) if decoder is None else _read_side(decoder, info, "decoder_prompt")
     if source_language is not None and encoder_ids is not None:
         raise InvalidRequestError(
-            "source_language is for text: token ids are taken as they are", param="source_language"
+            "source_language is for text: token ids and embeddings are taken as they are", param="source_language"
         )
     texts = PairTexts(
         encoder=encoder_text if encoder_ids is None else None,
@@ -87,7 +101,31 @@ async def encode_prompt(prompt: Prompt, encoder: TextEncoder, info: ModelInfo) -
         encoder_token_ids=encoder_ids,
         encoder_text=encoder_text,
         forced_bos_token_id=forced_bos,
+        encoder_embeds=encoder_embeds,
     )
+
+
+async def _read_embeds(side: SingletonPrompt, info: ModelInfo) -> PromptEmbeds | None:
+    """The embeddings of `side`, checked, or None if it is something else.
+
+    Megabytes are read and hashed, so that is done in a thread.
+    """
+    if isinstance(side, str) or "prompt_embeds" not in side:
+        return None
+    from trivium.prompt_embeds import to_prompt_embeds  # numpy is loaded only where embeddings are used
+
+    if not info.hidden_size:
+        raise InvalidRequestError(
+            f"model {info.name} takes no prompt embeddings", param="prompt_embeds", code="invalid_prompt_embeds"
+        )
+    embeds = await asyncio.to_thread(to_prompt_embeds, side["prompt_embeds"])
+    if embeds.hidden_size != info.hidden_size:
+        raise InvalidRequestError(
+            f"prompt_embeds has rows of {embeds.hidden_size} numbers, the model's hidden size is {info.hidden_size}",
+            param="prompt_embeds",
+            code="invalid_prompt_embeds",
+        )
+    return embeds
 
 
 def _decoder_prompt(
@@ -128,11 +166,17 @@ def resolve_max_tokens(prompt: EncodedPrompt, sampling: SamplingParams, info: Mo
     `max_tokens` do not fit, and InvalidRequestError if `min_tokens` cannot be reached.
     """
     room = info.max_model_len - len(prompt.token_ids)
-    side = "decoder_prompt" if info.is_encoder_decoder else "prompt"
+    side = "decoder_prompt" if info.is_encoder_decoder else "prompt" if prompt.embeds is None else "prompt_embeds"
+    if prompt.embeds is not None and sampling.prompt_logprobs is not None:
+        raise InvalidRequestError(
+            "prompt_logprobs are of tokens: prompt_embeds has none",
+            param="prompt_logprobs",
+            code="conflicting_parameters",
+        )
     if prompt.encoder_token_ids is not None and len(prompt.encoder_token_ids) > info.max_encoder_len:
         raise ContextLengthError(
             f"the encoder input has {len(prompt.encoder_token_ids)} tokens, the model takes {info.max_encoder_len}",
-            param="encoder_prompt",
+            param="encoder_prompt" if prompt.encoder_embeds is None else "prompt_embeds",
         )
     if room < 1:
         raise ContextLengthError(
@@ -168,6 +212,8 @@ def _read_side(side: SingletonPrompt, info: ModelInfo, param: str) -> tuple[tupl
     """Token ids, None if there are none yet, and the text. Raises InvalidRequestError for ids that do not exist."""
     if isinstance(side, str):
         return None, side
+    if "prompt_embeds" in side:
+        return None, None
     if "prompt_token_ids" not in side:
         return None, side["prompt"]
     ids = tuple(side["prompt_token_ids"])

@@ -36,6 +36,8 @@ class NewRequestData:
     Encoder-decoder rows name their encoder input and the blocks for its cross-attention keys and values.
     beam_slots: for beam search the slots of all beams, `slot` first; the other rows begin as copies of this one.
     adapter: the name of the adapter that encoder and decoder of this row have; empty for the base model.
+    prompt_embeds, encoder_embeds: not None if prompt or encoder input are embeddings, and their token ids placeholders:
+    float32 rows of the prompt tokens from `num_computed_tokens` on, and of the encoder input if it has to be encoded.
     """
 
     slot: int
@@ -50,6 +52,8 @@ class NewRequestData:
     cross_block_ids: tuple[int, ...] = ()
     beam_slots: tuple[int, ...] = ()
     adapter: str = ""
+    prompt_embeds: bytes | None = field(default=None, repr=False)
+    encoder_embeds: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,15 @@ from trivium import columns
 from trivium.config import GenerationDefaults, ModelInfo
 from trivium.errors import InvalidRequestError, TriviumError, error_from_status
 from trivium.inputs import (
+    EmbedsPrompt,
     EncodedPair,
     EncodedPrompt,
     ExplicitEncoderDecoderPrompt,
     GenerationRequest,
     PairTexts,
     Prompt,
+    PromptEmbeds,
+    RawTensor,
     ResumedChoice,
     SingletonPrompt,
     TextPrompt,
@@ -103,6 +106,7 @@ _INFO_SCALARS = (
     "max_num_seqs",
     "max_num_batched_tokens",
     "max_loras",
+    "hidden_size",
 )
 _INFO_OPTIONAL = (
     "bos_token_id",
@@ -283,6 +287,11 @@ def singleton_to_proto(prompt: SingletonPrompt) -> types_pb2.SingletonPrompt:
     if "prompt_token_ids" in prompt:
         tokens = types_pb2.TokensPrompt(ids=prompt["prompt_token_ids"], text=prompt.get("prompt"))
         return types_pb2.SingletonPrompt(tokens=tokens)
+    if "prompt_embeds" in prompt:
+        embeds = prompt["prompt_embeds"]
+        assert isinstance(embeds, PromptEmbeds), "embeddings are checked before they are sent"
+        shape = (embeds.num_tokens, embeds.hidden_size)
+        return types_pb2.SingletonPrompt(embeds=types_pb2.EmbedsPrompt(data=embeds.data, shape=shape, dtype="float32"))
     return types_pb2.SingletonPrompt(text=types_pb2.TextPrompt(text=prompt["prompt"]))
 
 
@@ -296,6 +305,9 @@ def singleton_from_proto(message: types_pb2.SingletonPrompt, param: str) -> Sing
             if message.tokens.HasField("text"):
                 prompt["prompt"] = message.tokens.text
             return prompt
+        case "embeds":
+            embeds = message.embeds
+            return EmbedsPrompt(prompt_embeds=RawTensor(embeds.data, tuple(embeds.shape), embeds.dtype))
         case _:
             raise InvalidRequestError(f"{param} has neither text nor tokens", param=param, code="missing_prompt")
 
@@ -339,15 +351,21 @@ def prompt_from_proto(message: types_pb2.Prompt) -> Prompt:
 
 
 def encoded_prompt_to_prompt(prompt: EncodedPrompt) -> Prompt:
-    """The token-id form of `prompt`, which encodes to `prompt` again."""
+    """The form of `prompt` without text to encode, which encodes to `prompt` again."""
+    if prompt.embeds is not None:
+        return EmbedsPrompt(prompt_embeds=prompt.embeds)
     main = TokensPrompt(prompt_token_ids=list(prompt.token_ids))
     if prompt.text is not None:
         main["prompt"] = prompt.text
     if prompt.encoder_token_ids is None:
         return main
-    encoder = TokensPrompt(prompt_token_ids=list(prompt.encoder_token_ids))
-    if prompt.encoder_text is not None:
-        encoder["prompt"] = prompt.encoder_text
+    encoder: SingletonPrompt
+    if prompt.encoder_embeds is not None:
+        encoder = EmbedsPrompt(prompt_embeds=prompt.encoder_embeds)
+    else:
+        encoder = TokensPrompt(prompt_token_ids=list(prompt.encoder_token_ids))
+        if prompt.encoder_text is not None:
+            encoder["prompt"] = prompt.encoder_text
     return ExplicitEncoderDecoderPrompt(
         encoder_prompt=encoder, decoder_prompt=main, decoder_start_token_id=prompt.token_ids[0]
     )
@@ -620,6 +638,8 @@ def _slot_init_to_proto(new: NewRequestData) -> executor_pb2.SlotInit:
         cross_block_ids=columns.pack(new.cross_block_ids),
         beam_slots=columns.pack(new.beam_slots),
         adapter=new.adapter,
+        prompt_embeds=new.prompt_embeds,
+        encoder_embeds=new.encoder_embeds,
     )
 
 
@@ -637,6 +657,8 @@ def _slot_init_from_proto(message: executor_pb2.SlotInit) -> NewRequestData:
         cross_block_ids=tuple(columns.unpack(message.cross_block_ids)),
         beam_slots=tuple(columns.unpack(message.beam_slots)),
         adapter=message.adapter,
+        prompt_embeds=message.prompt_embeds if message.HasField("prompt_embeds") else None,
+        encoder_embeds=message.encoder_embeds if message.HasField("encoder_embeds") else None,
     )
 
 

@@ -17,6 +17,8 @@ _NO_MATCH = -2
 class History:
     """Sequences, prompt and output, of some rows of a batch, aligned at their ends.
 
+    A prompt of embeddings has no tokens: such a row is its output alone, and an encoder input of embeddings is empty.
+
     tokens: [num_rows, longest] with PAD before the first token. num_tokens, num_prompt_tokens: [num_rows].
     encoder_token_ids: of each row, the input of its encoder; not needed where no parameter looks at it.
     """
@@ -28,13 +30,14 @@ class History:
 
     @classmethod
     def of(cls, batch: InputBatch, slots: Longs) -> History:
-        num_tokens = batch.num_tokens[slots]
-        longest = int(num_tokens.max())
+        num_tokens, num_prompt_tokens = batch.num_tokens[slots], batch.num_prompt_tokens[slots]
+        num_hidden = np.where(batch.is_embedded[slots], num_prompt_tokens, 0)
+        longest = max(1, int((num_tokens - num_hidden).max()))
         positions = np.arange(longest) - longest + num_tokens[:, None]
         tokens = batch.token_ids[slots[:, None], np.maximum(positions, 0)].astype(np.int64)
-        tokens[positions < 0] = PAD
+        tokens[positions < num_hidden[:, None]] = PAD
         encoder_token_ids = [batch.encoder_token_ids[slot] for slot in slots]
-        return cls(tokens, num_tokens, batch.num_prompt_tokens[slots], encoder_token_ids)
+        return cls(tokens, num_tokens - num_hidden, num_prompt_tokens - num_hidden, encoder_token_ids)
 
     def subset(self, rows: Longs) -> History:
         encoder_token_ids = [self.encoder_token_ids[row] for row in rows] if self.encoder_token_ids else ()

@@ -7,7 +7,7 @@ the step with `advance`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from trivium.step import NewRequestData, SchedulerOutput
 
 Longs = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class BatchLimits:
     block_size: int
     vocab_size: int
     num_host_blocks: int = 0
+    hidden_size: int = 0  # of prompt embeddings; 0: the model takes none
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,38 @@ class SamplingColumns:
         self.params[slot] = params
 
 
+class SlotEmbeds:
+    """Embeddings that slots have to compute from, until they have. Owner: the InputBatch."""
+
+    def __init__(self, hidden_size: int) -> None:
+        self._hidden_size = hidden_size
+        self._rows: dict[int, tuple[int, Floats]] = {}  # slot -> (position of the first row, rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def put(self, slot: int, data: bytes | None, *, start: int = 0) -> None:
+        """Float32 rows of the positions from `start` on. Nothing to keep if there are none."""
+        if data:
+            self._rows[slot] = start, np.frombuffer(data, "<f4").reshape(-1, self._hidden_size)
+
+    def drop(self, slots: Iterable[int]) -> None:
+        for slot in slots:
+            self._rows.pop(slot, None)
+
+    def find(self, token_slots: Longs, positions: Longs) -> tuple[Longs, Floats] | None:
+        """(which of the tokens have embeddings, their rows), None if none has. The arguments are [num_tokens]."""
+        tokens, rows = [], []
+        for slot, (start, embeds) in self._rows.items():
+            found = np.flatnonzero(token_slots == slot)
+            found = found[positions[found] - start < len(embeds)]
+            tokens.append(found)
+            rows.append(embeds[positions[found] - start])
+        if not any(len(found) for found in tokens):
+            return None
+        return np.concatenate(tokens), np.concatenate(rows)
+
+
 class InputBatch:
     """Owned by the ModelRunner, and touched only by its thread.
 
@@ -139,7 +173,10 @@ class InputBatch:
         self.num_blocks = np.zeros(num_slots, np.int64)
         self.block_tables = np.zeros((num_slots, self.blocks_for(limits.max_model_len)), np.int32)
         self.encoder_lens = np.zeros(num_slots, np.int64)
-        self.encoder_token_ids: list[Longs] = [np.zeros(0, np.int64)] * num_slots
+        self.encoder_token_ids: list[Longs] = [np.zeros(0, np.int64)] * num_slots  # none where it has embeddings
+        self.is_embedded = np.zeros(num_slots, np.bool_)  # the prompt has no token ids
+        self.embeds = SlotEmbeds(limits.hidden_size)
+        self.encoder_embeds = SlotEmbeds(limits.hidden_size)
         self.cross_block_tables = np.zeros((num_slots, self.blocks_for(limits.max_encoder_len)), np.int32)
         self.adapters = np.zeros(num_slots, np.int64)  # index of the row's adapter, 0 for none
         self.sampling = SamplingColumns(num_slots)
@@ -150,6 +187,8 @@ class InputBatch:
     def apply(self, plan: SchedulerOutput) -> None:
         """Free, initialise and grow rows. The plan must have passed `check_plan`."""
         self.occupied[list(plan.freed_slots)] = False
+        self.embeds.drop(plan.freed_slots)
+        self.encoder_embeds.drop(plan.freed_slots)
         for new in plan.new_requests:
             for slot in new.beam_slots or (new.slot,):
                 self._init_row(slot, new)
@@ -183,6 +222,11 @@ class InputBatch:
         mapping: Longs = blocks * block_size + rows.positions % block_size
         return mapping
 
+    def encoder_inputs(self, slot: int) -> Longs:
+        """[encoder_len] token ids, placeholders where the slot has embeddings."""
+        token_ids = self.encoder_token_ids[slot]
+        return token_ids if len(token_ids) else np.zeros(self.encoder_lens[slot], np.int64)
+
     def cross_slot_mapping(self, slot: int) -> Longs:
         """[encoder_len] where the slot's encoder output goes."""
         block_size = self.limits.block_size
@@ -199,6 +243,10 @@ class InputBatch:
     def advance(self, rows: ScheduledRows) -> None:
         """Count the step's tokens as computed."""
         self.num_computed_tokens[rows.slots] += rows.num_tokens
+        if self.embeds:
+            self.embeds.drop(
+                slot for slot in rows.slots.tolist() if self.num_computed_tokens[slot] >= self.num_prompt_tokens[slot]
+            )
 
     def append_tokens(self, slots: Longs, token_ids: Longs) -> None:
         """Append one token to each row of `slots`."""
@@ -230,7 +278,11 @@ class InputBatch:
         self.num_blocks[slot] = len(block_ids)
         self.block_tables[slot, : len(block_ids)] = block_ids
         self.encoder_lens[slot] = len(new.encoder_token_ids)
-        self.encoder_token_ids[slot] = np.array(new.encoder_token_ids, np.int64)
+        self.encoder_token_ids[slot] = np.array(new.encoder_token_ids if new.encoder_embeds is None else (), np.int64)
+        self.is_embedded[slot] = new.prompt_embeds is not None
+        if slot == new.slot:  # the other beams compute nothing of the prompt
+            self.embeds.put(slot, new.prompt_embeds, start=new.num_computed_tokens)
+            self.encoder_embeds.put(slot, new.encoder_embeds)
         self.cross_block_tables[slot, : len(new.cross_block_ids)] = new.cross_block_ids
         self.adapters[slot] = self.adapter_indices[new.adapter] if new.adapter else 0
         self.sampling.set(slot, new)

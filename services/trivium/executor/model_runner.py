@@ -25,7 +25,7 @@ from trivium.executor.generation_config import (
     read_generation_config,
     read_generation_defaults,
 )
-from trivium.executor.input_batch import BatchLimits, InputBatch, Longs, ScheduledRows
+from trivium.executor.input_batch import BatchLimits, Floats, InputBatch, Longs, ScheduledRows
 from trivium.executor.kv_cache import (
     KVCache,
     affordable_model_len,
@@ -36,7 +36,7 @@ from trivium.executor.kv_cache import (
 from trivium.executor.loader import Checkpoint, find_checkpoint
 from trivium.executor.logprobs import SampledLogprobs, prompt_logprobs, slot_logprobs
 from trivium.executor.model_config import CONFIG_FILE, SpecialTokens, read_json, read_special_tokens
-from trivium.executor.models.model import LanguageModel
+from trivium.executor.models.model import InputEmbeds, LanguageModel
 from trivium.executor.models.registry import find_architecture
 from trivium.executor.plan_check import check_plan
 from trivium.executor.prompt_lookup import Drafts, add_drafts, draft_positions, verify
@@ -177,13 +177,15 @@ class ModelRunner:
         assert self._model.encoder is not None, "encoder slots passed the check of a decoder-only model"
         batch = self._batch
         lens = batch.encoder_lens[list(slots)]
-        token_ids = np.concatenate([batch.encoder_token_ids[slot] for slot in slots])
+        token_ids = np.concatenate([batch.encoder_inputs(slot) for slot in slots])
         positions = np.concatenate([np.arange(length) for length in lens])
         if self._adapters is not None:
             self._adapters.use(np.repeat(batch.adapters[list(slots)], lens))
+        embeds = _input_embeds(batch.encoder_embeds.find(np.repeat(slots, lens), positions))
         cross = self._model.encoder.encode(
-            torch.from_numpy(token_ids), torch.from_numpy(positions), _bounds(lens)
+            torch.from_numpy(token_ids), torch.from_numpy(positions), _bounds(lens), embeds
         )  # [num_tokens, num_layers, 2, num_kv_heads, head_dim]
+        batch.encoder_embeds.drop(slots)
         slot_mapping = torch.from_numpy(np.concatenate([batch.cross_slot_mapping(slot) for slot in slots]))
         for layer in range(cross.shape[1]):
             key_cache, value_cache = self._kv_cache.layer(layer)
@@ -197,7 +199,11 @@ class ModelRunner:
         if self._adapters is not None:
             self._adapters.use(self._batch.adapters[rows.token_slots])
         return self._model.decoder.forward(
-            torch.from_numpy(token_ids), torch.from_numpy(rows.positions), self._kv_cache, self._build_metadata(rows)
+            torch.from_numpy(token_ids),
+            torch.from_numpy(rows.positions),
+            self._kv_cache,
+            self._build_metadata(rows),
+            _input_embeds(self._batch.embeds.find(rows.token_slots, rows.positions)),
         )
 
     def _sample(self, logits: Tensor, slots: Longs) -> Longs:
@@ -244,6 +250,10 @@ class ModelRunner:
         return rows.slots[samples], self._model.decoder.compute_logits(hidden)
 
 
+def _input_embeds(found: tuple[Longs, Floats] | None) -> InputEmbeds | None:
+    return None if found is None else InputEmbeds(torch.from_numpy(found[0]), torch.from_numpy(found[1]))
+
+
 def _bounds(lens: Longs) -> Tensor:
     """[len(lens) + 1] running sums that start with 0."""
     return torch.from_numpy(np.concatenate(([0], np.cumsum(lens))))
@@ -279,6 +289,7 @@ def _choose_limits(config: ExecutorConfig, model: LanguageModel, device: torch.d
         block_size=config.block_size,
         vocab_size=model.vocab_size,
         num_host_blocks=choose_num_host_blocks(config, model.kv_shape, available_bytes=available_bytes),
+        hidden_size=model.hidden_size,
     )
 
 
@@ -309,6 +320,7 @@ def _describe(
         decoder_start_token_id=decoder_start,
         forced_bos_token_id=special.forced_bos,
         forced_eos_token_id=special.forced_eos,
+        hidden_size=limits.hidden_size,
     )
 
 

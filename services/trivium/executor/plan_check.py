@@ -35,6 +35,7 @@ class _Check:
         self._num_computed_tokens = batch.num_computed_tokens.copy()
         self._output_left = batch.sampling.max_tokens - (batch.num_tokens - batch.num_prompt_tokens)
         self._encoder_lens = batch.encoder_lens.copy()
+        self._lacks_encoder_embeds = np.zeros(len(batch.occupied), np.bool_)  # of the slots that the plan initialises
 
     def run(self, plan: SchedulerOutput) -> None:
         self._free(plan.freed_slots)
@@ -70,6 +71,7 @@ class _Check:
             f"slot {slot} has {len(new.output_token_ids)} of at most {new.max_tokens} output tokens",
         )
         self._check_encoder_input(new)
+        self._check_embeds(new)
         for ids in (new.prompt_token_ids, new.output_token_ids, new.encoder_token_ids):
             _require_ids(ids, limits.vocab_size, f"slot {slot}: token id")
         self._check_blocks(slot, 0, new.block_ids, self._batch.block_tables.shape[1])
@@ -84,6 +86,7 @@ class _Check:
             self._num_computed_tokens[beam_slot] = new.num_computed_tokens if is_first else 0
             self._output_left[beam_slot] = new.max_tokens - len(new.output_token_ids)
             self._encoder_lens[beam_slot] = len(new.encoder_token_ids)
+            self._lacks_encoder_embeds[beam_slot] = new.encoder_embeds == b""
 
     def _check_beam(self, new: NewRequestData) -> None:
         width = 0 if new.sampling.beam is None else new.sampling.beam.width
@@ -107,6 +110,21 @@ class _Check:
             f"slot {new.slot} has {len(new.cross_block_ids)} cross blocks, but its encoder input needs {needed}",
         )
 
+    def _check_embeds(self, new: NewRequestData) -> None:
+        """Embeddings have to be of all the tokens that are computed from them."""
+        row_bytes = 4 * self._limits.hidden_size
+        num_prompt = max(0, len(new.prompt_token_ids) - new.num_computed_tokens)
+        for name, embeds, sizes in (
+            ("prompt", new.prompt_embeds, (num_prompt * row_bytes,)),
+            ("encoder", new.encoder_embeds, (0, len(new.encoder_token_ids) * row_bytes)),
+        ):
+            if embeds is not None:
+                _require(row_bytes > 0, f"slot {new.slot} has {name} embeddings, but the model takes none")
+                _require(
+                    len(embeds) in sizes,
+                    f"slot {new.slot} has {len(embeds)} bytes of {name} embeddings, not {sizes[-1]}",
+                )
+
     def _grow(self, slots: Sequence[int], block_ids: Sequence[Sequence[int]]) -> None:
         for slot, ids in zip(slots, block_ids, strict=True):
             self._require_occupied(slot, "granted blocks")
@@ -129,6 +147,7 @@ class _Check:
         for slot in slots:
             self._require_occupied(slot, "encoded")
             _require(self._encoder_lens[slot] > 0, f"slot {slot} is encoded, but has no encoder input")
+            _require(not self._lacks_encoder_embeds[slot], f"slot {slot} is encoded, but its embeddings are missing")
 
     def _schedule(self, scheduled_slots: Sequence[int], num_scheduled_tokens: Sequence[int]) -> None:
         if not scheduled_slots:

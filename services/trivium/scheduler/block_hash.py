@@ -1,7 +1,7 @@
 """Names for the contents of blocks: chained hashes, so that equal names mean equal tokens in everything before, too.
 
 The chain of a request begins with its tenant's salt, its adapter and its encoder input: requests that differ in one
-share nothing.
+share nothing. Where embeddings take the place of tokens, digests of their bytes are hashed with the placeholder ids.
 """
 
 from __future__ import annotations
@@ -10,22 +10,30 @@ import hashlib
 from array import array
 from collections.abc import Sequence
 
+from trivium.inputs import PromptEmbeds
 from trivium.scheduler.block_pool import BlockHash
 
 _DIGEST_BYTES = 16
+_TOKENS, _EMBEDS = b"", b"embeds"  # what keeps the hashes of both apart
 
 
-def root_hash(salt: str, encoder_token_ids: Sequence[int], adapter: str = "") -> BlockHash:
+def root_hash(
+    salt: str, encoder_token_ids: Sequence[int], adapter: str = "", encoder_embeds: PromptEmbeds | None = None
+) -> BlockHash:
     """What precedes the first block of a request."""
-    names = b"".join(b"%d:%b" % (len(name), name) for name in (salt.encode(), adapter.encode()))
-    data = names + array("I", encoder_token_ids).tobytes()
-    return BlockHash(hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest())
+    data = b"".join(b"%d:%b" % (len(name), name) for name in (salt.encode(), adapter.encode()))
+    if encoder_embeds is not None:
+        return _hash(data + encoder_embeds.digests, _EMBEDS)
+    return _hash(data + array("I", encoder_token_ids).tobytes())
 
 
-def chain_hash(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:
-    """The name of a full block of `token_ids` after the block (or root) named `parent`."""
+def chain_hash(parent: BlockHash, token_ids: Sequence[int], digests: bytes = b"") -> BlockHash:
+    """The name of a full block of `token_ids` after the block (or root) named `parent`.
+
+    digests: of the embeddings that stand for its first tokens, or for all of them.
+    """
     data = parent + array("I", token_ids).tobytes()
-    return BlockHash(hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest())
+    return _hash(data + digests, _EMBEDS) if digests else _hash(data)
 
 
 def cross_hashes(root: BlockHash, num_blocks: int) -> tuple[BlockHash, ...]:
@@ -37,10 +45,14 @@ def cross_hashes(root: BlockHash, num_blocks: int) -> tuple[BlockHash, ...]:
 
 
 class BlockHashes:
-    """The hashes of a request's full blocks, computed once each, as its tokens become known. Owner: the request."""
+    """The hashes of a request's full blocks, computed once each, as its tokens become known. Owner: the request.
 
-    def __init__(self, root: BlockHash) -> None:
+    embeds: of the prompt, where its ids are placeholders.
+    """
+
+    def __init__(self, root: BlockHash, embeds: PromptEmbeds | None = None) -> None:
         self.root = root
+        self._embeds = embeds
         self._chain: list[BlockHash] = []
 
     def up_to(self, num_blocks: int, block_size: int, prompt: Sequence[int], output: Sequence[int]) -> list[BlockHash]:
@@ -48,8 +60,13 @@ class BlockHashes:
         while len(self._chain) < num_blocks:
             start = len(self._chain) * block_size
             tokens = _slice(prompt, output, start, start + block_size)
-            self._chain.append(chain_hash(self._chain[-1] if self._chain else self.root, tokens))
+            digests = b"" if self._embeds is None else self._embeds.digests_of(start, start + block_size)
+            self._chain.append(chain_hash(self._chain[-1] if self._chain else self.root, tokens, digests))
         return self._chain[:num_blocks]
+
+
+def _hash(data: bytes, kind: bytes = _TOKENS) -> BlockHash:
+    return BlockHash(hashlib.blake2b(data, digest_size=_DIGEST_BYTES, person=kind).digest())
 
 
 def _slice(prompt: Sequence[int], output: Sequence[int], start: int, end: int) -> Sequence[int]:

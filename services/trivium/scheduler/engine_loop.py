@@ -219,6 +219,11 @@ class EngineLoop:
             )
         if request.adapter and request.adapter not in scheduler.info.adapters:
             raise ModelNotFoundError(f"the adapter {request.adapter!r:.100} is not loaded", param="adapter")
+        num_embeds_bytes = request.prompt.num_embeds_bytes
+        if num_embeds_bytes and self._outputs.num_embeds_bytes + num_embeds_bytes > config.max_embeds_bytes:
+            raise OverloadedError(
+                f"the prompt embeddings of all requests would need more than {config.max_embeds_bytes} bytes"
+            )
         if request.priority != 0 and config.scheduling_policy != "priority":
             raise InvalidRequestError(
                 f"priority is {request.priority}, but the scheduling policy is {config.scheduling_policy}",
@@ -264,4 +269,11 @@ class EngineLoop:
 
 def _identity(info: ModelInfo) -> tuple[object, ...]:
     """What an executor that takes over must have in common with the one before; memory and limits may differ."""
-    return info.architecture, info.is_encoder_decoder, info.vocab_size, info.eos_token_ids, info.decoder_start_token_id
+    return (
+        info.architecture,
+        info.is_encoder_decoder,
+        info.vocab_size,
+        info.hidden_size,
+        info.eos_token_ids,
+        info.decoder_start_token_id,
+    )

@@ -79,6 +79,13 @@ class OutputProcessor:
     def __len__(self) -> int:
         return len(self._streams)
 
+    @property
+    def num_embeds_bytes(self) -> int:
+        """Of the prompt embeddings of all requests; the choices of one share them."""
+        requests = [stream.request for stream in self._streams.values()]
+        embeds = [part for request in requests for part in (request.embeds, request.encoder_embeds) if part is not None]
+        return sum({id(part): len(part.data) for part in embeds}.values())
+
     def request_of(self, key: int) -> Request | None:
         """The request with this key, if anything is still to be delivered for it."""
         stream = self._streams.get(key)

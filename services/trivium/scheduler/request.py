@@ -65,6 +65,8 @@ class Request:
         self.key = key
         self.prompt_token_ids = prompt.token_ids
         self.encoder_token_ids = prompt.encoder_token_ids or ()
+        self.embeds = prompt.embeds
+        self.encoder_embeds = prompt.encoder_embeds
         self.sampling = sampling
         self.max_tokens = max_tokens
         self.choice_index = choice_index
@@ -84,7 +86,8 @@ class Request:
         self.cumulative_logprob: float | None = None  # of a finished choice of a beam search
         self.num_preemptions = 0
         self.num_cached_tokens = 0  # prompt tokens that were found in the cache when the request first ran
-        self.block_hashes = BlockHashes(root_hash(cache_salt, self.encoder_token_ids, adapter))
+        root = root_hash(cache_salt, self.encoder_token_ids, adapter, prompt.encoder_embeds)
+        self.block_hashes = BlockHashes(root, prompt.embeds)
         self.num_named_blocks = 0  # blocks of its table that can be found by others
         self.prompt_logprobs: list[TokenLogprobs] = []  # of the prompt from its second token on, as far as computed
         self.wants_prompt_logprobs = sampling.prompt_logprobs is not None and choice_index == 0
@@ -134,6 +137,10 @@ class Request:
         num_known = 1 + len(self.prompt_logprobs) - start
         assert num_known >= 0, f"request {self.key}: log-probabilities before position {start} are missing"
         self.prompt_logprobs.extend(values[num_known:])
+
+    @property
+    def num_embeds_bytes(self) -> int:
+        return sum(len(embeds.data) for embeds in (self.embeds, self.encoder_embeds) if embeds is not None)
 
     @property
     def is_finished(self) -> bool:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from trivium.beam_search import BeamNode
 from trivium.config import ModelInfo
 from trivium.errors import InvalidRequestError
+from trivium.inputs import MAX_EMBEDS_BYTES
 from trivium.outputs import FinishReason, TokenLogprobs
 from trivium.params import SamplingParams
 from trivium.scheduler.beam_group import BeamGroup
@@ -60,6 +61,7 @@ class _PlanDraft:
     budget: int
     encoder_budget: int
     block_size: int
+    num_embeds_bytes: int = 0  # that the plan carries
     rows: dict[int, int] = field(default_factory=dict)  # slot -> number of tokens
     sampling: dict[int, tuple[Request, int]] = field(default_factory=dict)
     filled: list[tuple[Request, int, int]] = field(default_factory=list)
@@ -70,6 +72,10 @@ class _PlanDraft:
     copied_blocks: list[tuple[int, int]] = field(default_factory=list)
     swapped_in: list[tuple[int, int]] = field(default_factory=list)
     has_preempted: bool = False
+
+    def add_new_request(self, new: NewRequestData) -> None:
+        self.new_requests.append(new)
+        self.num_embeds_bytes += len(new.prompt_embeds or b"") + len(new.encoder_embeds or b"")
 
     def add_row(self, request: Request, num_tokens: int) -> None:
         """Count `num_tokens` of `request` as computed, and the token that the row samples as in flight."""
@@ -403,6 +409,8 @@ class Scheduler:
             num_encoder = len(request.encoder_token_ids)
             if num_encoder > draft.encoder_budget and draft.encoder_slots:
                 break  # one encoder input may exceed the budget, but only alone
+            if draft.num_embeds_bytes and draft.num_embeds_bytes + request.num_embeds_bytes > MAX_EMBEDS_BYTES:
+                break
             allocation = self.kv_cache.allocate_first(request, draft.budget)
             if allocation is None:
                 break
@@ -443,7 +451,7 @@ class Scheduler:
         self._on_start(request)
         draft.copied_blocks += allocation.copied_blocks
         draft.swapped_in += allocation.swapped_in
-        draft.new_requests.append(
+        draft.add_new_request(
             NewRequestData(
                 slot=request.slot,
                 prompt_token_ids=request.prompt_token_ids,
@@ -457,6 +465,8 @@ class Scheduler:
                 cross_block_ids=allocation.cross_block_ids,
                 beam_slots=beam_slots,
                 adapter=request.adapter,
+                prompt_embeds=None if request.embeds is None else request.embeds.rows_from(request.num_computed_tokens),
+                encoder_embeds=_encoder_embeds(request, needs_encoder=allocation.needs_encoder),
             )
         )
 
@@ -577,6 +587,12 @@ def _update_of(choice: Request, nodes: Sequence[BeamNode]) -> RequestUpdate:
 
 def _num_slots(request: Request) -> int:
     return 1 if request.beams is None else request.beams.width
+
+
+def _encoder_embeds(request: Request, *, needs_encoder: bool) -> bytes | None:
+    if request.encoder_embeds is None:
+        return None
+    return request.encoder_embeds.data if needs_encoder else b""
 
 
 def _take_logprobs(plan: _PlanInFlight, output: ModelRunnerOutput) -> dict[int, TokenLogprobs]:

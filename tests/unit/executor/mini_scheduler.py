@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, field
 
 from trivium.executor.model_runner import ModelRunner
+from trivium.inputs import PromptEmbeds
 from trivium.params import SamplingParams
 from trivium.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
 
@@ -25,6 +26,8 @@ class MiniRequest:
     blocks: list[int] = field(default_factory=list)
     cross_blocks: list[int] = field(default_factory=list)
     finished: bool = False
+    embeds: PromptEmbeds | None = None
+    encoder_embeds: PromptEmbeds | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -116,6 +119,8 @@ class MiniScheduler:
             encoder_token_ids=request.encoder,
             cross_block_ids=tuple(request.cross_blocks),
             adapter=request.adapter,
+            prompt_embeds=request.embeds and request.embeds.rows_from(request.num_computed),
+            encoder_embeds=request.encoder_embeds and request.encoder_embeds.data,
         )
 
     def _append(self, request: MiniRequest, token_id: int) -> None:

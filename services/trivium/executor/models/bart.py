@@ -25,7 +25,7 @@ from trivium.executor.models.bart_families import (
     StackConfig,
     read_bart_config,
 )
-from trivium.executor.models.model import LanguageModel
+from trivium.executor.models.model import InputEmbeds, LanguageModel
 from trivium.executor.models.positions import PositionTable, padded_sinusoidal_table, sinusoidal_table
 from trivium_kernels.dispatch import Kernels
 from trivium_kernels.paged_attention import PagedAttentionPlan
@@ -73,9 +73,11 @@ class BartStack:
         self.layers = tuple(_load_layer(config, checkpoint, index) for index in range(config.num_layers))
         self._final_norm = _load_norm(checkpoint, f"{config.prefix}.layer_norm", hidden) if family.pre_norm else None
 
-    def embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
-        """[num_tokens] ids and positions -> [num_tokens, hidden]."""
+    def embed(self, token_ids: Tensor, positions: Tensor, embeds: InputEmbeds | None = None) -> Tensor:
+        """[num_tokens] ids and positions -> [num_tokens, hidden]. As in transformers, `embeds` are scaled already."""
         tokens = F.embedding(token_ids, self._embedding) * self.config.embedding_scale
+        if embeds is not None:
+            tokens, token_ids = embeds.put_into(tokens), embeds.mark(token_ids)
         places = self.positions.embed(token_ids, positions)
         if self._embedding_norm is None:
             return tokens + places
@@ -118,10 +120,13 @@ class BartEncoder:
         self._cross_shape = cross_shape
         self._kernels = kernels
 
-    def encode(self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor) -> Tensor:
+    def encode(
+        self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor, embeds: InputEmbeds | None = None
+    ) -> Tensor:
         stack = self._stack
         plan = self._kernels.plan_varlen_attention(cu_seqlens, causal=False)
-        hidden = stack.embed(token_ids, stack.positions.skip_padding(token_ids, positions))
+        named = token_ids if embeds is None else embeds.mark(token_ids)
+        hidden = stack.embed(token_ids, stack.positions.skip_padding(named, positions), embeds)
         for layer in stack.layers:
             attended = self._kernels.varlen_attention(*stack.project(layer, hidden), plan, scale=stack.scale)
             hidden = stack.leave(hidden, layer.output(attended.flatten(1)), layer.attention_norm)
@@ -140,11 +145,18 @@ class BartDecoder:
         self._head = head
         self._kernels = kernels
 
-    def forward(self, token_ids: Tensor, positions: Tensor, kv_cache: KVCache, metadata: AttentionMetadata) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        kv_cache: KVCache,
+        metadata: AttentionMetadata,
+        embeds: InputEmbeds | None = None,
+    ) -> Tensor:
         stack = self._stack
         self_plan = metadata.plan_self(self._kernels, kv_cache.block_size)
         cross_plan = metadata.plan_cross(self._kernels, kv_cache.block_size)
-        hidden = stack.embed(token_ids, positions)  # [num_tokens, hidden]
+        hidden = stack.embed(token_ids, positions, embeds)  # [num_tokens, hidden]
         for index, layer in enumerate(stack.layers):
             key_cache, value_cache = kv_cache.layer(index)
             query, key, value = stack.project(layer, hidden)
@@ -199,6 +211,7 @@ def build_bart(family: BartFamily, json_config: JsonConfig, checkpoint: Checkpoi
         vocab_size=vocabulary.size,
         max_model_len=config.decoder.max_positions,
         max_encoder_len=config.encoder.max_positions,
+        hidden_size=config.encoder.hidden_size,
     )
 
 

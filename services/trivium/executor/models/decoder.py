@@ -19,7 +19,7 @@ from trivium.executor.loader import Checkpoint
 from trivium.executor.model_config import JsonConfig
 from trivium.executor.models.decoder_config import BlockNames, DecoderConfig, LayerConfig, QkvLayout
 from trivium.executor.models.feed_forward import FeedForward, load_feed_forward
-from trivium.executor.models.model import LanguageModel
+from trivium.executor.models.model import InputEmbeds, LanguageModel
 from trivium.executor.models.norms import Norm, load_head_norm, load_norm
 from trivium.executor.models.rope import RotaryAngles
 from trivium_kernels.dispatch import Kernels
@@ -82,7 +82,14 @@ class Decoder:
         if names.final_norm is not None:
             self._final_norm = load_norm(config, checkpoint, kernels, f"{names.prefix}.{names.final_norm}", hidden)
 
-    def forward(self, token_ids: Tensor, positions: Tensor, kv_cache: KVCache, metadata: AttentionMetadata) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        kv_cache: KVCache,
+        metadata: AttentionMetadata,
+        embeds: InputEmbeds | None = None,
+    ) -> Tensor:
         windows = {layer.window for layer in self._config.layers}
         step = Step(
             kv_cache,
@@ -91,7 +98,7 @@ class Decoder:
             {window: metadata.plan_self(self._kernels, kv_cache.block_size, window=window) for window in windows},
         )
         run_layer = self._run_parallel_layer if self._config.parallel else self._run_layer
-        hidden = self._embed(token_ids, positions)
+        hidden = self._embed(token_ids, positions, embeds)
         for index, layer in enumerate(self._layers):
             hidden = run_layer(index, layer, hidden, step)
         if self._final_norm is not None:
@@ -105,13 +112,17 @@ class Decoder:
         cap = self._config.logit_soft_cap
         return logits if cap is None else (logits / cap).tanh_().mul_(cap)
 
-    def _embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
-        """[num_tokens, hidden]."""
+    def _embed(self, token_ids: Tensor, positions: Tensor, embeds: InputEmbeds | None) -> Tensor:
+        """[num_tokens, hidden]. As in transformers, a family's `embeds` are multiplied already, or not yet."""
         hidden = F.embedding(token_ids, self._embedding)
+        if embeds is not None and not self._config.embeds_are_multiplied:
+            hidden = embeds.put_into(hidden)
         if self._project_in is not None:
             hidden = self._project_in(hidden)
         if self._config.embedding_multiplier != 1.0:
             hidden = hidden * self._config.embedding_multiplier
+        if embeds is not None and self._config.embeds_are_multiplied:
+            hidden = embeds.put_into(hidden)
         if self._positions is not None:
             hidden = hidden + F.embedding(positions + self._config.position_offset, self._positions)
         return hidden
@@ -184,6 +195,7 @@ def build_decoder(
         vocab_size=config.vocab_size,
         max_model_len=config.max_positions,
         max_encoder_len=0,
+        hidden_size=config.embedding_size,
     )
 
 

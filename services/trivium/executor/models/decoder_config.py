@@ -148,6 +148,7 @@ class DecoderConfig:
     head_norm: HeadNormKind = HeadNormKind.NONE
     position_offset: int = 0
     embedding_multiplier: float = 1.0
+    embeds_are_multiplied: bool = False
     residual_multiplier: float = 1.0
     attention_soft_cap: float | None = None
     logit_divisor: float = 1.0

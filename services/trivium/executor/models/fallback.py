@@ -27,7 +27,7 @@ from trivium.executor.attention import AttentionMetadata, PagedRows
 from trivium.executor.kv_cache import KVCache, KVCacheShape
 from trivium.executor.loader import Checkpoint
 from trivium.executor.model_config import JsonConfig
-from trivium.executor.models.model import LanguageModel
+from trivium.executor.models.model import InputEmbeds, LanguageModel
 from trivium_kernels.dispatch import Kernels
 from trivium_kernels.paged_attention import PagedAttentionPlan
 
@@ -108,7 +108,15 @@ class FallbackDecoder:
         model.set_attn_implementation(attention_name)
         setattr(model, model.base_model_prefix, _Passthrough())
 
-    def forward(self, token_ids: Tensor, positions: Tensor, kv_cache: KVCache, metadata: AttentionMetadata) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        kv_cache: KVCache,
+        metadata: AttentionMetadata,
+        embeds: InputEmbeds | None = None,
+    ) -> Tensor:
+        assert embeds is None, "a model of hidden size 0 takes no embeddings"
         self._step = StepAttention(self._kernels, kv_cache, metadata)
         try:
             return self._run(token_ids, positions)

@@ -111,7 +111,7 @@ def _read_gemma(config: JsonConfig, defaults: Defaults, **fields: Any) -> Decode
     refuse_other(config, "use_bidirectional_attention", False)
     bias = config.boolean("attention_bias", False)
     decoder = read_decoder(config, defaults, norm=NormKind.RMS_PLUS_ONE, qkv_bias=bias, output_bias=bias, **fields)
-    return replace(decoder, embedding_multiplier=math.sqrt(decoder.hidden_size))
+    return replace(decoder, embedding_multiplier=math.sqrt(decoder.hidden_size), embeds_are_multiplied=True)
 
 
 def _with_gemma_layers(config: JsonConfig, decoder: DecoderConfig, kinds: list[str]) -> DecoderConfig:

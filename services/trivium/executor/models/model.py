@@ -13,11 +13,40 @@ from torch import Tensor
 from trivium.executor.attention import AttentionMetadata
 from trivium.executor.kv_cache import KVCache, KVCacheShape
 
+NOT_A_TOKEN = -1
+
+
+@dataclass(frozen=True, slots=True)
+class InputEmbeds:
+    """What takes the place of token embeddings: row `tokens[i]` of a step is `rows[i]`.
+
+    tokens: [num_embedded] int64. rows: [num_embedded, hidden], as transformers takes them for `inputs_embeds`. The
+    ids of these tokens are placeholders.
+    """
+
+    tokens: Tensor
+    rows: Tensor
+
+    def put_into(self, hidden: Tensor) -> Tensor:
+        """`hidden` [num_tokens, hidden], which nobody else uses, with the rows in their places."""
+        return hidden.index_copy_(0, self.tokens, self.rows.to(hidden.dtype))
+
+    def mark(self, token_ids: Tensor) -> Tensor:
+        """`token_ids` [num_tokens] with NOT_A_TOKEN for the placeholders."""
+        return token_ids.index_fill(0, self.tokens, NOT_A_TOKEN)
+
 
 class DecoderGraph(Protocol):
     """The part of a model that runs for every token of every step."""
 
-    def forward(self, token_ids: Tensor, positions: Tensor, kv_cache: KVCache, metadata: AttentionMetadata) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        kv_cache: KVCache,
+        metadata: AttentionMetadata,
+        embeds: InputEmbeds | None = None,
+    ) -> Tensor:
         """token_ids, positions [num_tokens] int64 -> hidden states [num_tokens, hidden]; writes the tokens' KV."""
         ...
 
@@ -29,7 +58,9 @@ class DecoderGraph(Protocol):
 class EncoderGraph(Protocol):
     """The part that runs once per encoder input."""
 
-    def encode(self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor) -> Tensor:
+    def encode(
+        self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor, embeds: InputEmbeds | None = None
+    ) -> Tensor:
         """Packed inputs [num_tokens] -> cross-attention [num_tokens, num_layers, 2, num_kv_heads, head_dim].
 
         Sequence i is [cu_seqlens[i], cu_seqlens[i + 1]). Keys and values of all decoder layers come from one
@@ -40,7 +71,11 @@ class EncoderGraph(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LanguageModel:
-    """A loaded model and its limits in tokens. max_encoder_len is 0 and encoder None for decoder-only models."""
+    """A loaded model and its limits in tokens. max_encoder_len is 0 and encoder None for decoder-only models.
+
+    hidden_size: width of the embeddings that may take the place of the prompt's tokens, of the encoder's where there is
+    one; 0 if the graph takes none.
+    """
 
     decoder: DecoderGraph
     encoder: EncoderGraph | None
@@ -48,3 +83,4 @@ class LanguageModel:
     vocab_size: int
     max_model_len: int
     max_encoder_len: int
+    hidden_size: int = 0

@@ -19,7 +19,7 @@ from trivium.executor.kv_cache import KVCache, KVCacheShape
 from trivium.executor.linear import Linear
 from trivium.executor.loader import Checkpoint
 from trivium.executor.model_config import JsonConfig
-from trivium.executor.models.model import LanguageModel
+from trivium.executor.models.model import InputEmbeds, LanguageModel
 from trivium.executor.models.t5_families import T5Config, T5Family, read_t5_config
 from trivium_kernels.dispatch import Kernels
 
@@ -63,8 +63,9 @@ class T5Stack:
         )
         self.layers = tuple(_load_layer(config, side, checkpoint, index) for index in range(num_layers))
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        return F.embedding(token_ids, self._embedding)  # [num_tokens, hidden]
+    def embed(self, token_ids: Tensor, embeds: InputEmbeds | None) -> Tensor:
+        hidden = F.embedding(token_ids, self._embedding)  # [num_tokens, hidden]
+        return hidden if embeds is None else embeds.put_into(hidden)
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return self._kernels.rms_norm(x, weight, self.config.norm_eps)
@@ -92,13 +93,15 @@ class T5Encoder:
         self._cross = cross
         self._kernels = kernels
 
-    def encode(self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor) -> Tensor:
+    def encode(
+        self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor, embeds: InputEmbeds | None = None
+    ) -> Tensor:
         stack, config = self._stack, self._stack.config
         plans = [
             self._kernels.plan_varlen_attention(cu_seqlens, causal=False, bias_table=bias_table)
             for bias_table in stack.bias_tables
         ]
-        hidden = stack.embed(token_ids)
+        hidden = stack.embed(token_ids, embeds)
         for layer, plan in zip(stack.layers, cycle(plans), strict=False):
             attended = self._kernels.varlen_attention(*stack.project(layer, hidden), plan, scale=_ATTENTION_SCALE)
             hidden = hidden + layer.output(attended.flatten(1))
@@ -115,14 +118,21 @@ class T5Decoder:
         self._head = head
         self._kernels = kernels
 
-    def forward(self, token_ids: Tensor, positions: Tensor, kv_cache: KVCache, metadata: AttentionMetadata) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        kv_cache: KVCache,
+        metadata: AttentionMetadata,
+        embeds: InputEmbeds | None = None,
+    ) -> Tensor:
         stack = self._stack
         self_plans = [
             metadata.plan_self(self._kernels, kv_cache.block_size, bias_table=bias_table)
             for bias_table in stack.bias_tables
         ]
         cross_plan = metadata.plan_cross(self._kernels, kv_cache.block_size)
-        hidden = stack.embed(token_ids)  # [num_tokens, hidden]
+        hidden = stack.embed(token_ids, embeds)  # [num_tokens, hidden]
         for index, (layer, self_plan) in enumerate(zip(stack.layers, cycle(self_plans), strict=False)):
             assert layer.cross_norm is not None and layer.cross_query and layer.cross_output, "no cross-attention"
             key_cache, value_cache = kv_cache.layer(index)
@@ -176,6 +186,7 @@ def build_t5(family: T5Family, config: JsonConfig, checkpoint: Checkpoint, kerne
         vocab_size=settings.vocab_size,
         max_model_len=settings.max_len,
         max_encoder_len=settings.max_len,
+        hidden_size=settings.hidden_size,
     )
 
 
