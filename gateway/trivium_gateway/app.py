@@ -39,8 +39,10 @@ def create_app(
     *,
     api_key: str | None = None,
     drain: Drain | None = None,
+    enable_prompt_embeds: bool = False,
 ) -> Starlette:
     """The ASGI application for the models in `routes`. `drain` lets its server end it in order."""
+    with_embeds = {"enable_prompt_embeds": enable_prompt_embeds}
     drain = drain or Drain()
     models = ModelEndpoints(routes)
     health = HealthEndpoints(routes, drain)
@@ -51,8 +53,8 @@ def create_app(
             Route("/health/ready", health.ready),
             Route("/v1/models", models.list_models),
             Route("/v1/models/{name:path}", models.get_model),
-            Route("/v1/completions", CompletionsEndpoint(routes, drain, metrics), methods=["POST"]),
-            Route("/v1/chat/completions", ChatEndpoint(routes, drain, metrics), methods=["POST"]),
+            Route("/v1/completions", CompletionsEndpoint(routes, drain, metrics, **with_embeds), methods=["POST"]),
+            Route("/v1/chat/completions", ChatEndpoint(routes, drain, metrics, **with_embeds), methods=["POST"]),
             Route("/v1/translations", TranslationsEndpoint(routes, drain, metrics), methods=["POST"]),
             Route("/v1/summarizations", SummarizationsEndpoint(routes, drain, metrics), methods=["POST"]),
             Route("/metrics", MetricsEndpoint(routes, metrics).get),
@@ -82,6 +84,7 @@ async def serve(
     api_key: str | None,
     stop: asyncio.Event,
     drain_timeout_s: float = DRAIN_TIMEOUT_S,
+    enable_prompt_embeds: bool = False,
 ) -> None:
     """Serve `models` (served name -> scheduler address) on `host`:`port` until `stop` is set, then drain.
 
@@ -93,7 +96,9 @@ async def serve(
     with bind(host, port) as listener:
         async with _engines(models, tokenizer) as engines:
             drain = Drain()
-            app = create_app(ModelRoutes(engines), api_key=api_key, drain=drain)
+            app = create_app(
+                ModelRoutes(engines), api_key=api_key, drain=drain, enable_prompt_embeds=enable_prompt_embeds
+            )
             await run_server(app, listener, drain=drain, stop=stop, drain_timeout_s=drain_timeout_s)
 
 

@@ -18,6 +18,7 @@ from trivium_gateway.errors import (
 )
 
 MAX_BODY_BYTES = 8 * 2**20
+MAX_EMBEDS_BODY_BYTES = 64 * 2**20  # where prompt embeddings may come
 BODY_TIMEOUT_S = 60.0
 DISCARD_TIMEOUT_S = 1.0
 
@@ -48,14 +49,14 @@ def check_media_type(scope: Scope) -> None:
         raise UnsupportedMediaTypeError("compressed request bodies are not supported", code="unsupported_encoding")
 
 
-async def read_body(scope: Scope, receive: Receive) -> bytes:
+async def read_body(scope: Scope, receive: Receive, max_bytes: int = MAX_BODY_BYTES) -> bytes:
     """The whole body. Raises ContentTooLargeError, by Content-Length before anything is read of it.
 
-    Memory stays bounded by `MAX_BODY_BYTES` plus one chunk, whatever the client sends.
+    Memory stays bounded by `max_bytes` plus one chunk, whatever the client sends.
     """
     length = header(scope, b"content-length")
-    if length is not None and int(length) > MAX_BODY_BYTES:
-        raise _too_large()
+    if length is not None and int(length) > max_bytes:
+        raise _too_large(max_bytes)
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
@@ -64,8 +65,8 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
                 if message["type"] == "http.disconnect":
                     raise ClientDisconnectedError
                 body += message.get("body", b"")
-                if len(body) > MAX_BODY_BYTES:
-                    raise _too_large()
+                if len(body) > max_bytes:
+                    raise _too_large(max_bytes)
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError:
@@ -84,8 +85,8 @@ async def discard_body(receive: Receive) -> None:
                     return
 
 
-def _too_large() -> ContentTooLargeError:
-    return ContentTooLargeError(f"the request body is larger than {MAX_BODY_BYTES} bytes")
+def _too_large(max_bytes: int) -> ContentTooLargeError:
+    return ContentTooLargeError(f"the request body is larger than {max_bytes} bytes")
 
 
 async def watch_disconnect(receive: Receive) -> None:

@@ -2,14 +2,16 @@
 
 A decoder-only model gets the messages by its chat template. For an encoder-decoder model, which has no notion of a
 conversation, the last user message is the encoder input, and a final assistant message with
-`continue_final_message=true` is the decoder prompt; messages before them are not read.
+`continue_final_message=true` is the decoder prompt; messages before them are not read. `prompt_embeds` are whole
+prompts (or encoder inputs) of their own, whose choices come ahead of the choices for the messages.
 
 The output limit defaults to the checkpoint's own, else to what the context has room for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 from msgspec import UNSET
@@ -32,7 +34,7 @@ from trivium_gateway.openai_protocol import (
     ChatCompletionRequest,
     ChatMessage,
 )
-from trivium_gateway.prompts import with_languages
+from trivium_gateway.prompts import PlacedPrompt, embeds_prompts, with_languages
 from trivium_gateway.sampling import check_num_logprobs, fit_sampling, given_sampling, shown_finish
 from trivium_gateway.streaming import ChunkEncoder
 from trivium_gateway.usage import Usage
@@ -50,8 +52,9 @@ class ChatEndpoint(GenerationEndpoint[ChatCompletionRequest]):
     operation = "chat"
 
     async def jobs(self, request: ChatCompletionRequest, engine: EngineClient, info: ModelInfo) -> list[Job]:
-        messages = check_messages(request.messages)
-        continues = is_continuation(
+        prompts = await embeds_prompts(request.prompt_embeds)
+        messages = check_messages(request.messages) if request.messages or not prompts else []
+        continues = bool(messages) and is_continuation(
             messages,
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
@@ -62,8 +65,11 @@ class ChatEndpoint(GenerationEndpoint[ChatCompletionRequest]):
         form = self.logprobs_form(request)
         try:
             given = given_sampling(request, max_tokens=_max_tokens(request), info=info, logprobs=form)
-            if info.is_encoder_decoder:
+            if not messages:
+                pass
+            elif info.is_encoder_decoder:
                 prompt: Prompt = _encoder_decoder_prompt(messages, continues=continues)
+                prompts.append(PlacedPrompt(prompt, "messages"))
             else:
                 adds_prompt = not continues if request.add_generation_prompt is None else request.add_generation_prompt
                 prompt = TokensPrompt(
@@ -71,14 +77,14 @@ class ChatEndpoint(GenerationEndpoint[ChatCompletionRequest]):
                         messages, add_generation_prompt=adds_prompt, continue_final_message=continues
                     )
                 )
-            prompt = with_languages(prompt, request.source_language, request.target_language)
-            encoded = await encode_prompt(prompt, engine, info)
-            fitting = await fit_sampling(given, encoded, info, engine, fallback_max_tokens=None)
-            return [Job(encoded, fitting.sampling, fitting.applied)]
+                prompts.append(PlacedPrompt(prompt, "messages"))
+            if len(prompts) > 1 and form.num_prompt_top is not None:
+                raise InvalidRequestError("prompt_logprobs are of one prompt", param="prompt_logprobs")
+            return [await _job(placed, request, given, engine, info) for placed in prompts]
         except InvalidRequestError as error:
             for part, to in places:
-                if (error.param or "").startswith(part):
-                    raise relocated(error, part=part, to=to) from None
+                if (moved := relocated(error, part=part, to=to)) is not error:
+                    raise moved from None
             raise
 
     def logprobs_form(self, request: ChatCompletionRequest) -> LogprobsForm:
@@ -119,6 +125,22 @@ class ChatEndpoint(GenerationEndpoint[ChatCompletionRequest]):
 
     def encoder(self, generation: Generation, *, include_usage: bool) -> ChunkEncoder:
         return ChatChunks(generation, include_usage=include_usage)
+
+
+async def _job(
+    placed: PlacedPrompt,
+    request: ChatCompletionRequest,
+    given: Mapping[str, Any],
+    engine: EngineClient,
+    info: ModelInfo,
+) -> Job:
+    try:
+        prompt = with_languages(placed.prompt, request.source_language, request.target_language)
+        encoded = await encode_prompt(prompt, engine, info)
+        fitting = await fit_sampling(given, encoded, info, engine, fallback_max_tokens=None)
+    except InvalidRequestError as error:
+        raise relocated(error, part="prompt_embeds", to=placed.param) from None
+    return Job(encoded, fitting.sampling, fitting.applied)
 
 
 def _max_tokens(request: ChatCompletionRequest) -> int | None:

@@ -17,7 +17,6 @@ from trivium.generation_defaults import default_max_tokens
 from trivium.inputs import EncodedPrompt
 from trivium.outputs import ChoiceDelta, CompletionOutput, TokenLogprobs
 from trivium_gateway.endpoint import GenerationEndpoint, Job
-from trivium_gateway.errors import relocated
 from trivium_gateway.generation import ChoiceCollector, Generation
 from trivium_gateway.logprobs import CompletionLogprobsWriter, LogprobsForm, join
 from trivium_gateway.openai_protocol import (
@@ -27,7 +26,7 @@ from trivium_gateway.openai_protocol import (
     CompletionLogprobs,
     CompletionRequest,
 )
-from trivium_gateway.prompts import completion_prompts, encode_prompts
+from trivium_gateway.prompts import completion_prompts, embeds_prompts, encode_prompts, placed_error
 from trivium_gateway.sampling import check_num_logprobs, fit_sampling, given_sampling, shown_finish
 from trivium_gateway.streaming import ChunkEncoder
 from trivium_gateway.usage import Usage
@@ -45,13 +44,15 @@ class CompletionsEndpoint(GenerationEndpoint[CompletionRequest]):
         form = self.logprobs_form(request)
         given = given_sampling(request, max_tokens=request.max_tokens, info=info, logprobs=form)
         fallback = default_max_tokens(info)
-        placed_prompts = completion_prompts(request, info)
+        placed_prompts = completion_prompts(request, info, await embeds_prompts(request.prompt_embeds))
         jobs = []
         for placed, prompt in zip(placed_prompts, await encode_prompts(placed_prompts, engine, info), strict=True):
+            if prompt.embeds is not None and form.echo:
+                raise InvalidRequestError("echo shows text: prompt_embeds has none", param="echo")
             try:
                 fitting = await fit_sampling(given, prompt, info, engine, fallback_max_tokens=fallback)
             except InvalidRequestError as error:
-                raise relocated(error, part="prompt", to=placed.param) from None
+                raise placed_error(error, placed) from None
             jobs.append(Job(prompt, fitting.sampling, fitting.applied))
         return jobs
 

@@ -24,7 +24,14 @@ from trivium.errors import InvalidRequestError
 from trivium.inputs import EncodedPrompt, GenerationRequest
 from trivium.params import SamplingParams
 from trivium.telemetry import current_traceparent
-from trivium_gateway.asgi import check_media_type, read_body, send_json, watch_disconnect
+from trivium_gateway.asgi import (
+    MAX_BODY_BYTES,
+    MAX_EMBEDS_BODY_BYTES,
+    check_media_type,
+    read_body,
+    send_json,
+    watch_disconnect,
+)
 from trivium_gateway.drain import Drain
 from trivium_gateway.generation import ChoiceCollector, Generation, run_generation
 from trivium_gateway.json_body import decode_fields, to_struct
@@ -59,7 +66,10 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
     id_prefix: ClassVar[str]
     operation: ClassVar[str]  # as the GenAI conventions of OpenTelemetry call it
 
-    def __init__(self, routes: ModelRoutes, drain: Drain, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self, routes: ModelRoutes, drain: Drain, metrics: GatewayMetrics, *, enable_prompt_embeds: bool = False
+    ) -> None:
+        self._enable_prompt_embeds = enable_prompt_embeds
         self._routes = routes
         self._drain = drain
         self._metrics = metrics
@@ -87,7 +97,8 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
     async def _answer(self, span: Span, scope: Scope, receive: Receive, send: Send) -> None:
         began_s = time.monotonic()
         check_media_type(scope)
-        fields = decode_fields(await read_body(scope, receive))
+        max_bytes = MAX_EMBEDS_BODY_BYTES if self._enable_prompt_embeds else MAX_BODY_BYTES
+        fields = decode_fields(await read_body(scope, receive, max_bytes))
         request = self._checked(fields)
         scope["trivium.model"] = self._routes.base_of(request.model or "")
         generation = await self._generation(request, began_s)
@@ -111,6 +122,8 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
     def _checked(self, fields: dict[str, Any]) -> RequestT:
         if fields.get("model") is None:
             raise InvalidRequestError("model is missing", param="model", code="missing_model")
+        if fields.get("prompt_embeds") is not None and not self._enable_prompt_embeds:
+            raise InvalidRequestError("prompt_embeds is not enabled", param="prompt_embeds", code="feature_disabled")
         request: Any = resolve_aliases(to_struct(fields, self.request_type))
         check_fields(fields, request, self.unsupported)
         checked: RequestT = request

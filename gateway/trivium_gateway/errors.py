@@ -111,7 +111,7 @@ def relocated(error: InvalidRequestError, *, part: str, to: str) -> InvalidReque
 
     The layers below speak of "prompt"; the client sent "prompt[3]" or "messages".
     """
-    if error.param is None or not error.param.startswith(part):
+    if error.param is None or not error.param.startswith(part) or error.param[len(part) :][:1] not in ("", "["):
         return error
     param = to + error.param[len(part) :]
     return type(error)(error.message.replace(error.param, param, 1), param=param, code=error.code)

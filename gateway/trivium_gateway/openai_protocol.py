@@ -97,10 +97,12 @@ ALIASES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "num_
 class CompletionRequest(GenerationFields, frozen=True, kw_only=True):
     """POST /v1/completions. The last two are an extension for encoder-decoder models; a null decoder side is empty.
 
-    logprobs: the number of most likely tokens to report at each position.
+    logprobs: the number of most likely tokens to report at each position. prompt_embeds: further prompts, ahead of
+    `prompt`.
     """
 
     prompt: Any = None
+    prompt_embeds: Any = None
     logprobs: int | None = None
     echo: bool | None = None
     encoder_prompt: Any = None
@@ -108,9 +110,13 @@ class CompletionRequest(GenerationFields, frozen=True, kw_only=True):
 
 
 class ChatCompletionRequest(GenerationFields, frozen=True, kw_only=True):
-    """POST /v1/chat/completions. `max_completion_tokens` is the newer name of `max_tokens`."""
+    """POST /v1/chat/completions. `max_completion_tokens` is the newer name of `max_tokens`.
+
+    prompt_embeds: further prompts, ahead of `messages`, which may then be left out.
+    """
 
     messages: Any = None
+    prompt_embeds: Any = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     max_completion_tokens: int | None = None

@@ -8,19 +8,25 @@
 | either of them: several || as many | each encoder input with its decoder prompt |
 
 Each side is text or token ids, and the sides may differ in kind; several are a list of texts or a list of id lists.
+`prompt_embeds`, one or several, are further prompts (or encoder inputs), ahead of the others. A `prompt` of "" beside
+them is none: some clients cannot leave it out.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from msgspec import UNSET
 
 from trivium.config import ModelInfo
 from trivium.engine import EngineClient
 from trivium.errors import ContextLengthError, InvalidRequestError
 from trivium.inputs import (
+    EmbedsPrompt,
     EncodedPrompt,
     ExplicitEncoderDecoderPrompt,
     Prompt,
@@ -53,10 +59,41 @@ class _Limit:
     param: str
 
 
-def completion_prompts(request: CompletionRequest, info: ModelInfo) -> list[PlacedPrompt]:
-    """The prompts of `request`, at least one. Raises InvalidRequestError that names the part that is wrong."""
+async def embeds_prompts(value: Any) -> list[PlacedPrompt]:
+    """What the field `prompt_embeds` holds, decoded in a thread. Raises InvalidRequestError that names the part."""
+    if value is None:
+        return []
+    items = value if isinstance(value, list) else [value]
+    if not 1 <= len(items) <= MAX_PROMPTS:
+        raise InvalidRequestError(
+            f"prompt_embeds must be one or a list of 1 to {MAX_PROMPTS}, got {len(items)}",
+            param="prompt_embeds",
+            code="too_many_prompts" if items else "invalid_prompt_embeds",
+        )
+    from trivium.prompt_embeds import decode_embeds  # numpy is loaded only where embeddings are used
+
+    placed = []
+    for index, item in enumerate(items):
+        param = f"prompt_embeds[{index}]" if isinstance(value, list) else "prompt_embeds"
+        try:
+            embeds = await asyncio.to_thread(decode_embeds, item)
+        except InvalidRequestError as error:
+            raise relocated(error, part="prompt_embeds", to=param) from None
+        placed.append(PlacedPrompt(EmbedsPrompt(prompt_embeds=embeds), param))
+    return placed
+
+
+def completion_prompts(
+    request: CompletionRequest, info: ModelInfo, embeds: Sequence[PlacedPrompt] = ()
+) -> list[PlacedPrompt]:
+    """The prompts of `request`, at least one: `embeds`, which are its `prompt_embeds`, then the others.
+
+    Raises InvalidRequestError that names the part that is wrong.
+    """
+    if embeds and request.prompt == "":
+        request = msgspec.structs.replace(request, prompt=None)
     decoder, is_explicit = request.decoder_prompt, request.encoder_prompt is not None
-    if not is_explicit and request.prompt is None:
+    if not is_explicit and request.prompt is None and not embeds:
         param = "prompt" if decoder is UNSET else "encoder_prompt"
         raise InvalidRequestError(f"{param} is missing", param=param, code="missing_prompt")
     if is_explicit and request.prompt is not None:
@@ -65,10 +102,13 @@ def completion_prompts(request: CompletionRequest, info: ModelInfo) -> list[Plac
             param="encoder_prompt",
             code="conflicting_parameters",
         )
+    sides: list[tuple[SingletonPrompt, str]] = [(placed.prompt, placed.param) for placed in embeds]  # type: ignore[misc]
     if is_explicit:
-        sides = _several(request.encoder_prompt, "encoder_prompt", _main_limit(info))
-    else:
-        sides = _several(request.prompt, "prompt", _main_limit(info))
+        sides += _several(request.encoder_prompt, "encoder_prompt", _main_limit(info))
+    elif request.prompt is not None:
+        sides += _several(request.prompt, "prompt", _main_limit(info))
+    if len(sides) > MAX_PROMPTS:
+        raise _too_many(len(sides), "prompt")
     if decoder is UNSET and not is_explicit:
         prompts: list[Prompt] = [prompt for prompt, _ in sides]
     else:
@@ -101,8 +141,15 @@ async def _encode(placed: PlacedPrompt, engine: EngineClient, info: ModelInfo) -
     try:
         return await encode_prompt(placed.prompt, engine, info)
     except InvalidRequestError as error:
-        part = "encoder_prompt" if (error.param or "").startswith("encoder_prompt[") else "prompt"
-        raise relocated(error, part=part, to=placed.param) from None
+        if (error.param or "").startswith("encoder_prompt["):
+            raise relocated(error, part="encoder_prompt", to=placed.param) from None
+        raise placed_error(error, placed) from None
+
+
+def placed_error(error: InvalidRequestError, placed: PlacedPrompt) -> InvalidRequestError:
+    """`error` about a prompt, with its place in the request."""
+    part = "prompt_embeds" if placed.param.startswith("prompt_embeds") else "prompt"
+    return relocated(error, part=part, to=placed.param)
 
 
 def _main_limit(info: ModelInfo) -> _Limit:
@@ -130,11 +177,7 @@ def _several(value: Any, name: str, limit: _Limit) -> list[tuple[SingletonPrompt
     if not value:
         raise _invalid(f"{name} is an empty list", name)
     if len(value) > MAX_PROMPTS:
-        raise InvalidRequestError(
-            f"{len(value)} prompts in one request, at most {MAX_PROMPTS} are taken",
-            param=name,
-            code="too_many_prompts",
-        )
+        raise _too_many(len(value), name)
     kind = type(value[0])
     sides: list[tuple[SingletonPrompt, str]] = []
     for index, item in enumerate(value):
@@ -154,6 +197,12 @@ def _side(value: Any, param: str, limit: _Limit) -> SingletonPrompt:
     if len(value) > limit.max_ids:
         raise ContextLengthError(f"{param} has {len(value)} tokens, the model takes {limit.max_ids}", param=limit.param)
     return TokensPrompt(prompt_token_ids=check_token_ids(value, param))
+
+
+def _too_many(count: int, param: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{count} prompts in one request, at most {MAX_PROMPTS} are taken", param=param, code="too_many_prompts"
+    )
 
 
 def _invalid(message: str, param: str) -> InvalidRequestError:

@@ -65,8 +65,6 @@ def as_given(error: InvalidRequestError, request: GenerationFields) -> InvalidRe
 
 def check_fields(fields: dict[str, Any], request: GenerationFields, unsupported: dict[str, tuple[object, ...]]) -> None:
     """Raise InvalidRequestError for a field that is not supported, too long, or set without the one it belongs to."""
-    if fields.get("prompt_embeds") is not None:
-        raise InvalidRequestError("prompt_embeds is not enabled", param="prompt_embeds", code="feature_disabled")
     _check_template_fields(fields)
     for name in first_used(fields, unsupported):
         raise unsupported_parameter(name)

@@ -243,6 +243,14 @@ EnablePrefixCaching = Annotated[
         help="Reuse what prompts have in common.",
     ),
 ]
+EnablePromptEmbeds = Annotated[
+    bool,
+    typer.Option(
+        "--enable-prompt-embeds/--no-enable-prompt-embeds",
+        envvar="TRIVIUM_ENABLE_PROMPT_EMBEDS",
+        help="Take prompts as embeddings over HTTP.",
+    ),
+]
 MaxPlansInFlight = Annotated[int, _flag("max-plans-in-flight", "Steps planned ahead of the executor.", min=1)]
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
@@ -292,6 +300,7 @@ def serve(
     queue_timeout: QueueTimeout = 600.0,
     scheduling_policy: SchedulingPolicy = "fcfs",
     enable_prefix_caching: EnablePrefixCaching = True,
+    enable_prompt_embeds: EnablePromptEmbeds = False,
     api_key: ApiKey = None,
     log_level: LogLevel = "info",
 ) -> None:
@@ -344,6 +353,7 @@ def serve(
         else (),
         lora_modules=modules,
         revision=revision,
+        enable_prompt_embeds=enable_prompt_embeds,
         started_at=context.obj,
     )
     raise typer.Exit(serve_all(config))
@@ -357,6 +367,7 @@ def gateway(
     port: Port = 8000,
     api_key: ApiKey = None,
     drain_timeout: DrainTimeout = 5.0,
+    enable_prompt_embeds: EnablePromptEmbeds = False,
     log_level: LogLevel = "info",
 ) -> None:
     """Serve the OpenAI protocol over HTTP for models whose schedulers run elsewhere."""
@@ -374,6 +385,7 @@ def gateway(
             api_key=api_key,
             stop=stop,
             drain_timeout_s=drain_timeout,
+            enable_prompt_embeds=enable_prompt_embeds,
         )
 
     preload = ("trivium_gateway.app",)

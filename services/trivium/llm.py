@@ -46,6 +46,7 @@ class LLM:
     kv_cache_memory_bytes: None takes a share of free memory, and the log says how many tokens that is.
     gpu_memory_utilization: the share of a GPU's memory to use, 0.9 by default; it has no effect on a CPU.
     swap_space: GiB of host memory for the keys and values of preempted requests; 0 has them computed again.
+    enable_prompt_embeds: takes prompts as embeddings (EmbedsPrompt).
     generation_config: "auto" for the model's own generation_config.json, "none", or the path of another.
     enable_lora: prompts can have a `lora_request`, of at most max_lora_rank, at most max_loras of them in one batch.
     """
@@ -71,6 +72,7 @@ class LLM:
         enable_lora: bool = False,
         max_lora_rank: int = DEFAULT_MAX_LORA_RANK,
         max_loras: int = DEFAULT_MAX_LORAS,
+        enable_prompt_embeds: bool = False,
     ) -> None:
         config = ExecutorConfig(
             model=model,
@@ -90,6 +92,7 @@ class LLM:
             max_lora_rank=max_lora_rank,
             max_loras=max_loras,
         )
+        self._enable_prompt_embeds = enable_prompt_embeds
         self._random = random.Random(seed)
         self._request_numbers = itertools.count()
         self._loop = asyncio.new_event_loop()
@@ -209,6 +212,10 @@ class LLM:
         requests = []
         for prompt, given, adapter in zip(prompts, params, adapters, strict=True):
             encoded = await encode_prompt(prompt, self._engine, info)
+            if encoded.num_embeds_bytes and not self._enable_prompt_embeds:
+                raise InvalidRequestError(
+                    "prompt_embeds needs LLM(enable_prompt_embeds=True)", param="prompt_embeds", code="feature_disabled"
+                )
             sampling = await self._complete(given, encoded)
             if sampling.seed is None:
                 sampling = replace(sampling, seed=self._random.getrandbits(63))

@@ -77,7 +77,11 @@ VALUE_SETS: dict[str, tuple[str, dict[str, Any]]] = {  # id -> (release name, va
             "apiKey": {"existingSecret": "keys"},
             "huggingFace": {"existingSecret": "hub"},
             "cache": {"existingClaim": "models"},
-            "gateway": {"replicas": 3, "service": {"type": "LoadBalancer", "port": 80, "annotations": {"a": "b"}}},
+            "gateway": {
+                "replicas": 3,
+                "enablePromptEmbeds": True,
+                "service": {"type": "LoadBalancer", "port": 80, "annotations": {"a": "b"}},
+            },
             "tokenizer": {"replicas": 2},
             "drain": {"preStopSeconds": 0, "graceSeconds": 100},
             "serviceAccount": {"create": False, "name": "existing"},
@@ -328,6 +332,12 @@ def test_engine_flags_arrive_exactly(releases: dict[str, Release]) -> None:
     assert modules == [LoRAModule("a=b", "hub/x"), LoRAModule("sql", "/cache/sql")]
     parsed = parse(container_of(release.workloads("scheduler")[0]))
     assert (parsed["max_waiting_requests"], parsed["max_plans_in_flight"]) == (1_000_000, 3)
+
+
+def test_prompt_embeddings_are_off_unless_the_values_say_on(release: Release) -> None:
+    (gateway,) = release.workloads("gateway")
+    wanted = release.values["gateway"]["enablePromptEmbeds"]
+    assert parse(container_of(gateway))["enable_prompt_embeds"] is wanted
 
 
 def test_variables_for_the_command_are_flags_that_it_has(release: Release) -> None:

@@ -179,7 +179,19 @@ def test_gateway_hands_over_its_routes(served: Callable[..., Any]) -> None:
         "port": 81,
         "api_key": None,
         "drain_timeout_s": 7.0,
+        "enable_prompt_embeds": False,
     }
+
+
+def test_prompt_embeddings_are_off_unless_a_flag_or_the_environment_says_on(
+    served: Callable[..., Any], configured: Callable[..., ServeConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = ("gateway", "--model", "a=unix:/run/s0", "--tokenizer", "unix:/run/t")
+    flag = "--enable-prompt-embeds"
+    assert [served(*gateway, *flags)[1]["enable_prompt_embeds"] for flags in ((), (flag,))] == [False, True]
+    assert [configured(*flags).enable_prompt_embeds for flags in ((), (flag,))] == [False, True]
+    monkeypatch.setenv("TRIVIUM_ENABLE_PROMPT_EMBEDS", "1")
+    assert served(*gateway)[1]["enable_prompt_embeds"] and configured().enable_prompt_embeds
 
 
 def test_tokenizer_hands_over_its_models_and_needs_no_torch(served: Callable[..., Any], forbidden: list[str]) -> None:

@@ -34,6 +34,9 @@ STOP = FinishReason.STOP
 LENGTH = FinishReason.LENGTH
 
 
+HIDDEN_SIZE = 8
+
+
 def make_info(name: str, *, is_encoder_decoder: bool = False, max_model_len: int = MAX_MODEL_LEN) -> ModelInfo:
     return ModelInfo(
         name=name,
@@ -47,6 +50,7 @@ def make_info(name: str, *, is_encoder_decoder: bool = False, max_model_len: int
         num_blocks=64,
         max_num_seqs=8,
         max_num_batched_tokens=256,
+        hidden_size=HIDDEN_SIZE,
         decoder_start_token_id=DECODER_START if is_encoder_decoder else None,
     )
 
@@ -161,13 +165,19 @@ class RunningServer:
     """A gateway on a free port of 127.0.0.1, in a thread with a uvloop loop. `stop` ends it and waits."""
 
     def __init__(
-        self, engines: Mapping[str, FakeEngine], *, api_key: str | None = None, drain_timeout_s: float = 5.0
+        self,
+        engines: Mapping[str, FakeEngine],
+        *,
+        api_key: str | None = None,
+        drain_timeout_s: float = 5.0,
+        enable_prompt_embeds: bool = False,
     ) -> None:
         self._listener = bind("127.0.0.1", 0)
         self.port: int = self._listener.getsockname()[1]
         self._engines = engines
         self._api_key = api_key
         self._drain_timeout_s = drain_timeout_s
+        self._enable_prompt_embeds = enable_prompt_embeds
         self._stop = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_up = threading.Event()
@@ -182,7 +192,12 @@ class RunningServer:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         drain = Drain()
-        app = create_app(ModelRoutes(self._engines), api_key=self._api_key, drain=drain)
+        app = create_app(
+            ModelRoutes(self._engines),
+            api_key=self._api_key,
+            drain=drain,
+            enable_prompt_embeds=self._enable_prompt_embeds,
+        )
         self._is_up.set()
         await run_server(app, self._listener, drain=drain, stop=self._stop, drain_timeout_s=self._drain_timeout_s)
 

@@ -1,0 +1,293 @@
+"""`prompt_embeds` over HTTP: what is taken, in which order it is answered, and what is refused by name."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+import safetensors.torch
+import torch
+
+from embeds import saved
+from unit.gateway.fakes import HIDDEN_SIZE, MAX_ENCODER_LEN, MAX_MODEL_LEN, FakeEngine, RunningServer, World, make_info
+
+ROWS = torch.arange(3 * HIDDEN_SIZE, dtype=torch.float32).reshape(3, HIDDEN_SIZE) / 7
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    tiny, translator = FakeEngine(make_info("tiny")), FakeEngine(make_info("org/translator", is_encoder_decoder=True))
+    server = RunningServer({"tiny": tiny, "org/translator": translator}, enable_prompt_embeds=True)
+    yield World(server, tiny, translator)
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def client(world: World) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=world.server.base_url, api_key="none", max_retries=0, timeout=20) as client:
+        yield client
+
+
+def encoded(rows: object) -> str:
+    return base64.b64encode(saved(rows)).decode()
+
+
+def raw(rows: torch.Tensor) -> dict[str, Any]:
+    data = rows.contiguous().view(torch.uint8).numpy().tobytes()
+    return {
+        "data": base64.b64encode(data).decode(),
+        "shape": list(rows.shape),
+        "dtype": str(rows.dtype).removeprefix("torch."),
+    }
+
+
+def safe(rows: torch.Tensor) -> str:
+    return base64.b64encode(safetensors.torch.save({"prompt_embeds": rows.contiguous()})).decode()
+
+
+def last_embeds(engine: FakeEngine) -> np.ndarray[Any, Any]:
+    prompt = engine.requests[-1].prompt
+    embeds = prompt.embeds or prompt.encoder_embeds
+    assert embeds is not None
+    return np.frombuffer(embeds.data, "<f4").reshape(embeds.num_tokens, embeds.hidden_size)
+
+
+@pytest.mark.parametrize("form", [encoded, raw, safe])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_every_form_and_dtype_arrives_as_the_same_numbers(
+    world: World, client: openai.OpenAI, form: Any, dtype: torch.dtype
+) -> None:
+    rows = ROWS.to(dtype)
+    completion = client.completions.create(model="tiny", prompt="", extra_body={"prompt_embeds": form(rows)})
+    assert completion.choices[0].text == "Hello world"
+    assert completion.usage is not None and completion.usage.prompt_tokens == 3
+    assert np.array_equal(last_embeds(world.tiny), rows.float().numpy())
+    assert world.tiny.requests[-1].prompt.token_ids == (0, 0, 0)
+
+
+@pytest.mark.parametrize("rows", [ROWS.T.contiguous().T, ROWS[::2], ROWS[1:], torch.nn.Parameter(ROWS)])
+def test_a_view_arrives_as_what_it_shows(world: World, client: openai.OpenAI, rows: torch.Tensor) -> None:
+    if isinstance(rows, torch.nn.Parameter):
+        rows = rows * 1  # as an embedding layer returns it, with a gradient to come
+    client.completions.create(model="tiny", prompt="", extra_body={"prompt_embeds": encoded(rows)})
+    assert np.array_equal(last_embeds(world.tiny), rows.detach().numpy())
+
+
+@pytest.mark.parametrize("prompt", ["a", ["a", "b"], [1, 2], "", None])
+def test_embeddings_are_answered_ahead_of_prompts(world: World, client: openai.OpenAI, prompt: Any) -> None:
+    before = len(world.tiny.requests)
+    items = [encoded(ROWS), raw(2 * ROWS)]
+    completion = client.completions.create(model="tiny", prompt=prompt, n=2, extra_body={"prompt_embeds": items})
+    prompts = [request.prompt for request in world.tiny.requests[before:]]
+    prompts.sort(key=lambda item: item.embeds is None)
+    num_texts = 2 if prompt == ["a", "b"] else bool(prompt)
+    assert [item.embeds is not None for item in prompts] == [True, True] + [False] * num_texts
+    assert [choice.index for choice in completion.choices] == list(range(2 * (2 + num_texts)))
+    ids = [request.request_id.rpartition("-")[2] for request in world.tiny.requests[before:]]
+    by_id = dict(zip(ids, (request.prompt for request in world.tiny.requests[before:]), strict=True))
+    first, second = by_id["0"].embeds, by_id["1"].embeds
+    assert first is not None and second is not None
+    assert np.array_equal(np.frombuffer(second.data, "<f4"), 2 * np.frombuffer(first.data, "<f4"))
+
+
+def test_a_stream_begins_with_the_embeddings_choice(client: openai.OpenAI) -> None:
+    chunks = client.completions.create(
+        model="tiny", prompt="", stream=True, extra_body={"prompt_embeds": [encoded(ROWS), encoded(ROWS)]}
+    )
+    texts = {0: "", 1: ""}
+    for chunk in chunks:
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == {0: "Hello world", 1: "Hello world"}
+
+
+@pytest.mark.parametrize("messages", [[], [{"role": "user", "content": "x"}]])
+def test_chat_takes_embeddings_ahead_of_messages(world: World, client: openai.OpenAI, messages: Any) -> None:
+    before = len(world.tiny.requests)
+    completion = client.chat.completions.create(
+        model="tiny", messages=messages, extra_body={"prompt_embeds": encoded(ROWS)}
+    )
+    assert [choice.message.content for choice in completion.choices] == ["Hello world"] * (1 + len(messages))
+    assert sum(request.prompt.embeds is not None for request in world.tiny.requests[before:]) == 1
+
+
+@pytest.mark.parametrize("decoder", [None, "ab", [7, 8]])
+def test_an_encoder_decoder_model_reads_embeddings_beside_any_decoder_prompt(
+    world: World, client: openai.OpenAI, decoder: Any
+) -> None:
+    body: dict[str, Any] = {"prompt_embeds": encoded(ROWS)}
+    if decoder is not None:
+        body["decoder_prompt"] = decoder
+    client.completions.create(model="org/translator", prompt="", extra_body=body)
+    prompt = world.translator.requests[-1].prompt
+    assert prompt.embeds is None and prompt.encoder_token_ids == (0, 0, 0)
+    assert np.array_equal(last_embeds(world.translator), ROWS.numpy())
+    assert list(prompt.token_ids[1:]) == (list(b"ab") if decoder == "ab" else decoder or [])
+
+
+def test_echo_of_an_encoder_decoder_model_shows_the_decoder_prompt(client: openai.OpenAI) -> None:
+    body = {"prompt_embeds": encoded(ROWS), "decoder_prompt": "ab"}
+    completion = client.completions.create(model="org/translator", prompt="", echo=True, extra_body=body)
+    assert completion.choices[0].text == "abHello world"
+
+
+def torch_file(rows: object, **entries: bytes) -> str:
+    """A file of `torch.save` with some entries replaced."""
+    old, buffer = zipfile.ZipFile(io.BytesIO(saved(rows))), io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, entries.get(name.rpartition("/")[2].replace(".", "_"), old.read(name)))
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def deflated() -> str:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data.pkl", bytes(2**28))
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def safe_header(**entry: Any) -> str:
+    header = json.dumps({"x": {"dtype": "F32", "shape": [1, 8], "data_offsets": [0, 32], **entry}}).encode()
+    return text(len(header).to_bytes(8, "little") + header + bytes(32))
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "empty": ("", "invalid_prompt_embeds"),
+    "not base64": ("%%%%", "invalid_prompt_embeds"),
+    "not ascii": ("äöü", "invalid_prompt_embeds"),
+    "url-safe base64": ("-_-_", "invalid_prompt_embeds"),
+    "whitespace": ("AAAA\nAAAA", "invalid_prompt_embeds"),
+    "a number": (5, "invalid_prompt_embeds"),
+    "true": (True, "invalid_prompt_embeds"),
+    "nested": ([[encoded(ROWS)]], "invalid_prompt_embeds"),
+    "an empty list": ([], "invalid_prompt_embeds"),
+    "too many": (["AAAA"] * 65, "too_many_prompts"),
+    "no tensor": (text(b"hello, world"), "invalid_prompt_embeds"),
+    "a plain pickle": (text(b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R."), "invalid_prompt_embeds"),
+    "a call in a file": (torch_file(ROWS, data_pkl=b"\x80\x02cos\nsystem\n)R."), "invalid_prompt_embeds"),
+    "an extension": (torch_file(ROWS, data_pkl=b"\x80\x02\x82\x01."), "invalid_prompt_embeds"),
+    "big-endian": (torch_file(ROWS, byteorder=b"big"), "invalid_prompt_embeds"),
+    "a short storage": (torch_file(ROWS, **{"0": b"1234"}), "invalid_prompt_embeds"),
+    "deflated": (deflated(), "invalid_prompt_embeds"),
+    "a list of tensors": (encoded([ROWS]), "invalid_prompt_embeds"),
+    "sparse": (encoded(ROWS.to_sparse()), "invalid_prompt_embeds"),
+    "csr": (encoded(ROWS.to_sparse_csr()), "invalid_prompt_embeds"),
+    "quantized": (encoded(torch.quantize_per_tensor(ROWS, 0.1, 0, torch.qint8)), "invalid_prompt_embeds"),
+    "meta": (encoded(ROWS.to("meta")), "invalid_prompt_embeds"),
+    "repeated rows": (encoded(ROWS[:1].expand(4, -1)), "invalid_prompt_embeds"),
+    **{
+        str(dtype): (encoded(ROWS.to(dtype)), "invalid_prompt_embeds")
+        for dtype in (torch.float64, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn)
+    },
+    "0 dimensions": (encoded(ROWS[0, 0]), "invalid_prompt_embeds"),
+    "1 dimension": (encoded(ROWS[0]), "invalid_prompt_embeds"),
+    "3 dimensions": (encoded(ROWS[None]), "invalid_prompt_embeds"),
+    "no rows": (encoded(ROWS[:0]), "invalid_prompt_embeds"),
+    "too wide": (encoded(torch.zeros(2, HIDDEN_SIZE + 1)), "invalid_prompt_embeds"),
+    "not a number": (encoded(ROWS * float("nan")), "non_finite"),
+    "infinite": (encoded(ROWS + float("inf")), "non_finite"),
+    "too large": (encoded(torch.full((1, HIDDEN_SIZE), 1e38)), "non_finite"),
+    "minus too large": (encoded(torch.full((1, HIDDEN_SIZE), -1e38)), "non_finite"),
+    "raw: keys": ({"data": "AAAA"}, "invalid_prompt_embeds"),
+    "raw: more keys": ({**raw(ROWS), "device": "cpu"}, "invalid_prompt_embeds"),
+    "raw: data": ({**raw(ROWS), "data": [1.0]}, "invalid_prompt_embeds"),
+    "raw: wrong shape": ({**raw(ROWS), "shape": [3, 9]}, "invalid_prompt_embeds"),
+    "raw: huge shape": ({**raw(ROWS), "shape": [2**31 - 1, 2**31 - 1]}, "too_long"),
+    "raw: huge number": ({**raw(ROWS), "shape": [2**62, 4]}, "invalid_prompt_embeds"),
+    "raw: negative shape": ({**raw(ROWS), "shape": [-3, -8]}, "invalid_prompt_embeds"),
+    "raw: shape of text": ({**raw(ROWS), "shape": ["3", 8]}, "invalid_prompt_embeds"),
+    "raw: dtype": ({**raw(ROWS), "dtype": "float64"}, "invalid_prompt_embeds"),
+    "raw: dtype of a list": ({**raw(ROWS), "dtype": ["float32"]}, "invalid_prompt_embeds"),
+    "safetensors: two": (text(safetensors.torch.save({"a": ROWS, "b": ROWS})), "invalid_prompt_embeds"),
+    "safetensors: dtype": (text(safetensors.torch.save({"a": ROWS.double()})), "invalid_prompt_embeds"),
+    "safetensors: offsets": (safe_header(data_offsets=[0, 2**40]), "invalid_prompt_embeds"),
+    "safetensors: backwards": (safe_header(data_offsets=[32, 0]), "invalid_prompt_embeds"),
+    "safetensors: shape": (safe_header(shape=[2, 8]), "invalid_prompt_embeds"),
+    "safetensors: shape of text": (safe_header(shape="ab"), "invalid_prompt_embeds"),
+    "safetensors: deep": (text((4096).to_bytes(8, "little") + b"[" * 4096), "invalid_prompt_embeds"),
+    "safetensors: long header": (text((2**60).to_bytes(8, "little") + b"{}"), "invalid_prompt_embeds"),
+}
+
+
+def refused(client: openai.OpenAI, model: str = "tiny", **body: Any) -> dict[str, Any]:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model=model, prompt=body.pop("prompt", ""), extra_body=body)
+    error: dict[str, Any] = caught.value.body  # type: ignore[assignment]
+    return error
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_embeddings_are_refused_by_name(world: World, client: openai.OpenAI, case: str) -> None:
+    value, code = WRONG[case]
+    before = len(world.tiny.requests)
+    error = refused(client, prompt_embeds=value)
+    param = "prompt_embeds[0]" if case == "nested" else "prompt_embeds"
+    assert (error["code"], error["param"]) == (code, param), error
+    assert len(world.tiny.requests) == before
+
+
+@pytest.mark.parametrize("endpoint", ["completions", "chat"])
+def test_one_wrong_of_three_is_named_and_none_runs(world: World, client: openai.OpenAI, endpoint: str) -> None:
+    before = len(world.tiny.requests)
+    for wrong, code in (("AAAA", "invalid_prompt_embeds"), (encoded(torch.zeros(2, 9)), "invalid_prompt_embeds")):
+        body = {"prompt_embeds": [encoded(ROWS), wrong, encoded(ROWS)]}
+        with pytest.raises(openai.BadRequestError) as caught:
+            if endpoint == "chat":
+                client.chat.completions.create(model="tiny", messages=[], extra_body=body)
+            else:
+                client.completions.create(model="tiny", prompt="a", extra_body=body)
+        assert (caught.value.code, caught.value.param) == (code, "prompt_embeds[1]")
+    assert len(world.tiny.requests) == before
+
+
+def test_too_long_for_the_context(client: openai.OpenAI) -> None:
+    long = [encoded(ROWS), encoded(torch.zeros(MAX_MODEL_LEN + 1, HIDDEN_SIZE))]
+    error = refused(client, prompt_embeds=long)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt_embeds[1]")
+    error = refused(client, "org/translator", prompt_embeds=encoded(torch.zeros(MAX_ENCODER_LEN + 1, HIDDEN_SIZE)))
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt_embeds")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"echo": True}, "echo"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"encoder_prompt": "a", "prompt": "b"}, "encoder_prompt"),
+        ({"decoder_prompt": "a"}, "encoder_prompt"),
+    ],
+)
+def test_what_needs_tokens_is_refused_by_name(client: openai.OpenAI, fields: dict[str, Any], param: str) -> None:
+    assert refused(client, prompt_embeds=encoded(ROWS), **fields)["param"] == param
+
+
+def test_off_is_off_on_every_route() -> None:
+    server = RunningServer({"tiny": FakeEngine(make_info("tiny"))})
+    try:
+        with openai.OpenAI(base_url=server.base_url, api_key="none", max_retries=0) as client:
+            assert refused(client, prompt_embeds=encoded(ROWS))["code"] == "feature_disabled"
+            with pytest.raises(openai.BadRequestError) as caught:
+                client.chat.completions.create(model="tiny", messages=[], extra_body={"prompt_embeds": "AAAA"})
+            assert caught.value.code == "feature_disabled"
+    finally:
+        server.stop()
+
+
+def test_bodies_of_embeddings_may_be_larger_than_others(client: openai.OpenAI) -> None:
+    wide = torch.zeros(9 * 2**20 // 4 // 900, 900)
+    error = refused(client, prompt_embeds=encoded(wide))
+    assert error["code"] == "invalid_prompt_embeds" and "900" in error["message"]
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.completions.create(model="tiny", prompt="", extra_body={"prompt_embeds": "A" * (64 * 2**20)})
+    assert caught.value.status_code == 413
