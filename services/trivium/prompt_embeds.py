@@ -110,7 +110,7 @@ def _read_safetensors(data: bytes) -> tuple[str, npt.NDArray[Any]]:
 
 
 def _read_raw(tensor: RawTensor) -> tuple[str, npt.NDArray[Any]]:
-    if tensor.dtype not in FLOAT_DTYPES:
+    if not isinstance(tensor.dtype, str) or tensor.dtype not in FLOAT_DTYPES:
         raise _wrong_dtype(tensor.dtype)
     if not _is_sizes(tensor.shape):
         raise _invalid("the shape must be numbers, 0 or more")

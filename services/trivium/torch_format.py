@@ -90,10 +90,10 @@ class StoredTensor:
 def float32_of(dtype: str, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Contiguous float32 numbers of `values`, which are of `dtype`, or its bits if that is bfloat16."""
     if dtype == "bfloat16":
-        bits = np.ascontiguousarray(values, np.uint32)
+        bits = np.array(values, np.uint32, order="C")
         bits <<= 16
         return bits.view(np.float32)
-    return np.ascontiguousarray(values, np.float32)
+    return np.asarray(values, np.float32, order="C")
 
 
 def read_torch_tensor(data: bytes, limits: TorchLimits = TENSOR_LIMITS) -> StoredTensor:

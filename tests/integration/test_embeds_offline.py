@@ -1,0 +1,218 @@
+"""Prompt embeddings through `LLM`: the same as transformers' `inputs_embeds`, whatever else happens to the request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from embeds import embed, generate_from, soft_rows
+from oracle import PROMPTS, oracle
+from tiny import FAMILIES, load_oracle, save_tiny
+from trivium import LLM, BeamSearchParams, EmbedsPrompt, ExplicitEncoderDecoderPrompt, SamplingParams, TokensPrompt
+from trivium.errors import InvalidRequestError
+
+GREEDY = SamplingParams(temperature=0, max_tokens=20)
+SOURCES = [prompt for prompt in PROMPTS if len(prompt) > 2][:6]
+
+
+def tokens(llm: LLM, prompts: Any, params: Any = GREEDY) -> list[list[int]]:
+    return [output.outputs[0].token_ids for output in llm.generate(prompts, params, use_tqdm=False)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_equals_transformers_beside_tokens_and_text(checkpoints: dict[str, Path], family: str) -> None:
+    path = checkpoints[family]
+    model = load_oracle(path)
+    rows = [soft_rows(model, source, seed=seed) for seed, source in enumerate(SOURCES)]
+    expected = [generate_from(path, part, max_new_tokens=20) for part in rows]
+    with LLM(str(path), num_threads=1, max_num_batched_tokens=32, max_num_seqs=5, enable_prompt_embeds=True) as llm:
+        others = [TokensPrompt(prompt_token_ids=source) for source in SOURCES]
+        mixed = [
+            prompt for pair in zip(({"prompt_embeds": part} for part in rows), others, strict=True) for prompt in pair
+        ]
+        outputs = tokens(llm, [*mixed, "text"])
+        assert outputs[0:-1:2] == expected
+        assert outputs[1::2] == [oracle(path, source) for source in SOURCES]
+        assert tokens(llm, EmbedsPrompt(prompt_embeds=rows[0].numpy())) == expected[:1]
+        assert len({tuple(output) for output in expected}) > 2
+
+
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_encoder_embeddings_go_with_every_kind_of_decoder_prompt(checkpoints: dict[str, Path], family: str) -> None:
+    path = checkpoints[family]
+    rows = soft_rows(load_oracle(path), SOURCES[3])
+    with LLM(str(path), num_threads=1, enable_prompt_embeds=True) as llm:
+        start = llm.model_info.decoder_start_token_id
+        assert start is not None
+        for decoder in (None, "ab", TokensPrompt(prompt_token_ids=[9, 10, 11])):
+            prompt = ExplicitEncoderDecoderPrompt(
+                encoder_prompt=EmbedsPrompt(prompt_embeds=rows), decoder_prompt=decoder
+            )
+            (output,) = llm.generate(prompt, GREEDY, use_tqdm=False)
+            expected = generate_from(path, rows, decoder=output.prompt_token_ids, max_new_tokens=20)
+            assert output.outputs[0].token_ids == expected and output.prompt_token_ids[0] == start
+            assert output.encoder_prompt_token_ids == [0] * len(rows)
+
+
+@pytest.mark.parametrize("family", ["llama", "bart"])
+def test_beam_search_equals_transformers(checkpoints: dict[str, Path], family: str) -> None:
+    path = checkpoints[family]
+    model = load_oracle(path)
+    rows = soft_rows(model, SOURCES[4])
+    settings = {"num_beams": 3, "max_new_tokens": 10, "num_return_sequences": 1}
+    expected = generate_from(path, rows, **settings)
+    with LLM(str(path), num_threads=1, enable_prompt_embeds=True) as llm:
+        found = tokens(llm, {"prompt_embeds": rows}, BeamSearchParams(beam_width=3, max_tokens=10))[0]
+    pad = model.generation_config.pad_token_id
+    assert found == expected or found == [token for token in expected if token != pad]
+
+
+def test_the_prefix_cache_knows_embeddings_by_their_numbers(checkpoints: dict[str, Path]) -> None:
+    path = checkpoints["llama"]
+    model = load_oracle(path)
+    rows = soft_rows(model, list(range(5, 55)))
+    other = rows.clone()
+    other[20] += 0.5  # in the second block
+    expected = [generate_from(path, part, max_new_tokens=20) for part in (rows, other)]
+    assert expected[0] != expected[1]
+    with LLM(str(path), num_threads=1, enable_prompt_embeds=True) as llm:
+        cache = llm.engine_loop.scheduler.kv_cache
+        hits = []
+        for prompt in ({"prompt_embeds": rows}, {"prompt_embeds": rows.double().float()}, {"prompt_embeds": other}):
+            before = cache.num_prompt_tokens_hit
+            assert tokens(llm, prompt) == expected[1:] if prompt["prompt_embeds"] is other else expected[:1]
+            hits.append(cache.num_prompt_tokens_hit - before)
+        assert hits == [0, 48, 16]
+        before = cache.num_prompt_tokens_hit
+        tokens(llm, TokensPrompt(prompt_token_ids=[0] * 50))  # the placeholders themselves
+        assert cache.num_prompt_tokens_hit == before
+
+
+def test_the_encoder_runs_once_for_the_same_embeddings(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trivium.executor.models.bart import BartEncoder
+
+    runs: list[int] = []
+    encode = BartEncoder.encode
+    monkeypatch.setattr(BartEncoder, "encode", lambda *args: (runs.append(len(args[1])), encode(*args))[1])
+    path = checkpoints["bart"]
+    rows = soft_rows(load_oracle(path), SOURCES[3])
+    with LLM(str(path), num_threads=1, enable_prompt_embeds=True) as llm:
+        first = tokens(llm, {"prompt_embeds": rows})
+        assert tokens(llm, {"prompt_embeds": rows.clone()}) == first
+        assert runs == [len(rows)]
+        assert tokens(llm, {"prompt_embeds": rows.flip(0)}) == [generate_from(path, rows.flip(0), max_new_tokens=20)]
+        assert tokens(llm, TokensPrompt(prompt_token_ids=[0] * len(rows))) == [oracle(path, [0] * len(rows))]
+        assert runs == [len(rows)] * 3
+
+
+def block_bytes(path: Path) -> int:
+    config = load_oracle(path).config
+    head_dim = config.hidden_size // config.num_attention_heads
+    return int(16 * config.num_hidden_layers * 2 * config.num_key_value_heads * head_dim * 4)
+
+
+@pytest.mark.parametrize("swap_space", [0.0, 0.01])
+def test_preemption_changes_no_token(checkpoints: dict[str, Path], swap_space: float) -> None:
+    path = checkpoints["llama"]
+    model = load_oracle(path)
+    rows = [soft_rows(model, source + [7] * seed, seed=seed) for seed, source in enumerate(PROMPTS)]
+    prompts = [EmbedsPrompt(prompt_embeds=part) for part in rows]
+    params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+    with LLM(str(path), num_threads=1, enable_prompt_embeds=True) as llm:
+        expected = tokens(llm, prompts, params)
+    settings: dict[str, Any] = {"kv_cache_memory_bytes": 10 * block_bytes(path), "swap_space": swap_space}
+    with LLM(str(path), num_threads=1, enable_prompt_embeds=True, enable_prefix_caching=False, **settings) as llm:
+        assert tokens(llm, prompts, params) == expected
+        scheduler = llm.engine_loop.scheduler
+        assert scheduler.num_preemptions > 0 and scheduler.num_held_blocks == 0
+        assert (scheduler.num_swaps > 0) == (swap_space > 0)
+
+
+@pytest.mark.parametrize("max_num_seqs", [1, 8])
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_choices_of_one_prompt_share_it(checkpoints: dict[str, Path], family: str, max_num_seqs: int) -> None:
+    path = checkpoints[family]
+    ids = SOURCES[5]
+    rows = embed(load_oracle(path), ids)
+    params = SamplingParams(n=4, temperature=0.8, seed=1, max_tokens=12)
+    with LLM(str(path), num_threads=1, max_num_seqs=max_num_seqs, enable_prompt_embeds=True) as llm:
+        both = [{"prompt_embeds": rows}, TokensPrompt(prompt_token_ids=ids)]
+        embedded, plain = llm.generate(both, params, use_tqdm=False)
+    assert [choice.token_ids for choice in embedded.outputs] == [choice.token_ids for choice in plain.outputs]
+    assert len({tuple(choice.token_ids) for choice in embedded.outputs}) > 1
+
+
+def test_log_probabilities_of_the_output_are_those_of_tokens(checkpoints: dict[str, Path]) -> None:
+    path = checkpoints["llama"]
+    ids = SOURCES[5]
+    params = SamplingParams(temperature=0, max_tokens=5, logprobs=2)
+    with LLM(str(path), num_threads=1, enable_prompt_embeds=True) as llm:
+        both = [{"prompt_embeds": embed(load_oracle(path), ids)}, TokensPrompt(prompt_token_ids=ids)]
+        embedded, plain = (output.outputs[0] for output in llm.generate(both, params, use_tqdm=False))
+    assert embedded.logprobs is not None and plain.logprobs is not None
+    for one, other in zip(embedded.logprobs, plain.logprobs, strict=True):
+        assert one.keys() == other.keys()
+        assert all(abs(one[key].logprob - other[key].logprob) < 1e-4 for key in one)
+
+
+WRONG: list[tuple[Any, str]] = [
+    (torch.ones(3, 47), "hidden size"),
+    (torch.ones(3, 48, dtype=torch.float64), "float64"),
+    (np.ones((3, 48)), "float64"),
+    (torch.ones(3, 48, dtype=torch.int64), "int64"),
+    (torch.ones(3, 48).to_sparse(), "dense"),
+    (torch.ones(3, 48, device="meta"), "dense"),
+    (torch.ones(48), "shape"),
+    (torch.ones(1, 3, 48), "shape"),
+    (torch.ones(0, 48), "shape"),
+    (torch.full((3, 48), float("nan")), "finite"),
+    ([[1.0] * 48], "list"),
+    (None, "NoneType"),
+    ("AAAA", "str"),
+    (torch.ones(129, 48), "context"),
+]
+
+
+def test_wrong_embeddings_are_refused_by_name(checkpoints: dict[str, Path]) -> None:
+    with LLM(str(checkpoints["llama"]), num_threads=1, enable_prompt_embeds=True) as llm:
+        for value, word in WRONG:
+            with pytest.raises(InvalidRequestError, match=word) as caught:
+                llm.generate({"prompt_embeds": value}, GREEDY, use_tqdm=False)  # type: ignore[arg-type]
+            assert caught.value.param == "prompt_embeds"
+        rows = torch.ones(3, 48)
+        with pytest.raises(InvalidRequestError) as caught:
+            llm.generate({"prompt_embeds": rows}, SamplingParams(prompt_logprobs=1), use_tqdm=False)  # type: ignore[arg-type]
+        assert caught.value.param == "prompt_logprobs"
+        with pytest.raises(InvalidRequestError) as caught:
+            llm.generate({"prompt_embeds": rows, "prompt": "a"}, use_tqdm=False)  # type: ignore[arg-type]
+        assert caught.value.code == "conflicting_parameters"
+        assert tokens(llm, {"prompt_embeds": rows})
+
+
+def test_what_is_not_enabled_or_not_possible_is_refused(checkpoints: dict[str, Path]) -> None:
+    with LLM(str(checkpoints["llama"]), num_threads=1) as llm, pytest.raises(InvalidRequestError) as caught:
+        llm.generate({"prompt_embeds": torch.ones(3, 48)}, use_tqdm=False)  # type: ignore[arg-type]
+    assert (caught.value.code, caught.value.param) == ("feature_disabled", "prompt_embeds")
+    with LLM(str(checkpoints["bart"]), num_threads=1, enable_prompt_embeds=True) as llm:
+        pair = ExplicitEncoderDecoderPrompt(
+            encoder_prompt="a", decoder_prompt=EmbedsPrompt(prompt_embeds=torch.ones(1, 32))
+        )
+        with pytest.raises(InvalidRequestError) as caught:
+            llm.generate(pair, use_tqdm=False)
+        assert caught.value.param == "decoder_prompt"
+
+
+def test_scaled_token_embeddings_are_what_inputs_embeds_means(tmp_path: Path) -> None:
+    """Of these families only one scales inside its table, and positions depend on padding in another."""
+    for family in ("marian", "m2m_100"):
+        path = save_tiny(family, tmp_path / family, seed=3, with_tokenizer=True)
+        ids = [9, 0, 33, 0, 0, 71]
+        rows = embed(load_oracle(path), ids)
+        with LLM(str(path), num_threads=1, enable_prompt_embeds=True) as llm:
+            assert tokens(llm, {"prompt_embeds": rows}) == [generate_from(path, rows, max_new_tokens=20)]
