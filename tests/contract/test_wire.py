@@ -1,6 +1,7 @@
 """Every conversion is total, exact and checked: fields equal descriptors, values survive the round trip."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 from trivium import columns, errors, wire
 from trivium.config import GenerationDefaults, ModelInfo
 from trivium.errors import InvalidRequestError
-from trivium.inputs import EncodedPair, EncodedPrompt, GenerationRequest, PairTexts, ResumedChoice
+from trivium.inputs import EncodedPair, EncodedPrompt, GenerationRequest, PairTexts, PromptEmbeds, ResumedChoice
 from trivium.outputs import ChoiceDelta, FinishReason, TokenLogprobs
 from trivium.params import BeamSettings, SamplingParams
+from trivium.prompts import encode_prompt
 from trivium.step import (
     BeamCandidates,
     CachedRequestData,
@@ -110,6 +112,8 @@ new_request = st.builds(
     cross_block_ids=ids,
     beam_slots=ids,
     adapter=st.text(max_size=5),
+    prompt_embeds=st.none() | st.binary(max_size=8),
+    encoder_embeds=st.none() | st.binary(max_size=8),
 )
 float32 = st.floats(width=32, allow_nan=False)
 beam_settings = st.builds(
@@ -278,9 +282,54 @@ def test_a_request_keeps_its_prompt(prompt: EncodedPrompt) -> None:
     assert message.stream and message.traceparent == "00-x"
 
 
+EMBEDS = PromptEmbeds.of(bytes(range(48)), 3, 4)
+SMALL = ModelInfo("m", "A", True, 10, 20, 30, "float32", 16, 99, 4, 8, hidden_size=4)
+
+
+class NoTexts:
+    """A TextEncoder that is never needed."""
+
+    async def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        raise AssertionError("there is no text to encode")
+
+    async def encode_pair(self, texts: PairTexts) -> EncodedPair:
+        raise AssertionError("there is no text to encode")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        EncodedPrompt(EMBEDS.placeholder_ids, embeds=EMBEDS),
+        EncodedPrompt((7, 8), encoder_token_ids=EMBEDS.placeholder_ids, encoder_embeds=EMBEDS),
+    ],
+)
+async def test_embeddings_survive_with_their_digests(prompt: EncodedPrompt) -> None:
+    message = wire.prompt_to_proto(wire.encoded_prompt_to_prompt(prompt))
+    info = dataclasses.replace(SMALL, is_encoder_decoder=prompt.embeds is None)
+    back = await encode_prompt(wire.prompt_from_proto(message), NoTexts(), info)
+    assert back == prompt
+    embeds = back.embeds or back.encoder_embeds
+    assert embeds is not None and embeds.digests == EMBEDS.digests
+
+
 def test_model_info_round_trip() -> None:
     info = ModelInfo(
-        "m", "A", True, 10, 20, 30, "float32", 16, 99, 4, 8, (2, 3), forced_bos_token_id=0, num_host_blocks=5
+        "m",
+        "A",
+        True,
+        10,
+        20,
+        30,
+        "float32",
+        16,
+        99,
+        4,
+        8,
+        (2, 3),
+        forced_bos_token_id=0,
+        num_host_blocks=5,
+        hidden_size=64,
     )
     info = dataclasses.replace(info, adapters=("a", "b"), max_loras=3)
     assert wire.model_info_from_proto(wire.model_info_to_proto(info)) == info
