@@ -1,25 +1,24 @@
 """Files that hold named tensors: safetensors, and those that torch.save wrote (`pytorch_model.bin`).
 
-The latter are pickles. They are read by torch's restricted unpickler, which builds tensors and nothing else, and only
-as part of the model that the operator named; nothing that a client sends comes here.
+The latter are read by `torch_format.py`, which builds tensors and nothing else.
 """
 
 from __future__ import annotations
 
-import pickle
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trivium.errors import ConfigurationError
+from trivium.torch_format import TensorFormatError, open_torch_checkpoint
 
 _SAFE_DTYPES = ("F64", "F32", "F16", "BF16")
-_TORCH_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_TORCH_DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
 class TensorFile(Protocol):
@@ -61,18 +60,14 @@ class SafetensorsFile:
 
 
 class TorchFile:
-    """Mapped into memory where it is a zip archive, as torch writes since 1.6; older ones are read whole."""
+    """A zip archive of torch.save, mapped into memory."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            stored = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ConfigurationError(f"{path} is not a file of tensors that can be read safely: {reason}") from None
-        if not isinstance(stored, Mapping):
-            raise ConfigurationError(f"{path} must hold named tensors, got {type(stored).__name__}")
-        self._tensors = {name: value for name, value in stored.items() if isinstance(value, Tensor)}
+            self._tensors = open_torch_checkpoint(path)
+        except (TensorFormatError, OSError) as error:
+            raise ConfigurationError(f"{path} is not a file of tensors that can be read safely: {error}") from None
 
     def names(self) -> Iterable[str]:
         return list(self._tensors)
@@ -81,10 +76,10 @@ class TorchFile:
         if name not in self._tensors:
             raise ConfigurationError(f"{self._path}: cannot read {name}: the file does not hold it")
         tensor = self._tensors[name]
-        return tuple(tensor.shape), None if tensor.dtype in _TORCH_DTYPES else str(tensor.dtype).removeprefix("torch.")
+        return tensor.values.shape, None if tensor.dtype in _TORCH_DTYPES else tensor.dtype
 
     def read(self, name: str) -> Tensor:
-        return self._tensors[name]
+        return torch.from_numpy(np.array(self._tensors[name].to_float32()))  # a copy: torch wants to write
 
 
 def open_tensor_file(path: Path) -> TensorFile:

@@ -107,12 +107,12 @@ def test_a_directory_that_does_not_exist_is_named(source: str) -> None:
         make_runner(source)
 
 
-def store_as_bin(path: Path, *, rename: Callable[[str], str] = str, num_files: int = 1, legacy: bool = False) -> None:
-    """As torch.save writes it, today or before torch 1.6, in one file or several with an index."""
+def store_as_bin(path: Path, *, rename: Callable[[str], str] = str, num_files: int = 1) -> None:
+    """As torch.save writes it, in one file or several with an index."""
     tensors = {rename(name): tensor for name, tensor in load_file(path / "model.safetensors").items()}
     (path / "model.safetensors").unlink()
     if num_files == 1:
-        torch.save(tensors, path / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
+        torch.save(tensors, path / "pytorch_model.bin")
         return
     weight_map = {name: f"pytorch_model-{index % num_files}.bin" for index, name in enumerate(sorted(tensors))}
     for file in set(weight_map.values()):
@@ -120,7 +120,7 @@ def store_as_bin(path: Path, *, rename: Callable[[str], str] = str, num_files: i
     (path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
-@pytest.mark.parametrize("options", [{}, {"legacy": True}, {"num_files": 3}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"num_files": 3}], ids=str)
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
 def test_a_checkpoint_of_torch_save_loads_the_same(family: str, options: dict[str, Any], tmp_path: Path) -> None:
     path = save_tiny(family, tmp_path)
@@ -174,12 +174,12 @@ def test_a_checkpoint_that_holds_code_is_refused_and_not_run(legacy: bool, tmp_p
     [
         (b"", "is not a file of tensors"),
         (b"PK\x03\x04 and no more", "is not a file of tensors"),
-        ([torch.zeros(2)], "must hold named tensors, got list"),
+        ([torch.zeros(2)], "holds something else than a dict of tensors"),
         (
             {"model.embed_tokens.weight": torch.zeros(260, 48, dtype=torch.int8)},
             "embed_tokens.weight is stored as int8",
         ),
-        ({"model.embed_tokens.weight": 3}, "has no tensor model.embed_tokens.weight"),
+        ({"model.embed_tokens.weight": 3}, "is not a file of tensors that can be read safely"),
     ],
 )
 def test_a_broken_checkpoint_of_torch_save_is_one_clear_line(content: object, message: str, tmp_path: Path) -> None:
