@@ -23,13 +23,16 @@ from torch import Tensor
 class SingleQueryBatch:
     """Rows [start, end) with one query each, which are also the tokens [start, end): one batched attention.
 
-    blocks: [num_rows * blocks_per_row]. mask: additive [num_rows, num_heads or 1, 1, keys of blocks_per_row], or None.
+    Each `num_sharing` rows on end read the same keys, which are read once: they are one of the
+    num_groups = (end - start) // num_sharing. blocks: [num_groups * blocks_per_group]. mask: additive
+    [num_groups, num_heads or 1, 1, keys of blocks_per_group], or None.
     """
 
     start: int
     end: int
     blocks: Tensor
     mask: Tensor | None
+    num_sharing: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,8 @@ class PlanPagedAttention(Protocol):
         block_tables: [num_rows, max_blocks] integer; columns past a row's context are ignored, but must name blocks of
         the pool. context_lens: [num_rows], each at least the row's number of queries if causal, at least 1 otherwise.
         cu_seqlens_q: [num_rows + 1], starts with 0. Rows with one query run fastest when they come first and in the
-        order of their context. window: a causal query sees itself and window - 1 keys before it; needs causal.
+        order of their context; neighbours with the same blocks, as the beams of a request have for
+        cross-attention, read them once. window: a causal query sees itself and window - 1 keys before it; needs causal.
         bias_table: [num_heads, 2 * max_distance + 1], the bias of distance d = key position - query position in column
         clamp(d, -max_distance, max_distance) + max_distance.
         """

@@ -6,7 +6,7 @@ Contracts are in the op files. Nothing here keeps state.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -134,10 +134,18 @@ def plan_paged_attention(
     while num_single < len(contexts) and bounds[num_single + 1] == num_single + 1:
         num_single += 1
     batches = []
-    for start, end in _batches_of_similar_length(contexts[:num_single]):
-        num_blocks = -(-max(contexts[start:end]) // block_size)
-        mask = _single_query_mask(context_lens[start:end], num_blocks * block_size, window, bias_table)
-        batches.append(SingleQueryBatch(start, end, block_tables[start:end, :num_blocks].reshape(-1), mask))
+    can_share = not causal and bias_table is None
+    sharing = _rows_that_share(block_tables, contexts[:num_single], block_size) if can_share else [(num_single, 1)]
+    first = 0
+    for num_groups, width in sharing:
+        lens = contexts[first : first + num_groups * width : width]
+        for low, high in _batches_of_similar_length(lens):
+            start, end = first + low * width, first + high * width
+            num_blocks = -(-max(lens[low:high]) // block_size)
+            mask = _single_query_mask(context_lens[start:end:width], num_blocks * block_size, window, bias_table)
+            blocks = block_tables[start:end:width, :num_blocks].reshape(-1)
+            batches.append(SingleQueryBatch(start, end, blocks, mask, width))
+        first += num_groups * width
     segments = []
     for row in range(num_single, len(contexts)):
         start, end, context = bounds[row], bounds[row + 1], contexts[row]
@@ -163,24 +171,25 @@ def paged_attention(
     num_kv_heads, head_dim = key_cache.shape[2:]
     output = torch.empty_like(query, memory_format=torch.contiguous_format)  # [num_tokens, num_heads, head_dim]
     for batch in plan.batches:
-        num_rows = batch.end - batch.start
-        # The heads that share a key head are its queries: each key is read once, and no key is repeated.
-        shape = (num_rows, num_kv_heads, query.shape[1] // num_kv_heads, head_dim)
-        keys = key_cache.index_select(0, batch.blocks).view(num_rows, -1, num_kv_heads, head_dim)
-        values = value_cache.index_select(0, batch.blocks).view(num_rows, -1, num_kv_heads, head_dim)
+        width = batch.num_sharing
+        num_groups = (batch.end - batch.start) // width
+        # The rows and heads that share a key head are its queries: each key is read once, and no key is repeated.
+        heads_per_key = query.shape[1] // num_kv_heads
+        shape = (num_groups, width, num_kv_heads, heads_per_key, head_dim)
+        keys = key_cache.index_select(0, batch.blocks).view(num_groups, -1, num_kv_heads, head_dim)
+        values = value_cache.index_select(0, batch.blocks).view(num_groups, -1, num_kv_heads, head_dim)
         mask = batch.mask
         if mask is not None and mask.shape[1] > 1:
-            mask = mask.view(*shape[:3], -1)
-        queries, keys, values = (
-            query[batch.start : batch.end].reshape(shape),
-            keys.transpose(1, 2),
-            values.transpose(1, 2),
-        )
+            mask = mask.view(num_groups, num_kv_heads, heads_per_key, -1)
+        queries = query[batch.start : batch.end].reshape(shape).transpose(1, 2).flatten(2, 3)
+        keys, values = keys.transpose(1, 2), values.transpose(1, 2)
         if soft_cap is None:
             attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
         else:
             attended = _capped_attention(queries, keys, values, mask, scale, soft_cap)
-        output[batch.start : batch.end].view(shape).copy_(attended)
+        # attended: [num_groups, num_kv_heads, width * heads_per_key, head_dim]
+        target = output[batch.start : batch.end].view(shape).transpose(1, 2)
+        target.copy_(attended.view(num_groups, num_kv_heads, width, heads_per_key, head_dim))
     for segment in plan.segments:
         rows = slice(segment.start, segment.end)
         keys = key_cache.index_select(0, segment.blocks).view(-1, num_kv_heads, head_dim)[: segment.context_len]
@@ -277,6 +286,16 @@ def _bias(bias_table: Tensor | None, distance: Tensor) -> Tensor:
         return torch.zeros((1, *distance.shape), device=distance.device)
     max_distance = bias_table.shape[1] // 2
     return bias_table[:, distance.clamp(-max_distance, max_distance) + max_distance]
+
+
+def _rows_that_share(block_tables: Tensor, contexts: Sequence[int], block_size: int) -> list[tuple[int, int]]:
+    """(number of groups, rows of each group) in the order of the rows: rows of a group have the same keys."""
+    if not contexts:
+        return []
+    tables = block_tables[: len(contexts)].tolist()
+    keys = [(length, table[: -(-length // block_size)]) for length, table in zip(contexts, tables, strict=True)]
+    widths = [sum(1 for _ in rows) for _, rows in groupby(keys)]
+    return [(sum(1 for _ in groups), width) for width, groups in groupby(widths)]
 
 
 def _batches_of_similar_length(contexts: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -16,6 +16,7 @@ PROTOCOL_REVISION = 1
 DEFAULT_GPU_MEMORY_UTILIZATION = 0.9
 DEFAULT_MAX_LORA_RANK = 16
 DEFAULT_MAX_LORAS = 8
+QUANTIZATIONS = ("int8",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,11 +123,12 @@ class ExecutorConfig:
     model: a local directory, a bundled name or a hub id. dtype: "auto", "float" and "float32" all mean float32 on a
     CPU without bf16 hardware. kv_cache_memory_bytes: None takes the default share of free memory, on a GPU what
     gpu_memory_utilization (None: 0.9) of its memory leaves beside the weights. swap_space_gib: host memory for the KV
-    of preempted requests; 0 has them compute it again. max_model_len: None takes the model's own, or what the KV cache
-    holds if that is less. num_threads: 0 decides by the size of the model and the cores, of which
-    `num_local_executors` executors on this machine take equal shares. generation_config: "auto" for the checkpoint's
-    own generation_config.json, "none", or the path of another. enable_lora: LoRA adapters can be used, of at most
-    max_lora_rank, at most max_loras of them in one batch; lora_modules are loaded at start.
+    of preempted requests; 0 has them compute it again. quantization: None, or "int8": 8-bit weights and activations in
+    every linear layer. max_model_len: None takes the model's own, or what the KV cache holds if that is less.
+    num_threads: 0 decides by the size of the model and the cores, of which `num_local_executors` executors on this
+    machine take equal shares. generation_config: "auto" for the checkpoint's own generation_config.json, "none", or the
+    path of another. enable_lora: LoRA adapters can be used, of at most max_lora_rank, at most max_loras of them in one
+    batch; lora_modules are loaded at start.
     """
 
     model: str
@@ -137,6 +139,7 @@ class ExecutorConfig:
     kv_cache_memory_bytes: int | None = None
     gpu_memory_utilization: float | None = None
     swap_space_gib: float = 0.0
+    quantization: str | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
@@ -177,6 +180,8 @@ class ExecutorConfig:
             )
         if not 0 <= self.swap_space_gib < math.inf:
             raise ConfigurationError(f"swap_space must be a number of GiB, 0 or more, got {self.swap_space_gib}")
+        if self.quantization not in (None, *QUANTIZATIONS):
+            raise ConfigurationError(f"quantization must be {' or '.join(QUANTIZATIONS)}, got {self.quantization!r}")
         if self.num_threads < 0:
             raise ConfigurationError(f"num_threads must not be negative, got {self.num_threads}")
 

@@ -128,6 +128,33 @@ def test_paged_attention(
     torch.testing.assert_close(output, torch.cat(expected))
 
 
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(3, 3), (6, 2)])
+@pytest.mark.parametrize("widths", [[4, 4], [4, 1, 1, 2, 2], [1, 3]])
+def test_rows_with_the_same_keys_share_them(
+    kernels: Kernels, widths: list[int], num_heads: int, num_kv_heads: int
+) -> None:
+    """Beams of a request: their blocks are read once, whatever lies in the columns past the context."""
+    key_cache, value_cache = make_cache(num_kv_heads, 5)
+    lens = [3 + 2 * group for group in range(len(widths))]
+    num_rows, max_blocks = sum(widths), -(-max(lens) // BLOCK_SIZE) + 1
+    tables = torch.randint(0, NUM_BLOCKS, (num_rows, max_blocks), generator=torch.Generator().manual_seed(1))
+    group_of = [group for group, width in enumerate(widths) for _ in range(width)]
+    for row, group in enumerate(group_of):
+        num_blocks = -(-lens[group] // BLOCK_SIZE)
+        tables[row, :num_blocks] = tables[group_of.index(group), :num_blocks]
+    contexts = torch.tensor([lens[group] for group in group_of])
+    query = randn(num_rows, num_heads, 5)
+    plan = kernels.plan_paged_attention(
+        tables.int(), contexts, torch.arange(num_rows + 1), block_size=BLOCK_SIZE, causal=False
+    )
+    assert sum((batch.end - batch.start) // batch.num_sharing for batch in plan.batches) == len(widths)
+    output = kernels.paged_attention(query, key_cache, value_cache, plan, scale=0.6)
+    for row in range(num_rows):
+        keys, values = (cache[tables[row]].flatten(0, 1)[: contexts[row]] for cache in (key_cache, value_cache))
+        expected = plain_attention(query[row : row + 1], keys, values, 0.6, causal=False)
+        torch.testing.assert_close(output[row : row + 1], expected)
+
+
 def test_cross_attention_may_have_fewer_keys_than_queries(kernels: Kernels) -> None:
     key_cache, value_cache = make_cache(2, 4)
     query = randn(7, 2, 4)

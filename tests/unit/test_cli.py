@@ -101,7 +101,7 @@ def test_serve_hands_its_engine_flags_to_the_executors(configured: Callable[...,
     config = configured(
         "t5=hub/t5", "hub/bart", "--port", "0", "--dtype", "float32", "--max-model-len", "99", "--num-threads", "3",
         "--kv-cache-memory", "2GiB", "--api-key", "k", "--revision", "main", "--device", "cpu", "--max-num-seqs", "5",
-        "--swap-space", "1.5", "--gpu-memory-utilization", "0.8",
+        "--swap-space", "1.5", "--gpu-memory-utilization", "0.8", "--quantization", "int8",
         "--generation-config", "none",
     )  # fmt: skip
     assert config.models == (ServedModel("t5", "hub/t5"), ServedModel("hub/bart", "hub/bart"))
@@ -117,6 +117,7 @@ def test_serve_hands_its_engine_flags_to_the_executors(configured: Callable[...,
         "--kv-cache-memory": str(2 * 2**30),
         "--gpu-memory-utilization": "0.8",
         "--swap-space": "1.5",
+        "--quantization": "int8",
         "--num-threads": "3",
         "--generation-config": "none",
     }
@@ -226,7 +227,16 @@ def test_executor_without_flags_uses_the_defaults_of_its_settings(served: Callab
 def test_executor_hands_over_every_flag(served: Callable[..., Any]) -> None:
     flags = ("--dtype", "float", "--device", "cpu", "--revision", "r", "--max-model-len", "9", "--max-num-seqs", "8")
     flags += ("--max-num-batched-tokens", "7", "--kv-cache-memory", "512MiB", "--num-threads", "6")
-    flags += ("--num-local-executors", "5", "--gpu-memory-utilization", "0.5", "--swap-space", "0.25")
+    flags += (
+        "--num-local-executors",
+        "5",
+        "--gpu-memory-utilization",
+        "0.5",
+        "--swap-space",
+        "0.25",
+        "--quantization",
+        "int8",
+    )
     flags += ("--generation-config", "/etc/generation")
     flags += ("--enable-lora", "--lora-modules", "x=/x", "y=/y", "--max-lora-rank", "64", "--max-loras", "2")
     (config, *_), _ = served("executor", "a", *LISTEN, *flags)
@@ -242,6 +252,7 @@ def test_executor_hands_over_every_flag(served: Callable[..., Any]) -> None:
         kv_cache_memory_bytes=512 * 2**20,
         gpu_memory_utilization=0.5,
         swap_space_gib=0.25,
+        quantization="int8",
         num_threads=6,
         num_local_executors=5,
         generation_config="/etc/generation",
@@ -295,6 +306,7 @@ def test_a_flag_wins_over_the_environment(served: Callable[..., Any], monkeypatc
         (("executor", "a", *LISTEN, "--kv-cache-memory", "0KiB"), ("--kv-cache-memory", "'0KiB'")),
         (("serve", "--swap-space", "-1"), ("--swap-space", "0")),
         (("executor", "a", *LISTEN, "--swap-space", "inf"), ("swap_space", "inf")),
+        (("executor", "a", *LISTEN, "--quantization", "int3"), ("quantization", "int3")),
         (("executor", "a", *LISTEN, "--gpu-memory-utilization", "0"), ("gpu_memory_utilization", "0")),
         (("serve", "--gpu-memory-utilization", "1.5"), ("--gpu-memory-utilization", "1")),
         (("tokenizer", *LISTEN), ("Missing argument",)),

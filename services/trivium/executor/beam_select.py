@@ -17,6 +17,7 @@ from torch import Tensor
 from trivium.beam_search import BeamSearch, move_blocks
 from trivium.executor.history import History
 from trivium.executor.input_batch import InputBatch, Longs
+from trivium.executor.largest import top_k
 from trivium.executor.logits_processors import edit_logits, force_scores
 from trivium.executor.logprobs import token_logprobs
 from trivium.executor.model_config import SpecialTokens
@@ -87,10 +88,9 @@ class BeamGroups:
         num_best = min(
             scores.shape[1], max(s.num_candidates for group in self._groups.values() for s in group.searches)
         )
-        values, token_ids = scores.topk(num_best, dim=-1)
-        best = _Best(
-            values.numpy(), token_ids.numpy(), {int(slot): row for row, slot in enumerate(slots)}, scores, logits
-        )
+        values, token_ids = top_k(scores, num_best)
+        row_of = {int(slot): row for row, slot in enumerate(slots)}
+        best = _Best(values.numpy(), token_ids.numpy(), row_of, scores, logits)
         candidates: list[BeamCandidates] = []
         first_copies: list[tuple[int, int]] = []
         copies: list[tuple[int, int]] = []
@@ -118,10 +118,11 @@ class BeamGroups:
         edited = np.flatnonzero(columns.edits_logits[slots] | (output_positions < columns.min_tokens[slots]))
         if len(edited):
             index = torch.from_numpy(edited)
-            rows = scores[index]
+            rows = scores if len(edited) == len(scores) else scores[index]
             params = [columns.params[slot] for slot in slots[edited]]
             edit_logits(rows, params, History.of(batch, slots[edited]), self._special)
-            scores[index] = rows
+            if rows is not scores:
+                scores[index] = rows
         params = [columns.params[slot] for slot in slots]
         force_scores(
             scores, params, batch.num_tokens[slots], output_positions, self._special, columns.max_tokens[slots]

@@ -1,12 +1,33 @@
-"""Linear layers over packed rows. The one place where a faster matrix product can be put behind the same call."""
+"""Linear layers over packed rows. The one place where a faster matrix product is put behind the same call.
+
+A Linear begins with its weight as it was loaded. `linear_tuning` later exchanges that for packed weights; the number
+of rows of a call then decides which of them is used. Owner: the model graph.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Protocol, TypeAlias
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Product: TypeAlias = Callable[[Tensor], Tensor]  # x [num_rows >= 1, in_features] -> [num_rows, out_features]
+
+
+class StoredWeight(Protocol):
+    """A weight that a checkpoint stores packed, as int4 or fp8 for example. Read only."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features)."""
+        ...
+
+    def dequantize(self) -> Tensor:
+        """The weight [out_features, in_features] in float32, made anew."""
+        ...
 
 
 class Delta(Protocol):
@@ -17,20 +38,68 @@ class Delta(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
 class Linear:
     """y = x weight^T + bias. weight: [out_features, in_features], bias: [out_features] or None.
 
-    delta: only where adapters can be loaded.
+    A StoredWeight is dequantized in every call until the weight is packed: correct, and slow. delta: only where
+    adapters can be loaded.
     """
 
-    weight: Tensor
-    bias: Tensor | None = None
-    delta: Delta | None = None
+    __slots__ = ("_large", "_max_small_rows", "_small", "bias", "delta", "shape", "weight")
+
+    def __init__(self, weight: Tensor | StoredWeight, bias: Tensor | None = None, delta: Delta | None = None) -> None:
+        self.weight: Tensor | StoredWeight | None = weight  # None once only packed weights are kept
+        self.bias = bias
+        self.delta = delta
+        self.shape: tuple[int, int] = (weight.shape[0], weight.shape[1])
+        self._small: Product = self._plain
+        self._large: Product = self._plain
+        self._max_small_rows = 0
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [num_rows, in_features] -> [num_rows, out_features]."""
-        y = F.linear(x, self.weight, self.bias)
+        num_rows = x.shape[0]
+        if num_rows == 0:
+            return x.new_empty((0, self.shape[0]))
+        y = self._small(x) if num_rows <= self._max_small_rows else self._large(x)
         if self.delta is not None:
             self.delta.add_to(y, x)
         return y
+
+    def dense_weight(self) -> Tensor:
+        """The weight in float32. Only before `use`."""
+        assert self.weight is not None, "the weight was given up for a packed one"
+        return self.weight if isinstance(self.weight, Tensor) else self.weight.dequantize()
+
+    def use(self, small: Product, large: Product, *, max_small_rows: int) -> None:
+        """Compute calls of at most `max_small_rows` >= 0 rows with `small`, others with `large`; drop the weight."""
+        self.weight = None
+        self._small, self._large, self._max_small_rows = small, large, max_small_rows
+
+    def _plain(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.dense_weight(), self.bias)
+
+
+def find_linears(graph: object) -> list[Linear]:
+    """Every Linear that `graph` holds, in the order of its attributes, each once."""
+    found: dict[int, Linear] = {}
+    _collect(graph, found, set())
+    return list(found.values())
+
+
+def _collect(value: object, found: dict[int, Linear], seen: set[int]) -> None:
+    if id(value) in seen or isinstance(value, (Tensor, torch.dtype, str, bytes, type)):
+        return
+    seen.add(id(value))
+    if isinstance(value, Linear):
+        found[id(value)] = value
+    elif isinstance(value, dict):
+        _collect(tuple(value.values()), found, seen)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            _collect(item, found, seen)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for item in fields(value):
+            _collect(getattr(value, item.name), found, seen)
+    elif type(value).__module__.startswith("trivium.executor"):
+        _collect(getattr(value, "__dict__", {}), found, seen)

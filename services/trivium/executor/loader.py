@@ -29,6 +29,7 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 # In order of preference: (index of several files, one file).
 _KINDS = ((INDEX_FILE, WEIGHTS_FILE), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
+_HALF_DTYPES = (torch.float16, torch.bfloat16)
 HUB_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _BIN_PATTERNS = (*HUB_PATTERNS, "pytorch_model*.bin")
 
@@ -49,6 +50,7 @@ class Checkpoint:
 
     `loaded_bytes` counts what was read and kept, in float32. quantization: how it stores what it has packed. A packed
     weight is `LAYER.weight` here as any other. adapters: of the linear layers to come; None if there can be none.
+    `stores_half`: every matrix read so far was stored in 16 bits.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Checkpoint:
         self._quantization = quantization
         self._adapters = adapters
         self.loaded_bytes = 0
+        self.stores_half = True
         self._tensors = {name: (file, name) for name, file in _tensor_files(directory).items()}  # (file, stored name)
         self._handles: dict[str, TensorFile] = {}  # file name -> open file
         self._stack = ExitStack()
@@ -114,15 +117,19 @@ class Checkpoint:
         *,
         bias: bool,
         transposed: bool = False,
+        adaptable: bool = True,
     ) -> Linear:
         """The layers `names`[i], each `out_features`[i] wide, stacked into one. Raises ConfigurationError.
 
-        transposed: their weights are stored as [in_features, out_features].
+        transposed: their weights are stored as [in_features, out_features]. adaptable: adapters may change them.
         """
         weight = torch.empty((sum(out_features), in_features), dtype=torch.float32)
         for name, target in zip(names, torch.split_with_sizes(weight, list(out_features)), strict=True):
-            self._read_into(target.T if transposed else target, f"{name}.weight")
-        delta = None if self._adapters is None else self._adapters.add_layer(names, out_features, in_features)
+            is_packed = self._packed_layer(f"{name}.weight") is not None  # and then [out_features, in_features]
+            self._read_into(target.T if transposed and not is_packed else target, f"{name}.weight")
+        delta = None
+        if self._adapters is not None and adaptable:
+            delta = self._adapters.add_layer(names, out_features, in_features)
         if not bias:
             return Linear(weight, delta=delta)
         stacked_bias = torch.empty(sum(out_features), dtype=torch.float32)
@@ -164,6 +171,7 @@ class Checkpoint:
             )
         target.copy_(weight)
         self.loaded_bytes += target.nbytes
+        self.stores_half = False
 
     def _read_into(self, target: Tensor, name: str) -> None:
         layer = self._packed_layer(name)
@@ -182,8 +190,10 @@ class Checkpoint:
             raise ConfigurationError(
                 f"{self.directory / file}: tensor {stored_name} is stored as {unreadable}, not as floats"
             )
-        target.copy_(self._handles[file].read(stored_name))
+        stored = self._handles[file].read(stored_name)
+        target.copy_(stored)
         self.loaded_bytes += target.nbytes
+        self.stores_half &= stored.dtype in _HALF_DTYPES or len(shape) < 2
         self._progress.update()
 
 

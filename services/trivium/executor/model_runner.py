@@ -33,6 +33,8 @@ from trivium.executor.kv_cache import (
     choose_num_blocks,
     choose_num_host_blocks,
 )
+from trivium.executor.linear import find_linears
+from trivium.executor.linear_tuning import tune
 from trivium.executor.loader import Checkpoint, find_checkpoint
 from trivium.executor.logprobs import SampledLogprobs, prompt_logprobs, slot_logprobs
 from trivium.executor.model_config import CONFIG_FILE, SpecialTokens, read_json, read_special_tokens
@@ -74,8 +76,13 @@ class ModelRunner:
             self._adapters = AdapterPool(self._kernels.add_lora, max_rank=config.max_lora_rank)
         with Checkpoint(directory, quantization, self._adapters) as checkpoint, torch.inference_mode():
             self._model = architecture.build(model_json, checkpoint, self._kernels)
-        num_threads = choose_num_threads(config, checkpoint.loaded_bytes, count_cores())
-        set_num_threads(num_threads)
+            num_threads = choose_num_threads(config, checkpoint.loaded_bytes, count_cores())
+            set_num_threads(num_threads)
+            tune(
+                find_linears((self._model.decoder, self._model.encoder)),
+                allow_half=checkpoint.stores_half,
+                quantization=config.quantization,
+            )
         logger.info(
             "model %s: %s, float32, %.1f MiB of weights in %.1f s, %d threads",
             config.served_model_name,

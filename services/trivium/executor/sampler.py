@@ -26,6 +26,7 @@ from torch import Tensor
 
 from trivium.executor.history import History
 from trivium.executor.input_batch import Bools, InputBatch, Longs
+from trivium.executor.largest import argmax
 from trivium.executor.logits_processors import NOT_FORCED, edit_logits, forced_tokens
 from trivium.executor.model_config import SpecialTokens
 from trivium.executor.truncation import truncate, without_top_choices
@@ -76,7 +77,7 @@ class Sampler:
         edited = np.flatnonzero(columns.edits_logits[slots] | (output_positions < columns.min_tokens[slots]))
         if len(edited):
             self._edit(logits, batch, slots, edited)
-        token_ids: Longs = logits.argmax(dim=-1).numpy()
+        token_ids: Longs = argmax(logits).numpy()
         random = np.flatnonzero(columns.temperature[slots] > 0)
         if len(random):
             rows = logits if len(random) == len(slots) else logits[torch.from_numpy(random)]
@@ -99,10 +100,11 @@ class Sampler:
 
     def _edit(self, logits: Tensor, batch: InputBatch, slots: Longs, edited: Longs) -> None:
         index = torch.from_numpy(edited)
-        rows = logits[index]
+        rows = logits if len(edited) == len(logits) else logits[index]
         params = [batch.sampling.params[slot] for slot in slots[edited]]
         edit_logits(rows, params, History.of(batch, slots[edited]), self._special)
-        logits[index] = rows
+        if rows is not logits:
+            logits[index] = rows
 
     def _force(self, token_ids: Longs, batch: InputBatch, slots: Longs, output_positions: Longs) -> None:
         columns = batch.sampling

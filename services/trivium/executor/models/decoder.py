@@ -260,10 +260,11 @@ def _load_qkv(config: DecoderConfig, checkpoint: Checkpoint, prefix: str) -> Lin
         config.hidden_size,
         bias=config.qkv_bias,
         transposed=names.conv1d,
+        adaptable=names.qkv_layout is not QkvLayout.GROUPED,  # its rows change places
     )
     if names.qkv_layout is not QkvLayout.GROUPED:
         return qkv
-    return Linear(_ungroup(config, qkv.weight), None if qkv.bias is None else _ungroup(config, qkv.bias))
+    return Linear(_ungroup(config, qkv.dense_weight()), None if qkv.bias is None else _ungroup(config, qkv.bias))
 
 
 def _ungroup(config: DecoderConfig, rows: Tensor) -> Tensor:

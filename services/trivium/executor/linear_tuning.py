@@ -1,0 +1,136 @@
+"""Choosing how each Linear of a loaded model multiplies, by trying what there is on the shapes of the model.
+
+A trial reads its weight from memory, as a step does: between two trials the caches are filled with something else. It
+counts the CPU time of its thread, so other processes on the core disturb it little. One log line says what was chosen.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trivium.executor.linear import Linear
+from trivium.executor.products import HALF, INT8, ONEDNN, PLAIN, Packing, fits_half, why_unavailable
+
+logger = logging.getLogger(__name__)
+
+MAX_SMALL_ROWS = 32  # calls with more rows may use another packing
+_SMALL_TRIALS, _LARGE_TRIALS = (1, 8), (96,)  # rows of the trials
+_REPEATS = 3
+_MAX_TRIAL_ELEMENTS = 2**19  # of a larger weight, its first rows stand for all
+_MIN_ELEMENTS = 2**14  # smaller weights: the call costs more than the product
+_SECOND_PACKING_GAIN = 0.8  # a second copy of a weight must bring large calls to this share of their time
+_CACHE_BYTES = 48 * 2**20
+
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    small: Packing
+    large: Packing
+
+    def __str__(self) -> str:
+        return self.small.name if self.small == self.large else f"{self.small.name}/{self.large.name}"
+
+
+def tune(linears: Sequence[Linear], *, allow_half: bool, quantization: str | None) -> None:
+    """Pack the weights of `linears`. allow_half: the checkpoint stores 16-bit floats, so that fp16 loses nothing.
+
+    With quantization "int8" every layer multiplies in int8.
+    """
+    begin = time.perf_counter()
+    packings = _packings(allow_half=allow_half, quantization=quantization)
+    shapes = {linear.shape for linear in linears if linear.shape[0] * linear.shape[1] >= _MIN_ELEMENTS}
+    first = Choice(packings[0], packings[0])
+    choices = choose(shapes, packings) if len(packings) > 1 else dict.fromkeys(shapes, first)
+    small = first if quantization else Choice(PLAIN, PLAIN)
+    chosen_at = time.perf_counter()
+    used: Counter[str] = Counter()
+    for linear in linears:
+        choice = choices.get(linear.shape, small)
+        if HALF in (choice.small, choice.large) and not fits_half(linear.dense_weight()):
+            choice = Choice(packings[0], packings[0])
+        apply(linear, choice)
+        used[str(choice)] += 1
+    logger.info(
+        "linear layers: %s; chosen in %.2f s, packed in %.2f s",
+        ", ".join(f"{count} {name}" for name, count in used.most_common()),
+        chosen_at - begin,
+        time.perf_counter() - chosen_at,
+    )
+
+
+def apply(linear: Linear, choice: Choice) -> None:
+    """Give `linear` the packed weights of `choice`."""
+    weight = linear.dense_weight()
+    large = choice.large.pack(weight, linear.bias)
+    small = large if choice.small == choice.large else choice.small.pack(weight, linear.bias)
+    linear.use(small, large, max_small_rows=MAX_SMALL_ROWS)
+
+
+def choose(shapes: Iterable[Shape], packings: Sequence[Packing]) -> dict[Shape, Choice]:
+    """For each shape the packing that is fastest over all trials, and another for many rows where that pays."""
+    trials = [_Trial(shape, packing) for shape in sorted(shapes) for packing in packings]
+    for num_rows in (*_SMALL_TRIALS, *_LARGE_TRIALS):
+        _run(trials, num_rows)
+    choices = {}
+    for shape in {trial.shape for trial in trials}:
+        of_shape = [trial for trial in trials if trial.shape == shape]
+        small = min(of_shape, key=lambda trial: trial.share(of_shape, _SMALL_TRIALS))
+        large = min(of_shape, key=lambda trial: trial.share(of_shape, _LARGE_TRIALS))
+        pays = large.seconds[_LARGE_TRIALS[0]] < _SECOND_PACKING_GAIN * small.seconds[_LARGE_TRIALS[0]]
+        choices[shape] = Choice(small.packing, large.packing if pays else small.packing)
+    return choices
+
+
+class _Trial:
+    """One packing of one shape: seconds by number of rows, for as much of the weight as the trial has."""
+
+    def __init__(self, shape: Shape, packing: Packing) -> None:
+        out_features = max(16, min(shape[0], _MAX_TRIAL_ELEMENTS // shape[1]))
+        weight = torch.full((out_features, shape[1]), 0.01)
+        self.shape = shape
+        self.packing = packing
+        self.seconds: dict[int, float] = {}
+        self._product = packing.pack(weight, None)
+
+    def run(self, x: Tensor) -> None:
+        begin = time.thread_time()
+        self._product(x)
+        seconds = time.thread_time() - begin
+        self.seconds[len(x)] = min(seconds, self.seconds.get(len(x), seconds))
+
+    def share(self, others: Sequence[_Trial], row_counts: Sequence[int]) -> float:
+        """Time over these row counts, each in relation to the fastest of `others`."""
+        return sum(self.seconds[rows] / min(other.seconds[rows] for other in others) for rows in row_counts)
+
+
+def _run(trials: Sequence[_Trial], num_rows: int) -> None:
+    other_data = torch.zeros(_CACHE_BYTES // 4)
+    inputs = {trial.shape[1]: torch.full((num_rows, trial.shape[1]), 0.5) for trial in trials}
+    for repeat in range(_REPEATS + 1):
+        for index, trial in enumerate(trials):
+            if repeat and index % 4 == 0:
+                other_data.add_(1.0)
+            trial.run(inputs[trial.shape[1]])
+
+
+def _packings(*, allow_half: bool, quantization: str | None) -> list[Packing]:
+    """What there is, an exact one first, with a log line for what there should be."""
+    exact = [ONEDNN, HALF] if allow_half else [ONEDNN]
+    wanted = [INT8] if quantization == "int8" else exact
+    found = []
+    for packing in wanted:
+        reason = why_unavailable(packing)
+        if reason is None:
+            found.append(packing)
+        else:
+            logger.warning("matrix products: no %s on this machine: %s", packing.name, reason)
+    return found if found and quantization else [*found, PLAIN]

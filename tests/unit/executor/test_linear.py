@@ -1,0 +1,162 @@
+"""Every packed product is the same function as `linear`, and what is chosen is used."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trivium.executor import linear_tuning, products
+from trivium.executor.linear import Linear, find_linears
+from trivium.executor.linear_tuning import Choice, apply, choose, tune
+from trivium.executor.products import HALF, INT8, ONEDNN, PLAIN, Packing
+
+# Largest error, as a share of the largest result.
+TOLERANCE = {PLAIN.name: 0.0, ONEDNN.name: 1e-6, HALF.name: 1e-6, INT8.name: 3e-2}
+
+
+def make_weight(out_features: int, in_features: int) -> tuple[Tensor, Tensor]:
+    """A weight that fp16 holds exactly, and a bias."""
+    generator = torch.Generator().manual_seed(out_features)
+    weight = torch.randn((out_features, in_features), generator=generator).bfloat16().float()
+    return weight, torch.randn(out_features, generator=generator)
+
+
+def deviation(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("packing", [PLAIN, ONEDNN, HALF, INT8], ids=lambda packing: packing.name)
+@pytest.mark.parametrize("shape", [(48, 32), (7, 129), (576, 192)], ids=str)
+@pytest.mark.parametrize("has_bias", [False, True], ids=["plain", "bias"])
+def test_every_packing_computes_what_linear_computes(packing: Packing, shape: tuple[int, int], has_bias: bool) -> None:
+    weight, bias = make_weight(*shape)
+    given_bias = bias if has_bias else None
+    product = packing.pack(weight, given_bias)
+    for num_rows in (1, 2, 17, 40):
+        x = torch.randn((num_rows, shape[1]), generator=torch.Generator().manual_seed(num_rows))
+        assert deviation(product(x), F.linear(x, weight, given_bias)) <= TOLERANCE[packing.name]
+
+
+def test_rows_of_a_step_decide_between_two_packings() -> None:
+    weight, bias = make_weight(48, 32)
+    linear = Linear(weight, bias)
+    seen: list[tuple[str, int]] = []
+
+    def packing(name: str) -> Packing:
+        def pack(weight: Tensor, bias: Tensor | None) -> object:
+            def multiply(x: Tensor) -> Tensor:
+                seen.append((name, len(x)))
+                return F.linear(x, weight, bias)
+
+            return multiply
+
+        return Packing(name, pack, 4, 0.0)  # type: ignore[arg-type]
+
+    apply(linear, Choice(packing("few"), packing("many")))
+    for num_rows in (1, linear_tuning.MAX_SMALL_ROWS, linear_tuning.MAX_SMALL_ROWS + 1):
+        x = torch.ones((num_rows, 32))
+        assert torch.equal(linear(x), F.linear(x, weight, bias))
+    assert [name for name, _ in seen] == ["few", "few", "many"]
+
+
+@pytest.mark.parametrize("packing", [None, ONEDNN, HALF, INT8], ids=lambda packing: packing.name if packing else "plain")
+def test_no_rows_give_no_rows(packing: Packing | None) -> None:
+    linear = Linear(*make_weight(48, 32))
+    if packing:
+        apply(linear, Choice(packing, packing))
+    assert linear(torch.ones((0, 32))).shape == (0, 48)
+
+
+def test_tuning_keeps_the_function_and_gives_the_weights_up(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    linears = [Linear(*make_weight(256, 160)), Linear(make_weight(8, 8)[0])]
+    x = torch.randn((3, 160)), torch.randn((3, 8))
+    before = [linear(rows) for linear, rows in zip(linears, x, strict=True)]
+    tune(linears, allow_half=True, quantization=None)
+    for linear, rows, expected in zip(linears, x, before, strict=True):
+        assert deviation(linear(rows), expected) <= 1e-6
+        assert linear.weight is None
+    assert "linear layers: " in caplog.text
+
+
+def test_a_weight_beyond_fp16_is_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_tuning, "choose", lambda shapes, packings: dict.fromkeys(shapes, Choice(HALF, HALF)))
+    weight, _ = make_weight(256, 160)
+    weight[3, 5] = 1e6
+    linear = Linear(weight)
+    tune([linear], allow_half=True, quantization=None)
+    x = torch.ones((2, 160))
+    assert deviation(linear(x), F.linear(x, weight)) <= 1e-6
+
+
+def test_int8_quantizes_every_layer() -> None:
+    weights = [make_weight(256, 160)[0], make_weight(8, 8)[0]]
+    linears = [Linear(weight) for weight in weights]
+    tune(linears, allow_half=False, quantization="int8")
+    for linear, weight in zip(linears, weights, strict=True):
+        x = torch.randn((3, weight.shape[1]))
+        assert 0 < deviation(linear(x), F.linear(x, weight)) <= TOLERANCE["int8"]
+
+
+def test_a_missing_operator_is_reported_and_done_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing(weight: Tensor, bias: Tensor | None) -> products.Product:
+        raise AttributeError("no such operator")
+
+    for name, packing in (("ONEDNN", ONEDNN), ("INT8", INT8)):
+        broken = Packing(packing.name, missing, packing.weight_bytes, packing.tolerance)
+        monkeypatch.setattr(linear_tuning, name, broken)
+    for quantization in (None, "int8"):
+        weight, bias = make_weight(256, 160)
+        linear = Linear(weight, bias)
+        tune([linear], allow_half=False, quantization=quantization)
+        x = torch.randn((3, 160))
+        assert torch.equal(linear(x), F.linear(x, weight, bias))
+    assert "no onednn on this machine: no such operator" in caplog.text
+    assert "no int8 on this machine: no such operator" in caplog.text
+
+
+def test_an_operator_that_computes_something_else_is_not_used() -> None:
+    def wrong(weight: Tensor, bias: Tensor | None) -> products.Product:
+        return lambda x: F.linear(x, weight, bias) * 1.01
+
+    assert products.why_unavailable(Packing("wrong", wrong, 4, 1e-5)) == "its results are wrong by 1.0e-02"
+    assert all(products.why_unavailable(packing) is None for packing in (ONEDNN, HALF, INT8))
+
+
+def test_the_fastest_of_the_trials_is_chosen() -> None:
+    def slow(weight: Tensor, bias: Tensor | None) -> products.Product:
+        return lambda x: torch.stack([F.linear(x, weight, bias) for _ in range(8)])[0]
+
+    chosen = choose([(256, 160), (512, 64)], [Packing("slow", slow, 4, 0.0), PLAIN])
+    assert chosen == dict.fromkeys([(256, 160), (512, 64)], Choice(PLAIN, PLAIN))
+
+
+class Int4:
+    """A stored weight that is not a tensor."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight
+        self.shape = (weight.shape[0], weight.shape[1])
+
+    def dequantize(self) -> Tensor:
+        return self._weight.clone()
+
+
+def test_a_stored_weight_is_dequantized_until_it_is_packed() -> None:
+    weight, bias = make_weight(256, 160)
+    linear = Linear(Int4(weight), bias)
+    x = torch.randn((3, 160))
+    assert torch.equal(linear(x), F.linear(x, weight, bias))
+    tune([linear], allow_half=True, quantization=None)
+    assert deviation(linear(x), F.linear(x, weight, bias)) <= 1e-6
+
+
+def test_linears_are_found_once_wherever_a_graph_holds_them() -> None:
+    first, second = Linear(make_weight(8, 8)[0]), Linear(make_weight(8, 8)[0])
+    assert find_linears(([first, {"key": second}], first, None)) == [first, second]
