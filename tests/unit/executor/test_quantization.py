@@ -226,6 +226,7 @@ def test_older_tools_wrote_a_file_of_their_own(
     ("config", "message"),
     [
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "'bitsandbytes' is not supported: awq, gptq, fp8"),
+        ({"load_in_8bit": True}, "'bitsandbytes' is not supported: awq, gptq, fp8"),
         ({"quant_method": "exl2"}, "'exl2' is not supported: awq, gptq"),
         ({"quant_method": "gguf"}, "'gguf' is not supported: awq, gptq"),
         ({**GPTQ, "bits": 3}, "GPTQ with 3 bits is not supported"),

@@ -40,7 +40,8 @@ def read_quantization(config: JsonConfig, directory: Path) -> Quantization | Non
 
 
 def _read(config: JsonConfig) -> Quantization:
-    method = config.string("quant_method").lower()
+    is_unnamed_bitsandbytes = config.values.get("load_in_4bit") or config.values.get("load_in_8bit")
+    method = config.string("quant_method", "bitsandbytes" if is_unnamed_bitsandbytes else None).lower()
     if method not in _READERS:
         raise ConfigurationError(
             f"{config.file}: quantization method {method!r:.40} is not supported: {', '.join(_READERS)}; "
