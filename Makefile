@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 MODELS ?=
 SERVE_FLAGS ?=
 PYTEST_FLAGS ?=
+BENCH_FLAGS ?=
 SOAK := $(BIN)/pytest -q --timeout 0 -o faulthandler_timeout=0
 # Processes start from the installed package, never from a folder name in the working directory.
 export PYTHONSAFEPATH := 1
@@ -39,7 +40,11 @@ proto: $(VENV)/proto/.done
 	$(VENV)/proto/bin/python -m grpc_tools.protoc -I protos --python_out=services --pyi_out=services \
 		--grpc_python_out=services protos/trivium/v1/*.proto
 
+# Against peers first (BENCH_FLAGS=--full for all of it), then what only concerns this project.
 bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/compare.py $(BENCH_FLAGS)
+	$(BIN)/python benchmarks/beam.py
+	$(BIN)/python benchmarks/quantization.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/scheduler.py
 	$(BIN)/python benchmarks/prefix_cache.py

@@ -35,11 +35,14 @@ class Trivium:
 
     def __init__(self, shape: Shape, num_threads: int, *, name: str = "trivium", **settings: Any) -> None:
         self.name = name
-        options: dict[str, Any] = {"kv_cache_memory_bytes": 2**30, "max_num_batched_tokens": 4096, **settings}
+        options: dict[str, Any] = {
+            "kv_cache_memory_bytes": 2**30,
+            "max_num_batched_tokens": 4096,
+            "enable_prefix_caching": False,
+        }
         self._llm = LLM(
             str(checkpoint(shape)),
             num_threads=num_threads,
-            enable_prefix_caching=False,
             generation_config="none",
             **options,
         )

@@ -130,7 +130,8 @@ def _ban(logits: Tensor, pairs: Pairs) -> None:
     rows = flat // logits.shape[1]
     banned_rows = np.unique(rows)
     nothing_left = np.zeros(len(logits), np.bool_)
-    nothing_left[banned_rows] = logits[torch.from_numpy(banned_rows)].amax(dim=-1).isneginf().numpy()
+    edited = logits if len(banned_rows) == len(logits) else logits[torch.from_numpy(banned_rows)]
+    nothing_left[banned_rows] = edited.amax(dim=-1).isneginf().numpy()
     if nothing_left.any():
         lifted = torch.from_numpy(nothing_left[rows])
         logits.view(-1)[index[lifted]] = before[lifted]

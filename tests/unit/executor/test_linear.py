@@ -63,7 +63,9 @@ def test_rows_of_a_step_decide_between_two_packings() -> None:
     assert [name for name, _ in seen] == ["few", "few", "many"]
 
 
-@pytest.mark.parametrize("packing", [None, ONEDNN, HALF, INT8], ids=lambda packing: packing.name if packing else "plain")
+@pytest.mark.parametrize(
+    "packing", [None, ONEDNN, HALF, INT8], ids=lambda packing: packing.name if packing else "plain"
+)
 def test_no_rows_give_no_rows(packing: Packing | None) -> None:
     linear = Linear(*make_weight(48, 32))
     if packing:

@@ -1,0 +1,56 @@
+"""What the machine can do, measured in the same run: no step can be faster than its weights or its products allow."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from checkpoints import Shape
+
+_READ_BYTES = 2**28
+_MATRIX = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """With the threads of the run: bytes read per second, float32 operations per second."""
+
+    bytes_per_s: float
+    flops_per_s: float
+
+    def step_seconds(self, shape: Shape, num_rows: int, weight_bytes: int) -> float:
+        """The least time of a decode step, whatever is computed besides the layers' products."""
+        num_weights = _weights_per_row(shape)
+        return max(num_weights * weight_bytes / self.bytes_per_s, 2 * num_weights * num_rows / self.flops_per_s)
+
+    def __str__(self) -> str:
+        return f"memory read {self.bytes_per_s / 1e9:.1f} GB/s, float32 product {self.flops_per_s / 1e9:.0f} GFLOP/s"
+
+
+def measure_limits(num_threads: int, runs: int = 5) -> Limits:
+    """The best of `runs`."""
+    torch.set_num_threads(num_threads)
+    data, matrix = torch.ones(_READ_BYTES // 4), torch.randn(_MATRIX, _MATRIX)
+    packed = torch.ops.mkldnn._reorder_linear_weight(matrix, _MATRIX)
+    read, product = [], []
+    for _ in range(runs):
+        begin = time.perf_counter()
+        data.sum()
+        read.append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+        torch.ops.mkldnn._linear_pointwise(matrix, packed, None, "none", [], "")
+        product.append(time.perf_counter() - begin)
+    return Limits(_READ_BYTES / min(read), 2 * _MATRIX**3 / min(product))
+
+
+def _weights_per_row(shape: Shape) -> int:
+    """Weights of a decoder-only model that a token is multiplied with."""
+    config = shape.config
+    hidden, heads, kv_heads = (
+        int(config[name]) for name in ("hidden_size", "num_attention_heads", "num_key_value_heads")
+    )
+    head_dim = int(config.get("head_dim", hidden // heads))
+    attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
+    layer = attention + 3 * hidden * int(config["intermediate_size"])
+    return int(config["num_hidden_layers"]) * layer + hidden * shape.vocab_size
