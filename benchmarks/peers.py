@@ -39,6 +39,7 @@ class Trivium:
             "kv_cache_memory_bytes": 2**30,
             "max_num_batched_tokens": 4096,
             "enable_prefix_caching": False,
+            **settings,
         }
         self._llm = LLM(
             str(checkpoint(shape)),
