@@ -349,6 +349,8 @@ class ToyExecutorClient:
             raise EngineUnavailableError("toy executor crashed")
         return result
 
+    async def compile_grammar(self, params: object) -> None: ...
+
     def crash(self) -> None:
         while not self._results.empty():
             self._results.get_nowait()

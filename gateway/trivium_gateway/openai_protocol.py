@@ -26,7 +26,8 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
 class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
     """What all generating endpoints have in common. The sampling fields are checked by `SamplingParams`.
 
-    The names of `ALIASES` mean the same as other fields; `beams.py` reads what follows `use_beam_search`.
+    The names of `ALIASES` mean the same as other fields; `beams.py` reads what follows `use_beam_search`,
+    `structured.py` what follows `response_format`.
     source_language and target_language are for multilingual encoder-decoder models. debug: the response says which
     defaults of the checkpoint were applied.
     """
@@ -88,6 +89,14 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
     source_language: str | None = None
     target_language: str | None = None
     debug: bool | None = None
+    response_format: Any = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    guided_json_object: Any = None
+    guided_whitespace_pattern: Any = None
 
 
 # transformers' name -> the field that it is another name of
@@ -271,12 +280,6 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "smoothing_factor": (None, 0),
     "nsigma": (None, 0),
     "mirostat_mode": (None, 0),
-    "response_format": (None, {"type": "text"}),
-    "structured_outputs": _UNUSED,
-    "guided_json": _UNUSED,
-    "guided_regex": _UNUSED,
-    "guided_choice": _UNUSED,
-    "guided_grammar": _UNUSED,
     "priority": (None, 0),
     "cache_salt": _UNUSED,
     "return_token_ids": (None, False),

@@ -24,6 +24,7 @@ from trivium_gateway.beams import given_beams, wants_beams, width_field
 from trivium_gateway.errors import unsupported_parameter
 from trivium_gateway.logprobs import LogprobsForm
 from trivium_gateway.openai_protocol import ALIASES, FinishName, GenerationFields, first_used
+from trivium_gateway.structured import client_names, given_structured_outputs
 
 MAX_USER_CHARS = 512
 MAX_METADATA = 16
@@ -60,7 +61,7 @@ def as_given(error: InvalidRequestError, request: GenerationFields) -> InvalidRe
     if request.beam_width is None and wants_beams(request):
         field = width_field(request)
         names["beam_width"] = names["num_beams"] = names.get(field, field)
-    return rename_params(error, names)
+    return rename_params(error, names | client_names(request))
 
 
 def check_fields(fields: dict[str, Any], request: GenerationFields, unsupported: dict[str, tuple[object, ...]]) -> None:
@@ -109,11 +110,15 @@ def given_sampling(
     """What `request` says, by the names that `resolve_sampling` takes. Raises InvalidRequestError for wrong values."""
     names = (*_SAMPLING_FIELDS, *(name for name in _LENGTH_FIELDS if hasattr(request, name)))
     given = {name: value for name in names if (value := getattr(request, name)) is not None}
-    given.pop("max_tokens", None)
+    for name in ("max_tokens", "structured_outputs"):
+        given.pop(name, None)
     if max_tokens is not None:
         given["max_tokens"] = max_tokens
     if request.logit_bias is not None:
         given["logit_bias"] = _logit_bias(request.logit_bias)
+    structured_outputs = given_structured_outputs(request)
+    if structured_outputs is not None:
+        given["structured_outputs"] = structured_outputs
     given |= {"logprobs": logprobs.num_top, "prompt_logprobs": logprobs.num_engine_prompt_top}
     if wants_beams(request):
         given.pop("best_of", None)

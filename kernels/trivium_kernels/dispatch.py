@@ -14,6 +14,7 @@ from trivium_kernels.paged_attention import PagedAttention, PlanPagedAttention
 from trivium_kernels.reshape_and_cache import ReshapeAndCache
 from trivium_kernels.rms_norm import RmsNorm
 from trivium_kernels.rotary_embedding import RotaryEmbedding
+from trivium_kernels.token_bitmask import ApplyTokenBitmask
 from trivium_kernels.varlen_attention import PlanVarlenAttention, VarlenAttention
 
 
@@ -32,6 +33,7 @@ class Kernels:
     varlen_attention: VarlenAttention
     plan_paged_attention: PlanPagedAttention
     paged_attention: PagedAttention
+    apply_token_bitmask: ApplyTokenBitmask
 
 
 def select_kernels(device: torch.device) -> Kernels:
@@ -50,4 +52,5 @@ def select_kernels(device: torch.device) -> Kernels:
         varlen_attention=reference.varlen_attention,
         plan_paged_attention=reference.plan_paged_attention,
         paged_attention=reference.paged_attention,
+        apply_token_bitmask=reference.apply_token_bitmask,
     )

@@ -230,6 +230,12 @@ def _capped_attention(
     return scores.softmax(dim=-1) @ value
 
 
+def apply_token_bitmask(logits: Tensor, bitmask: Tensor, rows: Tensor) -> None:
+    shifts = torch.arange(32, dtype=torch.int32, device=bitmask.device)
+    allowed = ((bitmask[:, :, None] >> shifts) & 1).bool().flatten(1)[:, : logits.shape[1]]
+    logits[rows] = logits[rows].masked_fill_(~allowed, -torch.inf)
+
+
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float) -> Tensor:
     """One sequence: query [queries, num_heads, head_dim], key and value [keys, num_kv_heads, head_dim].
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from trivium.llm import LLM
     from trivium.outputs import CompletionOutput, Logprob, RequestOutput
     from trivium.params import SamplingParams
+    from trivium.structured_outputs import StructuredOutputsParams
 
 __all__ = [
     "LLM",
@@ -34,6 +35,7 @@ __all__ = [
     "Logprob",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "TextPrompt",
     "TokensPrompt",
     "zip_enc_dec_prompt_lists",
@@ -49,6 +51,7 @@ _HOME = {
     "Logprob": "trivium.outputs",
     "RequestOutput": "trivium.outputs",
     "SamplingParams": "trivium.params",
+    "StructuredOutputsParams": "trivium.structured_outputs",
     "TextPrompt": "trivium.inputs",
     "TokensPrompt": "trivium.inputs",
     "zip_enc_dec_prompt_lists": "trivium.inputs",

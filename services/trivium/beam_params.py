@@ -11,6 +11,7 @@ from typing import Any
 
 from trivium.errors import InvalidRequestError, rename_params
 from trivium.params import BeamSettings, SamplingParams, check_int
+from trivium.structured_outputs import StructuredOutputsParams
 
 _REQUIRED: Any = object()
 _MAX_LENGTH = 2**31 - 1
@@ -30,6 +31,7 @@ _AS_SAMPLING = (
     "include_stop_str_in_output",
     "skip_special_tokens",
     "logprobs",
+    "structured_outputs",
 )
 
 
@@ -72,6 +74,7 @@ class BeamSearchParams:
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    structured_outputs: StructuredOutputsParams | None = None
     num_beams: InitVar[int | None] = None
     max_new_tokens: InitVar[int | None] = None
     min_new_tokens: InitVar[int | None] = None

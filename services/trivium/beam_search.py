@@ -67,7 +67,8 @@ class BeamSearch:
         self._early_stopping = beam.early_stopping
         self._max_tokens = max_tokens
         self._min_tokens = params.min_tokens
-        self._ends = frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else eos_token_ids)
+        self._ends = frozenset(params.stop_token_ids) | frozenset(eos_token_ids if params.heeds_eos else ())
+        self._always_ends = frozenset(() if params.structured_outputs is None else eos_token_ids)
         self._can_improve = True
 
     @property
@@ -108,7 +109,7 @@ class BeamSearch:
         return common
 
     def _end_of(self, token_id: int) -> FinishReason | None:
-        if token_id in self._ends and self.num_tokens >= self._min_tokens:
+        if token_id in self._always_ends or (token_id in self._ends and self.num_tokens >= self._min_tokens):
             return FinishReason.STOP
         return FinishReason.LENGTH if self.num_tokens >= self._max_tokens else None
 
@@ -135,7 +136,8 @@ class BeamSearch:
             best_length = self._max_tokens if may_grow else self.num_tokens
             best_possible = self.scores[0] / best_length**self._length_penalty
             self._can_improve = self._can_improve and best_possible > self.hypotheses[-1].score
-        self.is_done = all_ended or not self._can_improve or (is_full and self._early_stopping is True)
+        is_dead = max(self.scores) == -math.inf  # nothing is left that a grammar or bans allow
+        self.is_done = all_ended or is_dead or not self._can_improve or (is_full and self._early_stopping is True)
 
 
 def move_blocks(

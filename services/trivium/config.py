@@ -127,8 +127,9 @@ class ExecutorConfig:
     every linear layer. max_model_len: None takes the model's own, or what the KV cache holds if that is less.
     num_threads: 0 decides by the size of the model and the cores, of which `num_local_executors` executors on this
     machine take equal shares. generation_config: "auto" for the checkpoint's own generation_config.json, "none", or the
-    path of another. enable_lora: LoRA adapters can be used, of at most max_lora_rank, at most max_loras of them in one
-    batch; lora_modules are loaded at start.
+    path of another. tokenizer: where the model's own is not what texts are made of; grammars need it. enable_lora: LoRA
+    adapters can be used, of at most max_lora_rank, at most max_loras of them in one batch; lora_modules are loaded at
+    start.
     """
 
     model: str
@@ -151,6 +152,7 @@ class ExecutorConfig:
     lora_modules: tuple[LoRAModule, ...] = ()
     max_lora_rank: int = DEFAULT_MAX_LORA_RANK
     max_loras: int = DEFAULT_MAX_LORAS
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         at_least_one = (

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from trivium.config import ModelInfo
 from trivium.inputs import EncodedPair, GenerationRequest, PairTexts
 from trivium.outputs import ChoiceDelta, TokenText
+from trivium.structured_outputs import StructuredOutputsParams
 from trivium.v1.ledger_pb2 import LedgerReply
 
 
@@ -33,6 +34,10 @@ class EngineClient(Protocol):
 
     async def encode_pair(self, texts: PairTexts) -> EncodedPair:
         """Both sides of an encoder-decoder prompt, each by its own tokenizer. Raises InvalidRequestError."""
+        ...
+
+    async def check_grammar(self, params: StructuredOutputsParams) -> None:
+        """Raise InvalidRequestError naming the part of `params` that the model cannot be held to."""
         ...
 
     async def render(

@@ -30,7 +30,7 @@ from trivium.outputs import (
 )
 from trivium.params import SamplingParams
 from trivium.prompts import encode_prompt, resolve_max_tokens
-from trivium.sampling_tokens import check_sampling_tokens, complete_sampling, resolve_bad_words
+from trivium.sampling_tokens import check_sampling_tokens, complete_sampling, resolve_texts
 from trivium.scheduler.engine_loop import EngineLoop
 
 T = TypeVar("T")
@@ -237,7 +237,7 @@ class LLM:
         if isinstance(given, BeamSearchParams):
             given = given.to_sampling_params(num_prompt_tokens=len(prompt.token_ids))
         resolve_max_tokens(prompt, given, info)
-        sampling = await resolve_bad_words(given, self._engine)
+        sampling = await resolve_texts(given, self._engine)
         check_sampling_tokens(sampling, info)
         return with_necessities(sampling, prompt, info)
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,7 +32,9 @@ from trivium.scheduler.detokenizer_client import TextPush, TextResult, push_to_p
 from trivium.scheduler.engine_loop import EngineLoop
 from trivium.scheduler.ledger import scheduler_ledger
 from trivium.step import ModelRunnerOutput, SchedulerOutput
+from trivium.structured_outputs import StructuredOutputsParams
 from trivium.tokenizer.detokenize_session import DetokenizeSession
+from trivium.tokenizer.grammar_check import GrammarChecker
 from trivium.tokenizer.tokenizer import Tokenizer
 from trivium.v1.ledger_pb2 import ExecutorLedger, LedgerReply, TokenizerLedger
 
@@ -49,11 +52,12 @@ class LocalEngine:
         self._config = config
         self._enable_prefix_caching = enable_prefix_caching
         self._tokenizer_source = tokenizer or config.model
-        self._executor = InProcessExecutorClient(config)
+        self._executor = InProcessExecutorClient(replace(config, tokenizer=tokenizer))
         self._detokenizer: InProcessDetokenizerClient | None = None
         self._process = ProcessLedger()
         self._epoch = new_epoch()
         self._tokenizer: Tokenizer | None = None
+        self._grammars: GrammarChecker | None = None
         self._loop: EngineLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._adapters: set[LoRARequest] = set()  # those that are loaded
@@ -64,6 +68,7 @@ class LocalEngine:
         self._tokenizer = await asyncio.to_thread(Tokenizer.load, self._tokenizer_source, self._config.revision)
         await self._executor.load()
         self._detokenizer = InProcessDetokenizerClient(self._tokenizer)
+        self._grammars = GrammarChecker(self._tokenizer.grammar_vocabulary)
         ready = asyncio.Event()
         self._loop = EngineLoop(
             self._executor,
@@ -100,6 +105,10 @@ class LocalEngine:
 
     async def encode_pair(self, texts: PairTexts) -> EncodedPair:
         return self.tokenizer.encode_pair(texts)
+
+    async def check_grammar(self, params: StructuredOutputsParams) -> None:
+        assert self._grammars is not None, "the engine was not started"
+        await self._grammars.check(params)
 
     async def render(
         self,
@@ -169,6 +178,8 @@ class LocalEngine:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        if self._grammars is not None:
+            await self._grammars.close()
         await self._executor.close()
 
     def _started_loop(self) -> EngineLoop:
@@ -243,6 +254,17 @@ class InProcessExecutorClient:
         self._num_steps_done += 1
         return result
 
+    async def compile_grammar(self, params: StructuredOutputsParams) -> None:
+        thread, compiled = self._running_thread(), asyncio.get_running_loop().create_future()
+
+        def done(error: InvalidRequestError | None) -> None:
+            thread.call_in_loop(_settle, compiled, error)
+
+        thread.submit(lambda runner: runner.grammars.prepare(params, done))
+        error = await compiled
+        if error is not None:
+            raise error
+
     def ledger(self) -> ExecutorLedger:
         runner = self._running_thread().runner
         assert runner is not None, "use before load"
@@ -264,6 +286,11 @@ class InProcessExecutorClient:
     def _running_thread(self) -> ModelThread:
         assert self._thread is not None, "use before load"
         return self._thread
+
+
+def _settle(compiled: asyncio.Future[InvalidRequestError | None], error: InvalidRequestError | None) -> None:
+    if not compiled.done():
+        compiled.set_result(error)
 
 
 class InProcessDetokenizerClient:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from trivium.errors import InvalidRequestError
+from trivium.structured_outputs import StructuredOutputsParams
 
 MAX_N = 16
 MAX_STOP = 16
@@ -122,7 +123,9 @@ class SamplingParams:
     logprobs: how many of the most likely tokens to report at each position, beside the chosen one (0: only that);
     prompt_logprobs: the same for the prompt. They are of the model's own distribution, before all of the above.
     prompt_lookup_num_tokens: how many tokens a step may guess from encoder input, prompt and output, 0 for none. It
-    changes the speed, not the output; with logprobs nothing is guessed.
+    changes the speed, not the output; with logprobs or structured_outputs nothing is guessed.
+    structured_outputs: what the output must be. Its end ends the output, also with `ignore_eos` and before
+    `min_tokens`; a ban that would leave no token of it is lifted.
     beam: beam search instead of sampling; `n` of its hypotheses are returned, and the temperature is 0.
 
     epsilon_cutoff, eta_cutoff: in units of 1e-4. dry_*: a token that would repeat what followed an earlier copy of
@@ -164,6 +167,7 @@ class SamplingParams:
     forced_bos_token_id: int | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    structured_outputs: StructuredOutputsParams | None = None
     beam: BeamSettings | None = None
     prompt_lookup_num_tokens: int = 0
     seed: int | None = None
@@ -203,6 +207,21 @@ class SamplingParams:
         return self.temperature < GREEDY_EPSILON
 
     @property
+    def heeds_eos(self) -> bool:
+        """Whether an EOS ends the output. Where it has a structure, EOS is not chosen before that is complete."""
+        return not self.ignore_eos or self.structured_outputs is not None
+
+    @property
+    def min_tokens_to_eos(self) -> int:
+        """From how many tokens on an EOS ends the output."""
+        return self.min_tokens if self.structured_outputs is None else 0
+
+    @property
+    def num_lookup_tokens(self) -> int:
+        """How many tokens a step may guess; none where the state of a row must follow every token."""
+        return self.prompt_lookup_num_tokens if self.logprobs is None and self.structured_outputs is None else 0
+
+    @property
     def picks_best(self) -> bool:
         """Whether more choices are run than returned. Greedy choices are all equal: any `n` of them are the best."""
         return self.best_of is not None and self.best_of > self.n and not self.is_greedy
@@ -235,8 +254,23 @@ class SamplingParams:
             raise InvalidRequestError("stop strings need detokenize=True", param="stop")
         if self.best_of is not None:
             check_int("best_of", self.best_of, self.n, MAX_N)
+        if self.structured_outputs is not None:
+            self._check_structured_outputs(self.structured_outputs)
         if self.beam is not None:
             self._check_beam(self.beam)
+
+    def _check_structured_outputs(self, structured_outputs: object) -> None:
+        if not isinstance(structured_outputs, StructuredOutputsParams):
+            raise InvalidRequestError(
+                f"structured_outputs must be StructuredOutputsParams, got {type(structured_outputs).__name__}",
+                param="structured_outputs",
+            )
+        if self.allowed_token_ids is not None:
+            raise InvalidRequestError(
+                "allowed_token_ids and structured_outputs both say what may be generated; give one of them",
+                param="allowed_token_ids",
+                code="conflicting_parameters",
+            )
 
     def _check_beam(self, beam: BeamSettings) -> None:
         if not self.is_greedy:

@@ -25,6 +25,7 @@ from trivium.inputs import (
     split_prompt,
 )
 from trivium.params import SamplingParams, check_int
+from trivium.structured_outputs import StructuredOutputsParams
 
 
 class TextEncoder(Protocol):
@@ -36,6 +37,10 @@ class TextEncoder(Protocol):
 
     async def encode_pair(self, texts: PairTexts) -> EncodedPair:
         """Both sides of an encoder-decoder prompt."""
+        ...
+
+    async def check_grammar(self, params: StructuredOutputsParams) -> None:
+        """Raise InvalidRequestError naming the part of `params` that the model cannot be held to."""
         ...
 
 

@@ -20,6 +20,7 @@ from trivium.errors import EngineUnavailableError, InternalError, TriviumError
 from trivium.inputs import EncodedPair, GenerationRequest, PairTexts, ResumedChoice
 from trivium.ledger import ask_ledger
 from trivium.outputs import ChoiceDelta, TokenText
+from trivium.structured_outputs import StructuredOutputsParams
 from trivium.tokenizer_client import TokenizerClient
 from trivium.v1 import scheduler_pb2, scheduler_pb2_grpc
 from trivium.v1.ledger_pb2 import LedgerReply
@@ -110,6 +111,9 @@ class RemoteEngine:
 
     async def encode_pair(self, texts: PairTexts) -> EncodedPair:
         return await self._tokenizer.encode_pair(texts)
+
+    async def check_grammar(self, params: StructuredOutputsParams) -> None:
+        await self._tokenizer.check_grammar(params)
 
     async def render(
         self,

@@ -33,6 +33,16 @@ async def resolve_bad_words(sampling: SamplingParams, encoder: TextEncoder) -> S
     return replace(sampling, bad_words_token_ids=tuple(tuple(ids) for ids in sequences))
 
 
+async def resolve_texts(sampling: SamplingParams, encoder: TextEncoder) -> SamplingParams:
+    """`resolve_bad_words`, once the grammar that the output must follow has been found good.
+
+    Raises InvalidRequestError.
+    """
+    if sampling.structured_outputs is not None:
+        await encoder.check_grammar(sampling.structured_outputs)
+    return await resolve_bad_words(sampling, encoder)
+
+
 async def complete_sampling(
     given: Mapping[str, Any],
     prompt: EncodedPrompt,
@@ -43,7 +53,7 @@ async def complete_sampling(
 ) -> ResolvedSampling:
     """`resolve_sampling`, the tokens of bad words, and `with_necessities`, all checked. Raises InvalidRequestError."""
     resolved = resolve_sampling(given, prompt, info, fallback_max_tokens=fallback_max_tokens)
-    sampling = await resolve_bad_words(resolved.sampling, encoder)
+    sampling = await resolve_texts(resolved.sampling, encoder)
     check_sampling_tokens(sampling, info)
     return replace(resolved, sampling=with_necessities(sampling, prompt, info))
 

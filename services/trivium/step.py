@@ -121,11 +121,21 @@ class TokenRun:
 
 
 @dataclass(frozen=True, slots=True)
+class SlotFailure:
+    """The row of `slot` cannot go on, for a reason that its client may see. It is one of the rows that sampled, or
+    the first of a beam group; what it sampled means nothing, and it computes nothing in later plans."""
+
+    slot: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRunnerOutput:
     """Result of one step: row `slots[i]` sampled `token_ids[i]`. Rows that did not sample are absent.
 
     logprobs: of the rows that asked for them. beams: of the groups whose beams reached the end of their sequences.
     runs: of the rows that guessed; they are not in `slots`.
+    failures: of rows whose requests cannot go on.
     """
 
     step: int
@@ -134,3 +144,4 @@ class ModelRunnerOutput:
     logprobs: tuple[SlotLogprobs, ...] = ()
     beams: tuple[BeamCandidates, ...] = ()
     runs: tuple[TokenRun, ...] = ()
+    failures: tuple[SlotFailure, ...] = ()

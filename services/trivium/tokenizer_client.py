@@ -18,6 +18,7 @@ from trivium.errors import EngineUnavailableError, InvalidRequestError
 from trivium.inputs import EncodedPair, PairTexts
 from trivium.outputs import TokenText
 from trivium.rpc import error_from_rpc
+from trivium.structured_outputs import StructuredOutputsParams
 from trivium.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 
 CALL_TIMEOUT_S = 20.0  # for all tries together: a tokenizer that crashed is back in a few seconds
@@ -57,6 +58,13 @@ class TokenizerClient:
                 "the text holds a lone surrogate, which is not a character", param="prompt", code="invalid_unicode"
             ) from None
         return wire.encoded_pair_from_proto(await self._call(self._stub.EncodePair, request))
+
+    async def check_grammar(self, params: StructuredOutputsParams) -> None:
+        """Raise InvalidRequestError naming the part of `params` that the model cannot be held to; TriviumError."""
+        request = tokenizer_pb2.CheckGrammarRequest(
+            model=self._model, structured_outputs=wire.structured_outputs_to_proto(params)
+        )
+        await self._call(self._stub.CheckGrammar, request)
 
     async def render(
         self,

@@ -36,9 +36,11 @@ from trivium.step import (
     ModelRunnerOutput,
     NewRequestData,
     SchedulerOutput,
+    SlotFailure,
     SlotLogprobs,
     TokenRun,
 )
+from trivium.structured_outputs import StructuredOutputsParams
 from trivium.v1 import executor_pb2, scheduler_pb2, tokenizer_pb2, types_pb2
 
 _FINISH_TO_PROTO: dict[FinishReason, types_pb2.FinishReason] = {
@@ -148,6 +150,9 @@ def sampling_params_to_proto(params: SamplingParams) -> types_pb2.SamplingParams
         logit_bias=[types_pb2.LogitBias(token_id=token_id, bias=bias) for token_id, bias in params.logit_bias.items()],
         unlimited_tokens=params.max_tokens is None,
         beam=None if params.beam is None else _beam_to_proto(params.beam),
+        structured_outputs=None
+        if params.structured_outputs is None
+        else structured_outputs_to_proto(params.structured_outputs),
     )
 
 
@@ -178,7 +183,31 @@ def sampling_fields_from_proto(message: types_pb2.SamplingParams) -> dict[str, A
     }
     if message.HasField("beam"):
         fields["beam"] = _beam_from_proto(message.beam)
+    if message.HasField("structured_outputs"):
+        fields["structured_outputs"] = structured_outputs_from_proto(message.structured_outputs)
     return fields | {name: value for name, value in lists.items() if value}
+
+
+def structured_outputs_to_proto(params: StructuredOutputsParams) -> types_pb2.StructuredOutputs:
+    value: Any = getattr(params, params.kind)
+    if params.kind == "choice":
+        value = types_pb2.StructuredChoice(values=value)
+    return types_pb2.StructuredOutputs(
+        **{params.kind: value},
+        disable_any_whitespace=params.disable_any_whitespace,
+        whitespace_pattern=params.whitespace_pattern,
+    )
+
+
+def structured_outputs_from_proto(message: types_pb2.StructuredOutputs) -> StructuredOutputsParams:
+    """Raises InvalidRequestError."""
+    kind = message.WhichOneof("kind")
+    fields: dict[str, Any] = {} if kind is None else {kind: getattr(message, kind)}
+    if kind == "choice":
+        fields[kind] = tuple(message.choice.values)
+    if message.HasField("whitespace_pattern"):
+        fields["whitespace_pattern"] = message.whitespace_pattern
+    return StructuredOutputsParams(**fields, disable_any_whitespace=message.disable_any_whitespace)
 
 
 def _beam_to_proto(beam: BeamSettings) -> types_pb2.BeamSettings:
@@ -575,6 +604,7 @@ def result_to_proto(output: ModelRunnerOutput, executor_epoch: int) -> executor_
         logprobs=[_slot_logprobs_to_proto(item) for item in output.logprobs],
         beams=[_candidates_to_proto(item) for item in output.beams],
         runs=[executor_pb2.TokenRun(slot=run.slot, token_ids=columns.pack(run.token_ids)) for run in output.runs],
+        failures=[executor_pb2.SlotFailure(slot=item.slot, message=item.message) for item in output.failures],
     )
 
 
@@ -589,6 +619,7 @@ def result_from_proto(message: executor_pb2.StepResult) -> ModelRunnerOutput:
         logprobs=tuple(_slot_logprobs_from_proto(item) for item in message.logprobs),
         beams=tuple(_candidates_from_proto(item) for item in message.beams),
         runs=tuple(TokenRun(run.slot, tuple(columns.unpack(run.token_ids))) for run in message.runs),
+        failures=tuple(SlotFailure(item.slot, item.message) for item in message.failures),
     )
 
 

@@ -25,6 +25,7 @@ from trivium.step import (
     SlotLogprobs,
     TokenRun,
 )
+from trivium.structured_outputs import StructuredOutputsParams
 from trivium.v1 import executor_pb2, scheduler_pb2, tokenizer_pb2, types_pb2
 
 # dataclass, message, fields only in the dataclass, fields only in the message
@@ -83,6 +84,7 @@ sampling = st.builds(
     xtc_probability=st.floats(0, 1),
     logit_bias=st.dictionaries(st.integers(0, 2**31 - 1), st.floats(-100, 100), max_size=3),
     allowed_token_ids=st.none() | token_ids.filter(bool),
+    structured_outputs=st.none(),
     bad_words=st.lists(st.text("ab", min_size=1, max_size=5), max_size=3, unique=True).map(tuple),
     bad_words_token_ids=st.lists(token_ids.filter(bool), max_size=3, unique=True).map(tuple),
     temperature=st.floats(0, 2),
@@ -97,6 +99,17 @@ sampling = st.builds(
     max_tokens=st.none() | st.integers(5, 100),
     min_tokens=st.integers(0, 5),
     skip_special_tokens=st.booleans(),
+)
+structured_outputs = st.one_of(
+    st.builds(
+        StructuredOutputsParams,
+        json=st.dictionaries(st.text("ab"), st.integers() | st.text("cd")),
+        disable_any_whitespace=st.booleans(),
+    ),
+    st.builds(StructuredOutputsParams, json_object=st.just(True), whitespace_pattern=st.none() | st.just(" ")),
+    st.builds(StructuredOutputsParams, regex=st.text("ab.*", min_size=1)),
+    st.builds(StructuredOutputsParams, grammar=st.text("ab.*", min_size=1)),
+    st.builds(StructuredOutputsParams, choice=st.lists(st.text("ab", min_size=1), min_size=1, max_size=3)),
 )
 new_request = st.builds(
     NewRequestData,
@@ -181,6 +194,18 @@ def test_fields_of_dataclass_and_message_agree(
     fields = {field.name for field in dataclasses.fields(cls)}
     assert fields - only_cls == set(message.DESCRIPTOR.fields_by_name) - only_message
     assert only_cls <= fields and only_message <= set(message.DESCRIPTOR.fields_by_name)
+
+
+@given(structured_outputs)
+def test_structured_outputs_round_trip(value: StructuredOutputsParams) -> None:
+    params = SamplingParams(structured_outputs=value)
+    assert wire.sampling_params_from_proto(wire.sampling_params_to_proto(params)) == params
+
+
+def test_structured_outputs_without_a_kind_are_refused() -> None:
+    message = types_pb2.SamplingParams(structured_outputs=types_pb2.StructuredOutputs())
+    with pytest.raises(InvalidRequestError, match="exactly one"):
+        wire.sampling_params_from_proto(message)
 
 
 @given(sampling)

@@ -247,6 +247,22 @@ def test_activations(kernels: Kernels, kind: Activation) -> None:
     torch.testing.assert_close(kernels.activate(gate.clone(), kind), expected)
 
 
+@pytest.mark.parametrize("vocab_size", [1, 31, 32, 33, 100])
+def test_token_bitmask_keeps_the_tokens_whose_bit_is_set(kernels: Kernels, vocab_size: int) -> None:
+    logits = randn(5, vocab_size)
+    rows = torch.tensor([3, 0, 4])
+    allowed = randn(3, vocab_size, seed=1) > 0
+    words = [[0] * -(-vocab_size // 32) for _ in rows]
+    for row, token in allowed.nonzero().tolist():
+        words[row][token // 32] |= 1 << token % 32
+    signed = [[word - 2**32 if word >= 2**31 else word for word in row] for row in words]
+    expected = logits.clone()
+    for row, mask in zip(rows.tolist(), allowed, strict=True):
+        expected[row, ~mask] = -torch.inf
+    kernels.apply_token_bitmask(logits, torch.tensor(signed, dtype=torch.int32), rows)
+    assert torch.equal(logits, expected)
+
+
 def test_a_device_without_kernels_is_named() -> None:
     with pytest.raises(ValueError, match="no kernels for device 'meta'"):
         select_kernels(torch.device("meta"))

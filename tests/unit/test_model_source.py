@@ -5,7 +5,7 @@ import pytest
 from trivium.errors import ConfigurationError
 from trivium.executor.loader import HUB_PATTERNS
 from trivium.model_source import find_model
-from trivium.tokenizer.files import TOKENIZER_FILES
+from trivium.tokenizer_files import TOKENIZER_FILES
 
 
 def test_a_directory_is_itself(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from trivium.beam_search import BeamSearch, move_blocks
+from trivium.executor.grammars import GrammarRows
 from trivium.executor.history import History
 from trivium.executor.input_batch import InputBatch, Longs
 from trivium.executor.largest import top_k
@@ -22,7 +23,7 @@ from trivium.executor.logits_processors import edit_logits, force_scores
 from trivium.executor.logprobs import token_logprobs
 from trivium.executor.model_config import SpecialTokens
 from trivium.params import BeamSettings
-from trivium.step import BeamCandidates, NewRequestData
+from trivium.step import BeamCandidates, NewRequestData, SlotFailure
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,11 @@ class Selection:
 
 
 class BeamGroups:
-    """The beam searches of a standing batch. Owner: the ModelRunner."""
+    """The beam searches of a standing batch. Owner: the ModelRunner. `grammars` are those of all rows."""
 
-    def __init__(self, special: SpecialTokens) -> None:
+    def __init__(self, special: SpecialTokens, grammars: GrammarRows) -> None:
         self._special = special
+        self._grammars = grammars
         self._groups: dict[int, BeamGroup] = {}  # slot of the first beam -> group
 
     def __len__(self) -> int:
@@ -84,6 +86,8 @@ class BeamGroups:
         that are done as ended.
         """
         scores = torch.log_softmax(logits.float(), dim=-1)
+        if len(self._grammars):
+            self._grammars.mask(scores, slots)
         self._edit(scores, batch, slots)
         num_best = min(
             scores.shape[1], max(s.num_candidates for group in self._groups.values() for s in group.searches)
@@ -97,6 +101,7 @@ class BeamGroups:
         for first_slot, group in self._groups.items():
             if not group.is_started and first_slot in best.row_of:
                 first_copies += _start_rows(batch, group)
+                self._grammars.start_beams(group.slots)
                 best.alias(first_slot, group.slots)
             chosen = np.zeros(0, np.int64)  # tokens of the groups before, which the next one avoids
             for index in range(len(group.searches)):
@@ -108,9 +113,19 @@ class BeamGroups:
                 if num_top >= 0:
                     found = _with_logprobs(found, best, group_slots, num_top)
                 candidates.append(found)
-                copies += _advance(batch, group.searches[index], group_slots, found)
+                copies += _advance(batch, group.searches[index], group_slots, found, self._grammars)
                 chosen = np.concatenate((chosen, _live_token_ids(group.searches[index])))
         return Selection(tuple(candidates), tuple(first_copies), tuple(copies))
+
+    def take_failures(self, batch: InputBatch) -> tuple[SlotFailure, ...]:
+        """Groups with a beam that cannot go on, told once; their rows have ended."""
+        failures = []
+        for first_slot, group in self._groups.items():
+            found = self._grammars.take_failures(group.slots)
+            if found:
+                batch.ended[group.slots] = True
+                failures.append(SlotFailure(first_slot, found[0].message))
+        return tuple(failures)
 
     def _edit(self, scores: Tensor, batch: InputBatch, slots: Longs) -> None:
         columns = batch.sampling
@@ -191,7 +206,9 @@ def _start_rows(batch: InputBatch, group: BeamGroup) -> list[tuple[int, int]]:
     return [(int(batch.block_tables[first, index]), int(batch.block_tables[slot, index])) for slot in others]
 
 
-def _advance(batch: InputBatch, search: BeamSearch, slots: Longs, candidates: BeamCandidates) -> list[tuple[int, int]]:
+def _advance(
+    batch: InputBatch, search: BeamSearch, slots: Longs, candidates: BeamCandidates, grammars: GrammarRows
+) -> list[tuple[int, int]]:
     """Advance the search of the rows `slots`; move and extend the rows as it says. Returns the block copies."""
     num_computed = int(batch.num_computed_tokens[slots[0]])
     parents = search.advance(candidates)
@@ -207,6 +224,7 @@ def _advance(batch: InputBatch, search: BeamSearch, slots: Longs, candidates: Be
     start, end = int(batch.num_prompt_tokens[slots[0]]), int(batch.num_tokens[slots[0]])
     batch.token_ids[slots, start:end] = batch.token_ids[slots[list(parents)], start:end]
     batch.append_tokens(slots, _live_token_ids(search))
+    grammars.fork(slots, parents, _live_token_ids(search), batch)
     return copies
 
 

@@ -88,6 +88,7 @@ class SamplingColumns:
         self.min_tokens = np.zeros(max_num_seqs, np.int64)
         self.max_tokens = np.zeros(max_num_seqs, np.int64)
         self.ignore_eos = np.zeros(max_num_seqs, np.bool_)
+        self.min_tokens_to_eos = np.zeros(max_num_seqs, np.int64)
         self.xtc_threshold = np.zeros(max_num_seqs, np.float64)
         self.xtc_probability = np.zeros(max_num_seqs, np.float64)
         self.edits_logits = np.zeros(max_num_seqs, np.bool_)
@@ -108,13 +109,14 @@ class SamplingColumns:
         self.choice_index[slot] = new.choice_index
         self.min_tokens[slot] = params.min_tokens
         self.max_tokens[slot] = new.max_tokens
-        self.ignore_eos[slot] = params.ignore_eos
+        self.ignore_eos[slot] = not params.heeds_eos
+        self.min_tokens_to_eos[slot] = params.min_tokens_to_eos
         self.xtc_threshold[slot] = params.xtc_threshold
         self.xtc_probability[slot] = params.xtc_probability
         self.edits_logits[slot] = edits_logits(params)
         self.truncates[slot] = truncates(params)
         self.is_beam[slot] = params.beam is not None
-        self.num_lookup_tokens[slot] = params.prompt_lookup_num_tokens if params.logprobs is None else 0
+        self.num_lookup_tokens[slot] = params.num_lookup_tokens
         self.num_logprobs[slot] = -1 if params.logprobs is None else params.logprobs
         # Choice 0 reports for all choices, and the first beam for all beams.
         of_prompt = params.prompt_logprobs if new.choice_index == 0 and slot == new.slot else None

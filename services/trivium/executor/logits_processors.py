@@ -78,7 +78,8 @@ def forced_tokens(
     """[num_rows] the only token that may come next, or NOT_FORCED.
 
     As in transformers: the BOS follows a sequence of one token, the EOS is the last of `max_tokens`, and where both
-    are due the EOS wins. num_tokens, output_positions, max_tokens: [num_rows] length of the sequence, of its output,
+    are due the EOS wins. It is not forced where it would hide that a structured output was cut.
+    num_tokens, output_positions, max_tokens: [num_rows] length of the sequence, of its output,
     and the output's limit.
     """
     forced = np.full(len(params), NOT_FORCED, np.int64)
@@ -87,7 +88,8 @@ def forced_tokens(
         forced[row] = NOT_FORCED if token_id is None else token_id
     if special.forced_eos is not None:
         for row in np.flatnonzero(output_positions + 1 == max_tokens).tolist():
-            forced[row] = forced[row] if params[row].ignore_eos else special.forced_eos
+            if not params[row].ignore_eos and params[row].structured_outputs is None:
+                forced[row] = special.forced_eos
     return forced
 
 

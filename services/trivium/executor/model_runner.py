@@ -25,6 +25,7 @@ from trivium.executor.generation_config import (
     read_generation_config,
     read_generation_defaults,
 )
+from trivium.executor.grammars import GrammarRows, GrammarService
 from trivium.executor.input_batch import BatchLimits, Floats, InputBatch, Longs, ScheduledRows
 from trivium.executor.kv_cache import (
     KVCache,
@@ -45,7 +46,7 @@ from trivium.executor.prompt_lookup import Drafts, add_drafts, draft_positions, 
 from trivium.executor.quantization.config import read_quantization
 from trivium.executor.sampler import Sampler
 from trivium.executor.threads import choose_num_threads, count_cores, set_num_threads
-from trivium.step import BeamCandidates, ModelRunnerOutput, SchedulerOutput, TokenRun
+from trivium.step import BeamCandidates, ModelRunnerOutput, SchedulerOutput, SlotFailure, TokenRun
 from trivium_kernels.dispatch import select_kernels
 
 logger = logging.getLogger(__name__)
@@ -100,10 +101,12 @@ class ModelRunner:
             self._limits.block_size,
             num_host_blocks=self._limits.num_host_blocks,
         )
+        self.grammars = GrammarService(
+            config.tokenizer or config.model, config.revision, self._model.vocab_size, special.eos
+        )
         for module in config.lora_modules:
             self.load_adapter(module.name, module.source)
-        self._batch = self._new_batch()
-        self._beam_groups = BeamGroups(special)
+        self._reset()
         self._model_info = replace(
             _describe(config, architecture.name, self._model, self._limits, special),
             generation_defaults=read_generation_defaults(generation, special.eos),
@@ -127,8 +130,7 @@ class ModelRunner:
 
     def reset(self) -> None:
         """Forget every row. Weights and pool stay; what the pool holds means nothing any more."""
-        self._batch = self._new_batch()
-        self._beam_groups = BeamGroups(self._special)
+        self._reset()
 
     def load_adapter(self, name: str, source: str) -> None:
         """Load a LoRA adapter. Raises ConfigurationError if it does not fit, or the runner was made without LoRA."""
@@ -142,6 +144,7 @@ class ModelRunner:
         check_plan(self._batch, plan)
         self._batch.apply(plan)
         self._beam_groups.apply(plan.freed_slots, plan.new_requests)
+        self._grammar_rows.apply(plan.freed_slots, plan.new_requests)
         self._kv_cache.swap_out(plan.swapped_out)
         self._kv_cache.swap_in(plan.swapped_in)
         self._kv_cache.copy_blocks(plan.copied_blocks)
@@ -168,7 +171,13 @@ class ModelRunner:
         token_ids = self._sample(logits, sampling_slots)
         logprobs = slot_logprobs(sampling_slots, sampled.of(token_ids), prompts)
         return ModelRunnerOutput(
-            plan.step, tuple(sampling_slots.tolist()), tuple(token_ids.tolist()), logprobs, beams, runs
+            plan.step,
+            tuple(sampling_slots.tolist()),
+            tuple(token_ids.tolist()),
+            logprobs,
+            beams,
+            runs,
+            self._take_failures(sampling_slots),
         )
 
     def check_invariants(self) -> None:
@@ -215,14 +224,33 @@ class ModelRunner:
 
     def _sample(self, logits: Tensor, slots: Longs) -> Longs:
         """Choose and append the next token of each row."""
+        if len(self._grammar_rows):
+            self._grammar_rows.mask(logits, slots)
         token_ids = self._sampler.sample(logits, self._batch, slots)
         self._batch.append_tokens(slots, token_ids)
+        if len(self._grammar_rows):
+            self._grammar_rows.advance(slots, token_ids, self._batch)
         self._batch.ended[slots] = self._sampler.find_ends(self._batch, slots, token_ids)
         return token_ids
 
     def _verify(self, rows: ScheduledRows, drafts: Drafts, hidden: Tensor) -> tuple[TokenRun, ...]:
         logits = self._model.decoder.compute_logits(hidden[torch.from_numpy(draft_positions(rows, drafts))])
         return verify(self._batch, rows, drafts, logits, self._sample)
+
+    def _reset(self) -> None:
+        self._batch = self._new_batch()
+        self._grammar_rows = GrammarRows(
+            self.grammars, self._special, self._limits.vocab_size, self._kernels.apply_token_bitmask
+        )
+        self._beam_groups = BeamGroups(self._special, self._grammar_rows)
+
+    def _take_failures(self, slots: Longs) -> tuple[SlotFailure, ...]:
+        """Rows among `slots`, and beam groups, that cannot go on."""
+        if not len(self._grammar_rows):
+            return ()
+        failures = self._grammar_rows.take_failures(slots)
+        self._batch.ended[[failure.slot for failure in failures]] = True
+        return failures + self._beam_groups.take_failures(self._batch)
 
     def _select_beams(self, logits: Tensor, slots: Longs) -> tuple[BeamCandidates, ...]:
         selection = self._beam_groups.select(logits, self._batch, slots)

@@ -67,6 +67,7 @@ class ModelThread:
             self.call_in_loop(self.loaded.set_result, runner.model_info)
             while (job := self._jobs.get()) is not None:
                 job(runner)
+            runner.grammars.close()
         except BaseException as error:
             if not isinstance(error, ConfigurationError):
                 logger.exception("the model thread failed")

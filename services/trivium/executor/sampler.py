@@ -92,10 +92,11 @@ class Sampler:
         The scheduler decides the same from the result; knowing it here saves the rows of plans that are on their way.
         """
         columns = batch.sampling
-        is_eos = np.isin(token_ids, self._special.eos) & ~columns.ignore_eos[slots]
-        is_stop = [token in columns.params[slot].stop_token_ids for slot, token in zip(slots, token_ids, strict=True)]
         num_outputs = batch.num_tokens[slots] - batch.num_prompt_tokens[slots]
-        ends: Bools = (is_eos | np.array(is_stop, np.bool_)) & (num_outputs >= columns.min_tokens[slots])
+        is_eos = np.isin(token_ids, self._special.eos) & ~columns.ignore_eos[slots]
+        is_eos &= num_outputs >= columns.min_tokens_to_eos[slots]
+        is_stop = [token in columns.params[slot].stop_token_ids for slot, token in zip(slots, token_ids, strict=True)]
+        ends: Bools = is_eos | (np.array(is_stop, np.bool_) & (num_outputs >= columns.min_tokens[slots]))
         return ends
 
     def _edit(self, logits: Tensor, batch: InputBatch, slots: Longs, edited: Longs) -> None:

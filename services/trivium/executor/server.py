@@ -51,12 +51,13 @@ class StreamEndedError(Exception):
 class ExecuteStream:
     """One scheduler's stream. Owned by the event loop; the model thread only reads and clears `is_open`.
 
-    `results` is not bounded by itself: it never holds more than the plans that `places` let in.
+    `results` is not bounded by itself: it never holds more than the plans that `places` let in, and an answer for
+    each grammar that the scheduler asked for.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.ended: asyncio.Future[StreamEndedError] = loop.create_future()
-        self.results: asyncio.Queue[ModelRunnerOutput] = asyncio.Queue()
+        self.results: asyncio.Queue[ModelRunnerOutput | executor_pb2.GrammarCompiled] = asyncio.Queue()
         self.places = asyncio.Semaphore(MAX_QUEUED_PLANS)
         self.last_step_done = 0
         self.is_open = True
@@ -70,6 +71,10 @@ class ExecuteStream:
     def deliver(self, output: ModelRunnerOutput) -> None:
         self.last_step_done = output.step
         self.results.put_nowait(output)
+
+    def deliver_grammar(self, key: int, error: InvalidRequestError | None) -> None:
+        info = None if error is None else wire.error_to_proto(error)
+        self.results.put_nowait(executor_pb2.GrammarCompiled(key=key, error=info))
 
 
 class ExecutorService(executor_pb2_grpc.ExecutorServicer):
@@ -141,6 +146,9 @@ class ExecutorService(executor_pb2_grpc.ExecutorServicer):
 
     async def _read_plans(self, stream: ExecuteStream, commands: Commands) -> None:
         async for command in commands:
+            if command.WhichOneof("command") == "grammar":
+                self._compile(stream, command.grammar)
+                continue
             if command.WhichOneof("command") != "plan":
                 raise StreamEndedError(grpc.StatusCode.INVALID_ARGUMENT, "expected a plan")
             try:
@@ -149,6 +157,19 @@ class ExecutorService(executor_pb2_grpc.ExecutorServicer):
                 raise StreamEndedError(grpc.StatusCode.INVALID_ARGUMENT, f"malformed plan: {error}") from None
             await stream.places.acquire()
             self._submit(stream, plan)
+
+    def _compile(self, stream: ExecuteStream, message: executor_pb2.CompileGrammar) -> None:
+        """Have a grammar compiled beside the plans."""
+
+        def done(error: InvalidRequestError | None) -> None:
+            self._thread.call_in_loop(stream.deliver_grammar, message.key, error)
+
+        try:
+            params = wire.structured_outputs_from_proto(message.structured_outputs)
+        except InvalidRequestError as error:
+            stream.deliver_grammar(message.key, error)
+        else:
+            self._thread.submit(lambda runner: runner.grammars.prepare(params, done))
 
     def _submit(self, stream: ExecuteStream, plan: SchedulerOutput) -> None:
         """Queue the plan for the model thread."""
@@ -180,6 +201,9 @@ class ExecutorService(executor_pb2_grpc.ExecutorServicer):
             except TimeoutError:
                 heartbeat = executor_pb2.ExecuteHeartbeat(last_step_done=stream.last_step_done)
                 await context.write(executor_pb2.ExecuteEvent(heartbeat=heartbeat))
+                continue
+            if isinstance(output, executor_pb2.GrammarCompiled):
+                await context.write(executor_pb2.ExecuteEvent(grammar=output))
                 continue
             stream.places.release()
             await context.write(executor_pb2.ExecuteEvent(result=wire.result_to_proto(output, self._epoch)))

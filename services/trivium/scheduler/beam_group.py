@@ -35,6 +35,11 @@ class BeamGroup:
         return all(search.is_done for search in self._searches)
 
     @property
+    def lacks_results(self) -> bool:
+        """Whether the group is done with fewer hypotheses than choices: a grammar allows for no more."""
+        return self.is_done and len(self.best()) <= max(choice.choice_index for choice in self.choices)
+
+    @property
     def first_slots(self) -> tuple[int, ...]:
         """The first slot of every search: its candidates come under it."""
         return self.slots[:: self._searches[0].width]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from trivium.config import ModelInfo, SchedulerConfig
@@ -32,8 +32,11 @@ from trivium.scheduler.executor_client import ExecutorClient
 from trivium.scheduler.output_processor import DeltaSink, OutputProcessor, OutputStream
 from trivium.scheduler.request import Request, RequestStatus
 from trivium.scheduler.scheduler import Scheduler
+from trivium.structured_outputs import StructuredOutputsParams
 
 logger = logging.getLogger(__name__)
+
+_RETRY_S = 0.05
 
 
 class EngineLoop:
@@ -57,6 +60,8 @@ class EngineLoop:
         self._outputs = OutputProcessor(detokenizer, self._finish_by_stop_string)
         self._keys = itertools.count(1)
         self._is_connected = False
+        self._connected = asyncio.Event()
+        self._num_held = 0  # choices that wait for their grammar
         self._tasks = asyncio.TaskGroup()
         self._is_due = False
 
@@ -102,17 +107,16 @@ class EngineLoop:
             for index in range(request.sampling.n)
             if not (index in resumed and resumed[index].finished)
         ]
-        if choices and request.sampling.beam is not None:
-            scheduler.add_beams(choices, next(self._keys))
-        elif choices:
-            for choice in choices:
-                scheduler.check_admission(choice)
-            scheduler.add_choices(choices)
+        structured = request.sampling.structured_outputs
+        if choices and structured is None:
+            self._add(choices)
         for choice in choices:
             emitted_chars = resumed[choice.choice_index].emitted_chars if choice.choice_index in resumed else 0
             self._outputs.open(OutputStream(choice, sink, handle, stream=request.stream), emitted_chars=emitted_chars)
             if self._config.queue_timeout_s:
                 asyncio.get_running_loop().call_later(self._config.queue_timeout_s, self._expire, choice.key)
+        if choices and structured is not None:
+            self._tasks.create_task(self._add_when_compiled(choices, structured))
         self._act_soon()
         return tuple(choice.key for choice in choices)
 
@@ -154,6 +158,7 @@ class EngineLoop:
             except EngineUnavailableError as error:
                 logger.warning("lost the executor, %d requests wait for it: %s", len(self._outputs), error.message)
                 self._is_connected = False
+                self._connected.clear()
                 self._on_ready(False)
                 self.scheduler.requeue_all()
 
@@ -162,6 +167,10 @@ class EngineLoop:
         while True:
             output = await self._executor.next_result()  # with nothing in flight: of a plan that `_act` will make
             for update in self.scheduler.update_from_output(output):
+                if update.failure is not None:
+                    error = InvalidRequestError(update.failure, param="structured_outputs", code="invalid_grammar")
+                    self._fail_if_open([update.request], error)
+                    continue
                 self._outputs.add(update.request, update.new_token_ids, update.logprobs)
             self._fill_pipeline()  # before publishing: the executor must not wait for it
             self._outputs.flush()
@@ -181,9 +190,71 @@ class EngineLoop:
                         request,
                         EngineUnavailableError("the server came back with too little memory, or without the adapter"),
                     )
+        for request in self._scheduler.hold_structured():
+            params = request.sampling.structured_outputs
+            assert params is not None, "held for its grammar"
+            self._tasks.create_task(self._release_when_compiled(request, params))
         self._is_connected = True
+        self._connected.set()
         self._on_ready(True)
         logger.info("executor ready: %d KV blocks of %d tokens", info.num_blocks, info.block_size)
+
+    def _add(self, choices: Sequence[Request]) -> None:
+        """Queue the choices of one client request. Raises InvalidRequestError if they could never run."""
+        scheduler = self.scheduler
+        if choices[0].sampling.beam is not None:
+            scheduler.add_beams(choices, next(self._keys))
+            return
+        for choice in choices:
+            scheduler.check_admission(choice)
+        scheduler.add_choices(choices)
+
+    async def _add_when_compiled(self, choices: Sequence[Request], params: StructuredOutputsParams) -> None:
+        """Queue choices that follow a grammar, once the executor has it: nobody's step waits for that."""
+        self._num_held += len(choices)
+        try:
+            await self._compile(params)
+            self._check_adapter(choices[0].adapter)
+            left = [choice for choice in choices if self._outputs.request_of(choice.key) is not None]
+            if left:
+                self._add(left)
+            for choice in left:
+                if choice.is_finished:  # resumed with all of its output
+                    self._outputs.add(choice, ())
+        except (InvalidRequestError, ModelNotFoundError) as error:
+            self._fail_if_open(choices, error)
+        finally:
+            self._num_held -= len(choices)
+        self._act_soon()
+
+    async def _release_when_compiled(self, request: Request, params: StructuredOutputsParams) -> None:
+        """Queue `request` again, which was taken out of the queue when an executor was lost."""
+        try:
+            await self._compile(params)
+            self._check_adapter(request.adapter)
+            self.scheduler.release(request)
+        except (InvalidRequestError, ModelNotFoundError) as error:
+            self._fail_if_open([request] if request.beams is None else request.beams.choices, error)
+        self._act_soon()
+
+    async def _compile(self, params: StructuredOutputsParams) -> None:
+        while True:
+            await self._connected.wait()
+            try:
+                await self._executor.compile_grammar(params)
+                return
+            except EngineUnavailableError:
+                await asyncio.sleep(_RETRY_S)
+
+    def _check_adapter(self, name: str) -> None:
+        """Raise ModelNotFoundError unless the executor has the adapter; an executor that came back may lack it."""
+        if name and name not in self.scheduler.info.adapters:
+            raise ModelNotFoundError(f"the adapter {name!r:.100} is not loaded", param="adapter")
+
+    def _fail_if_open(self, choices: Sequence[Request], error: TriviumError) -> None:
+        for choice in choices:
+            if self._outputs.request_of(choice.key) is not None:
+                self._fail(choice, error)
 
     def _fill_pipeline(self) -> None:
         scheduler = self.scheduler
@@ -209,16 +280,14 @@ class EngineLoop:
         scheduler, config = self._scheduler, self._config
         if scheduler is None:
             raise EngineUnavailableError("the model is still loading", code="model_loading")
-        if scheduler.num_waiting + request.sampling.n > config.max_waiting_requests:
-            raise OverloadedError(
-                f"{scheduler.num_waiting} requests wait already, the limit is {config.max_waiting_requests}"
-            )
+        num_waiting = scheduler.num_waiting + self._num_held
+        if num_waiting + request.sampling.n > config.max_waiting_requests:
+            raise OverloadedError(f"{num_waiting} requests wait already, the limit is {config.max_waiting_requests}")
         if scheduler.num_waiting_tokens + len(request.prompt.token_ids) > config.max_waiting_tokens:
             raise OverloadedError(
                 f"{scheduler.num_waiting_tokens} prompt tokens wait already, the limit is {config.max_waiting_tokens}"
             )
-        if request.adapter and request.adapter not in scheduler.info.adapters:
-            raise ModelNotFoundError(f"the adapter {request.adapter!r:.100} is not loaded", param="adapter")
+        self._check_adapter(request.adapter)
         num_embeds_bytes = request.prompt.num_embeds_bytes
         if num_embeds_bytes and self._outputs.num_embeds_bytes + num_embeds_bytes > config.max_embeds_bytes:
             raise OverloadedError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from trivium.config import PROTOCOL_REVISION, ModelInfo
 from trivium.errors import EngineUnavailableError, TriviumError
 from trivium.ledger import PEER_TIMEOUT_S, ask_ledger
 from trivium.step import ModelRunnerOutput, SchedulerOutput
+from trivium.structured_outputs import StructuredOutputsParams
 from trivium.v1 import executor_pb2, executor_pb2_grpc
 from trivium.v1.ledger_pb2 import LedgerReply
 
@@ -36,6 +38,14 @@ class ExecutorClient(Protocol):
         """The result of the oldest plan that has none yet. Raises EngineUnavailableError if the executor is lost."""
         ...
 
+    async def compile_grammar(self, params: StructuredOutputsParams) -> None:
+        """Return when a plan may use `params` without making others wait.
+
+        Raises InvalidRequestError, and EngineUnavailableError if the executor is lost meanwhile. Only progresses while
+        somebody waits for `next_result`.
+        """
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -48,6 +58,8 @@ class GrpcExecutorClient:
         self._scheduler_epoch = scheduler_epoch
         self._executor_epoch = 0
         self._call: rpc.BidiCall[executor_pb2.ExecuteCommand, executor_pb2.ExecuteEvent] | None = None
+        self._grammar_keys = itertools.count(1)
+        self._grammars: dict[int, asyncio.Future[None]] = {}  # key -> the answer to come
 
     async def connect(self) -> ModelInfo:
         while True:
@@ -68,8 +80,23 @@ class GrpcExecutorClient:
         assert self._call is not None, "next_result before connect"
         while True:
             event = await self._call.receive()
-            if event.WhichOneof("event") == "result" and event.result.executor_epoch == self._executor_epoch:
+            kind = event.WhichOneof("event")
+            if kind == "result" and event.result.executor_epoch == self._executor_epoch:
                 return wire.result_from_proto(event.result)
+            if kind == "grammar":
+                self._settle(event.grammar)
+
+    async def compile_grammar(self, params: StructuredOutputsParams) -> None:
+        if self._call is None:
+            raise EngineUnavailableError("the executor is gone")
+        key, compiled = next(self._grammar_keys), asyncio.get_running_loop().create_future()
+        self._grammars[key] = compiled
+        message = executor_pb2.CompileGrammar(key=key, structured_outputs=wire.structured_outputs_to_proto(params))
+        self._call.send(executor_pb2.ExecuteCommand(grammar=message))
+        try:
+            await compiled
+        finally:
+            self._grammars.pop(key, None)
 
     async def ledger(self) -> LedgerReply | None:
         """What the executor holds; None if it does not say so in time. Independent of the stream."""
@@ -89,7 +116,20 @@ class GrpcExecutorClient:
                 self._executor_epoch = event.welcome.executor_epoch
                 return wire.model_info_from_proto(event.welcome.model)
 
+    def _settle(self, message: executor_pb2.GrammarCompiled) -> None:
+        compiled = self._grammars.pop(message.key, None)
+        if compiled is None or compiled.done():
+            return
+        if message.HasField("error"):
+            compiled.set_exception(wire.error_from_proto(message.error))
+        else:
+            compiled.set_result(None)
+
     async def _hang_up(self) -> None:
-        if self._call is not None:
-            await self._call.close()
-            self._call = None
+        call, self._call = self._call, None
+        if call is not None:
+            await call.close()
+        for compiled in self._grammars.values():
+            if not compiled.done():
+                compiled.set_exception(EngineUnavailableError("the executor is gone"))
+        self._grammars.clear()

@@ -91,7 +91,7 @@ class Request:
         self.num_named_blocks = 0  # blocks of its table that can be found by others
         self.prompt_logprobs: list[TokenLogprobs] = []  # of the prompt from its second token on, as far as computed
         self.wants_prompt_logprobs = sampling.prompt_logprobs is not None and choice_index == 0
-        self.num_lookup_tokens = sampling.prompt_lookup_num_tokens if sampling.logprobs is None else 0
+        self.num_lookup_tokens = sampling.num_lookup_tokens
         self.is_plain = not self.num_lookup_tokens  # its rows are as many, and compute as much, as its plans say
         self.siblings: list[Request] = []  # other choices, which wait until this one has computed their common prompt
         self.fork_point: ForkPoint | None = None  # of a sibling, until it runs: who has computed the prompt
@@ -152,10 +152,9 @@ class Request:
         if not output:
             return None
         token_id, count = output[-1], len(output)
-        if count >= sampling.min_tokens:
-            if token_id in eos_token_ids and not sampling.ignore_eos:
-                return FinishReason.STOP
-            if token_id in sampling.stop_token_ids:
-                self.stop_reason = token_id
-                return FinishReason.STOP
+        if token_id in eos_token_ids and sampling.heeds_eos and count >= sampling.min_tokens_to_eos:
+            return FinishReason.STOP
+        if token_id in sampling.stop_token_ids and count >= sampling.min_tokens:
+            self.stop_reason = token_id
+            return FinishReason.STOP
         return FinishReason.LENGTH if count >= self.max_tokens else None

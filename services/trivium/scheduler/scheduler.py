@@ -31,6 +31,7 @@ from trivium.step import (
     ModelRunnerOutput,
     NewRequestData,
     SchedulerOutput,
+    SlotFailure,
     TokenRun,
 )
 
@@ -39,7 +40,7 @@ from trivium.step import (
 class RequestUpdate:
     """What a result did to one request: the tokens it brought; `request.finish_reason` is set if it ended.
 
-    logprobs: one for each new token, if the request asked for them.
+    logprobs: one for each new token, if the request asked for them. failure: why the request cannot go on.
 
     A value, not frozen: each running request gets one per step, and a frozen one takes three times as long to make.
     """
@@ -47,6 +48,7 @@ class RequestUpdate:
     request: Request
     new_token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
+    failure: str | None = None
 
 
 @dataclass(slots=True)
@@ -274,7 +276,7 @@ class Scheduler:
             if request.incarnation == incarnation:
                 self.kv_cache.cache_full_blocks(request, num_tokens)
         logprobs = _take_logprobs(plan, output) if output.logprobs else {}
-        updates = []
+        updates = self._fail_rows(plan, output.failures) if output.failures else []
         sampling, eos_token_ids = plan.sampling, self._eos_token_ids
         for slot, token_id in zip(output.slots, output.token_ids, strict=True):
             request, incarnation = sampling[slot]
@@ -293,6 +295,21 @@ class Scheduler:
         if output.beams:
             updates += self._advance_beams(plan, output.beams)
         return updates
+
+    def hold_structured(self) -> list[Request]:
+        """Take the requests that follow a grammar out of the queue, until `release`: a fresh executor knows none.
+
+        They keep their places.
+        """
+        held = [request for request in self._waiting if request.sampling.structured_outputs is not None]
+        for request in held:
+            self._waiting.remove(request)
+        return held
+
+    def release(self, request: Request) -> None:
+        """Queue a request that was held, unless it was finished meanwhile."""
+        if not request.is_finished:
+            self._waiting.push(request)
 
     def check_invariants(self) -> None:
         """Recompute everything that can be derived."""
@@ -517,6 +534,17 @@ class Scheduler:
             updates.append(RequestUpdate(request, tuple(taken)))
         return updates
 
+    def _fail_rows(self, plan: _PlanInFlight, failures: Sequence[SlotFailure]) -> list[RequestUpdate]:
+        """End the requests of rows that cannot go on."""
+        updates = []
+        for failure in failures:
+            request, incarnation = plan.sampling[failure.slot]
+            if request.incarnation == incarnation and not request.is_finished:
+                self.finish(request, FinishReason.ABORT)
+                choice = request if request.beams is None else request.beams.choices[0]
+                updates.append(RequestUpdate(choice, (), failure=failure.message))
+        return updates
+
     def _advance_beams(self, plan: _PlanInFlight, found: Sequence[BeamCandidates]) -> list[RequestUpdate]:
         """Take a step of every beam search that has candidates."""
         by_request: dict[int, list[BeamCandidates]] = {}
@@ -534,6 +562,11 @@ class Scheduler:
             self.kv_cache.move_beams(request, parents, num_computed)
             request.num_tokens_in_flight -= 1
             request.output_token_ids.append(group_candidates[0].token_ids[0])  # for its length: beams have their own
+            if group.lacks_results:
+                self.finish(request, FinishReason.ABORT)
+                lack = f"structured_outputs leaves {len(group.best())} outputs, but n is {len(group.choices)}"
+                updates.append(RequestUpdate(group.choices[0], (), failure=lack))
+                continue
             updates += [_update_of(choice, nodes) for choice, nodes in group.take_news()]
             if group.is_done:
                 self.finish(request, FinishReason.STOP)

@@ -23,7 +23,7 @@ from trivium.inputs import EncodedPrompt, GenerationRequest
 from trivium.ledger import register_ledger
 from trivium.params import SamplingParams
 from trivium.prompts import check_vocabulary, encode_prompt
-from trivium.sampling_tokens import check_sampling_tokens, complete_sampling, resolve_bad_words
+from trivium.sampling_tokens import check_sampling_tokens, complete_sampling, resolve_texts
 from trivium.scheduler.detokenizer_client import GrpcDetokenizerClient
 from trivium.scheduler.engine_loop import EngineLoop
 from trivium.scheduler.executor_client import GrpcExecutorClient
@@ -123,7 +123,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
                 raise InvalidRequestError(f"{name} is too long", param=name, code="too_long")
         prompt = await encode_prompt(wire.prompt_from_proto(message.prompt), self._tokenizer, self._loop.model_info)
         if message.sampling_is_complete:
-            sampling = await resolve_bad_words(wire.sampling_params_from_proto(message.sampling), self._tokenizer)
+            sampling = await resolve_texts(wire.sampling_params_from_proto(message.sampling), self._tokenizer)
             check_sampling_tokens(sampling, self._loop.model_info)
         else:
             sampling = await self._complete(message, prompt)

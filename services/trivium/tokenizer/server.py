@@ -31,6 +31,7 @@ from trivium.errors import (
 from trivium.ledger import register_ledger
 from trivium.tokenizer import chat_template
 from trivium.tokenizer.detokenize_session import DetokenizeSession, num_ids
+from trivium.tokenizer.grammar_check import GrammarChecker
 from trivium.tokenizer.tokenizer import Tokenizer
 from trivium.v1 import tokenizer_pb2, tokenizer_pb2_grpc, types_pb2
 from trivium.v1.ledger_pb2 import LedgerReply, TokenizerLedger
@@ -70,6 +71,7 @@ async def serve(
         await server.set_ready(False)
         servicer.end_streams()
         await server.stop()
+        await servicer.close()
         pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -80,6 +82,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
         self._pool = pool
         self._epoch = epoch
         self._tokenizers: dict[str, Tokenizer] = {}  # served name -> tokenizer
+        self._grammars: dict[str, GrammarChecker] = {}  # served name -> its grammars
         self._is_loaded = False
         self._is_stopping = False
         self._num_waiting = 0
@@ -94,6 +97,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
                 self._pool, Tokenizer.load, model.source, revision
             )
             self._tokenizers[model.name] = tokenizer
+            self._grammars[model.name] = GrammarChecker(tokenizer.grammar_vocabulary)
             seconds = time.perf_counter() - start
             logger.info(
                 "tokenizer of %s loaded in %.2f s: %d tokens%s%s",
@@ -110,6 +114,10 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
         self._is_stopping = True
         for task in self._streams:
             task.cancel()
+
+    async def close(self) -> None:
+        for grammars in self._grammars.values():
+            await grammars.close()
 
     async def fill_ledger(self, reply: LedgerReply) -> None:
         reply.open_streams = len(self._streams)
@@ -154,6 +162,16 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
                 )
                 raise EngineUnavailableError("rendering the chat took too long", code="render_timeout") from None
             return tokenizer_pb2.RenderResponse(prompt=types_pb2.TokensPrompt(ids=ids))
+
+        return await rpc.answer(context, handler)  # type: ignore[no-any-return]
+
+    async def CheckGrammar(
+        self, request: tokenizer_pb2.CheckGrammarRequest, context: Context
+    ) -> tokenizer_pb2.CheckGrammarResponse:
+        async def handler() -> tokenizer_pb2.CheckGrammarResponse:
+            self._tokenizer(request.model)
+            await self._grammars[request.model].check(wire.structured_outputs_from_proto(request.structured_outputs))
+            return tokenizer_pb2.CheckGrammarResponse()
 
         return await rpc.answer(context, handler)  # type: ignore[no-any-return]
 

@@ -8,22 +8,20 @@ imported on first load, so that importing this module costs nothing.
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from trivium.errors import ConfigurationError, InvalidRequestError
+from trivium.errors import InvalidRequestError
+from trivium.grammar import GrammarVocabulary
 from trivium.inputs import EncodedPair, PairTexts
-from trivium.model_source import find_model
 from trivium.outputs import TokenText
+from trivium.token_bytes import known_ids, special_ids, token_bytes
 from trivium.tokenizer import chat_template
 from trivium.tokenizer.chat_template import MAX_PROMPT_CHARS, Messages, Tools
 from trivium.tokenizer.detokenizer import Decode, IncrementalDetokenizer
-from trivium.tokenizer.files import TOKENIZER_FILES, has_vocabulary
 from trivium.tokenizer.languages import Languages, TargetMode, find_languages
-from trivium.tokenizer.token_bytes import token_bytes
+from trivium.tokenizer_backend import load_backend
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +39,7 @@ class Tokenizer:
         self._target_backend = _target_side(backend)
         self._languages = find_languages(backend)
         self._decode = _fast_decode(backend) or _slow_decode(backend)
-        self._special_ids = _special_ids(backend)
+        self._special_ids = special_ids(backend)
         self._has_token = _token_test(backend)
         self._token_bytes = token_bytes(backend, self._decode)
         # The first call takes truncation and padding settings out of the backend; later calls change nothing.
@@ -55,16 +53,7 @@ class Tokenizer:
         Imports torch if it can be imported (`torch_free.forbid_torch` sees to that). Raises ConfigurationError, in
         one line, if there are no tokenizer files or transformers cannot read them.
         """
-        path = find_model(source, revision, patterns=TOKENIZER_FILES)
-        try:
-            backend = _tokenizer_class(path).from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # transformers raises whatever the files made it stumble over
-            reason = str(error).strip().partition("\n")[0] if has_vocabulary(path) else "there are no tokenizer files"
-            raise ConfigurationError(f"cannot load the tokenizer of {source}: {reason}") from error
-        # Without its files a class makes up a vocabulary of a few tokens; only ByT5's needs none.
-        if type(backend).vocab_files_names and not has_vocabulary(path):
-            raise ConfigurationError(f"cannot load the tokenizer of {source}: there are no tokenizer files")
-        return cls(backend)
+        return cls(load_backend(source, revision))
 
     @property
     def vocab_size(self) -> int:
@@ -179,6 +168,10 @@ class Tokenizer:
         """What each of `token_ids` stands for, alone."""
         return [self._token_text(token_id) for token_id in token_ids]
 
+    def grammar_vocabulary(self) -> GrammarVocabulary:
+        """What grammars need of the vocabulary. Raises InvalidRequestError if this tokenizer allows for none."""
+        return GrammarVocabulary.of(self._target_backend)
+
     def detokenizer(
         self,
         *,
@@ -203,16 +196,6 @@ class Tokenizer:
     def _silence(self, skip_special_tokens: bool) -> Callable[[int], bool]:
         has_token, skipped = self._has_token, self._special_ids if skip_special_tokens else frozenset()
         return lambda token_id: token_id in skipped or not has_token(token_id)
-
-
-def _tokenizer_class(path: Path) -> Any:
-    """transformers' choice, but for UMT5 without a tokenizer.json, which it cannot load: that is T5's tokenizer."""
-    from transformers import AutoTokenizer, T5Tokenizer
-
-    config = path / "config.json"
-    if not (path / "spiece.model").exists() or (path / "tokenizer.json").exists() or not config.exists():
-        return AutoTokenizer
-    return T5Tokenizer if json.loads(config.read_text()).get("model_type") == "umt5" else AutoTokenizer
 
 
 def _fast_decode(backend: PreTrainedTokenizerBase) -> Decode | None:
@@ -249,18 +232,6 @@ def _target_side(backend: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     return target
 
 
-def _special_ids(backend: PreTrainedTokenizerBase) -> frozenset[int]:
-    added = {token_id for token_id, token in backend.added_tokens_decoder.items() if token.special}
-    return frozenset(added.union(backend.all_special_ids, _language_ids(backend)))
-
-
 def _token_test(backend: PreTrainedTokenizerBase) -> Callable[[int], bool]:
-    """Tells ids that have a token: a model may have more outputs than its tokenizer has tokens."""
-    vocabulary = backend.target_encoder if getattr(backend, "separate_vocabs", False) else backend.get_vocab()
-    known = {*vocabulary.values(), *backend.added_tokens_decoder, *_language_ids(backend)}
+    known = known_ids(backend)
     return range(len(known)).__contains__ if max(known) == len(known) - 1 else known.__contains__
-
-
-def _language_ids(backend: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Language tokens that M2M100 keeps outside its vocabulary."""
-    return frozenset(getattr(backend, "lang_token_to_id", {}).values())

@@ -25,35 +25,41 @@ _sym_db = _symbol_database.Default()
 from trivium.v1 import types_pb2 as trivium_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19trivium/v1/executor.proto\x12\ntrivium.v1\x1a\x16trivium/v1/types.proto\"l\n\x0e\x45xecuteCommand\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.trivium.v1.ExecuteHelloH\x00\x12$\n\x04plan\x18\x02 \x01(\x0b\x32\x14.trivium.v1.StepPlanH\x00\x42\t\n\x07\x63ommand\"\xa3\x01\n\x0c\x45xecuteEvent\x12-\n\x07welcome\x18\x01 \x01(\x0b\x32\x1a.trivium.v1.ExecuteWelcomeH\x00\x12(\n\x06result\x18\x02 \x01(\x0b\x32\x16.trivium.v1.StepResultH\x00\x12\x31\n\theartbeat\x18\x03 \x01(\x0b\x32\x1c.trivium.v1.ExecuteHeartbeatH\x00\x42\x07\n\x05\x65vent\"B\n\x0c\x45xecuteHello\x12\x17\n\x0fscheduler_epoch\x18\x01 \x01(\x04\x12\x19\n\x11protocol_revision\x18\x02 \x01(\r\"N\n\x0e\x45xecuteWelcome\x12\x16\n\x0e\x65xecutor_epoch\x18\x01 \x01(\x04\x12$\n\x05model\x18\x02 \x01(\x0b\x32\x15.trivium.v1.ModelInfo\"*\n\x10\x45xecuteHeartbeat\x12\x16\n\x0elast_step_done\x18\x01 \x01(\x04\"\xab\x02\n\x08StepPlan\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x17\n\x0fscheduled_slots\x18\x02 \x01(\x0c\x12\x1c\n\x14num_scheduled_tokens\x18\x03 \x01(\x0c\x12*\n\x0cnew_requests\x18\x04 \x03(\x0b\x32\x14.trivium.v1.SlotInit\x12\x13\n\x0bgrown_slots\x18\x05 \x01(\x0c\x12\x14\n\x0cgrown_counts\x18\x06 \x01(\x0c\x12\x17\n\x0fgrown_block_ids\x18\x07 \x01(\x0c\x12\x15\n\rencoder_slots\x18\x08 \x01(\x0c\x12\x13\n\x0b\x66reed_slots\x18\t \x01(\x0c\x12\x15\n\rcopied_blocks\x18\n \x01(\x0c\x12\x13\n\x0bswapped_out\x18\x0b \x01(\x0c\x12\x12\n\nswapped_in\x18\x0c \x01(\x0c\"\x8b\x03\n\x08SlotInit\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x18\n\x10prompt_token_ids\x18\x02 \x01(\x0c\x12\x18\n\x10output_token_ids\x18\x03 \x01(\x0c\x12\x1b\n\x13num_computed_tokens\x18\x04 \x01(\r\x12\x11\n\tblock_ids\x18\x05 \x01(\x0c\x12,\n\x08sampling\x18\x06 \x01(\x0b\x32\x1a.trivium.v1.SamplingParams\x12\x14\n\x0c\x63hoice_index\x18\x07 \x01(\r\x12\x12\n\nmax_tokens\x18\x08 \x01(\r\x12\x19\n\x11\x65ncoder_token_ids\x18\t \x01(\x0c\x12\x17\n\x0f\x63ross_block_ids\x18\n \x01(\x0c\x12\x12\n\nbeam_slots\x18\x0b \x01(\x0c\x12\x0f\n\x07\x61\x64\x61pter\x18\x0c \x01(\t\x12\x1a\n\rprompt_embeds\x18\r \x01(\x0cH\x00\x88\x01\x01\x12\x1b\n\x0e\x65ncoder_embeds\x18\x0e \x01(\x0cH\x01\x88\x01\x01\x42\x10\n\x0e_prompt_embedsB\x11\n\x0f_encoder_embeds\"\xcf\x01\n\nStepResult\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x16\n\x0e\x65xecutor_epoch\x18\x02 \x01(\x04\x12\r\n\x05slots\x18\x03 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x04 \x01(\x0c\x12*\n\x08logprobs\x18\x05 \x03(\x0b\x32\x18.trivium.v1.SlotLogprobs\x12)\n\x05\x62\x65\x61ms\x18\x06 \x03(\x0b\x32\x1a.trivium.v1.BeamCandidates\x12\"\n\x04runs\x18\x07 \x03(\x0b\x32\x14.trivium.v1.TokenRun\"+\n\x08TokenRun\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\"\x9a\x01\n\x0cSlotLogprobs\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12/\n\x07sampled\x18\x02 \x01(\x0b\x32\x19.trivium.v1.TokenLogprobsH\x00\x88\x01\x01\x12\x14\n\x0cprompt_start\x18\x03 \x01(\r\x12)\n\x06prompt\x18\x04 \x03(\x0b\x32\x19.trivium.v1.TokenLogprobsB\n\n\x08_sampled\"}\n\x0e\x42\x65\x61mCandidates\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x0e\n\x06scores\x18\x02 \x01(\x0c\x12\r\n\x05\x62\x65\x61ms\x18\x03 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x04 \x01(\x0c\x12+\n\x08logprobs\x18\x05 \x03(\x0b\x32\x19.trivium.v1.TokenLogprobs2O\n\x08\x45xecutor\x12\x43\n\x07\x45xecute\x12\x1a.trivium.v1.ExecuteCommand\x1a\x18.trivium.v1.ExecuteEvent(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19trivium/v1/executor.proto\x12\ntrivium.v1\x1a\x16trivium/v1/types.proto\"\x9b\x01\n\x0e\x45xecuteCommand\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.trivium.v1.ExecuteHelloH\x00\x12$\n\x04plan\x18\x02 \x01(\x0b\x32\x14.trivium.v1.StepPlanH\x00\x12-\n\x07grammar\x18\x03 \x01(\x0b\x32\x1a.trivium.v1.CompileGrammarH\x00\x42\t\n\x07\x63ommand\"\xd3\x01\n\x0c\x45xecuteEvent\x12-\n\x07welcome\x18\x01 \x01(\x0b\x32\x1a.trivium.v1.ExecuteWelcomeH\x00\x12(\n\x06result\x18\x02 \x01(\x0b\x32\x16.trivium.v1.StepResultH\x00\x12\x31\n\theartbeat\x18\x03 \x01(\x0b\x32\x1c.trivium.v1.ExecuteHeartbeatH\x00\x12.\n\x07grammar\x18\x04 \x01(\x0b\x32\x1b.trivium.v1.GrammarCompiledH\x00\x42\x07\n\x05\x65vent\"B\n\x0c\x45xecuteHello\x12\x17\n\x0fscheduler_epoch\x18\x01 \x01(\x04\x12\x19\n\x11protocol_revision\x18\x02 \x01(\r\"N\n\x0e\x45xecuteWelcome\x12\x16\n\x0e\x65xecutor_epoch\x18\x01 \x01(\x04\x12$\n\x05model\x18\x02 \x01(\x0b\x32\x15.trivium.v1.ModelInfo\"X\n\x0e\x43ompileGrammar\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\x39\n\x12structured_outputs\x18\x02 \x01(\x0b\x32\x1d.trivium.v1.StructuredOutputs\"S\n\x0fGrammarCompiled\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12)\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x15.trivium.v1.ErrorInfoH\x00\x88\x01\x01\x42\x08\n\x06_error\"*\n\x10\x45xecuteHeartbeat\x12\x16\n\x0elast_step_done\x18\x01 \x01(\x04\"\xab\x02\n\x08StepPlan\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x17\n\x0fscheduled_slots\x18\x02 \x01(\x0c\x12\x1c\n\x14num_scheduled_tokens\x18\x03 \x01(\x0c\x12*\n\x0cnew_requests\x18\x04 \x03(\x0b\x32\x14.trivium.v1.SlotInit\x12\x13\n\x0bgrown_slots\x18\x05 \x01(\x0c\x12\x14\n\x0cgrown_counts\x18\x06 \x01(\x0c\x12\x17\n\x0fgrown_block_ids\x18\x07 \x01(\x0c\x12\x15\n\rencoder_slots\x18\x08 \x01(\x0c\x12\x13\n\x0b\x66reed_slots\x18\t \x01(\x0c\x12\x15\n\rcopied_blocks\x18\n \x01(\x0c\x12\x13\n\x0bswapped_out\x18\x0b \x01(\x0c\x12\x12\n\nswapped_in\x18\x0c \x01(\x0c\"\x8b\x03\n\x08SlotInit\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x18\n\x10prompt_token_ids\x18\x02 \x01(\x0c\x12\x18\n\x10output_token_ids\x18\x03 \x01(\x0c\x12\x1b\n\x13num_computed_tokens\x18\x04 \x01(\r\x12\x11\n\tblock_ids\x18\x05 \x01(\x0c\x12,\n\x08sampling\x18\x06 \x01(\x0b\x32\x1a.trivium.v1.SamplingParams\x12\x14\n\x0c\x63hoice_index\x18\x07 \x01(\r\x12\x12\n\nmax_tokens\x18\x08 \x01(\r\x12\x19\n\x11\x65ncoder_token_ids\x18\t \x01(\x0c\x12\x17\n\x0f\x63ross_block_ids\x18\n \x01(\x0c\x12\x12\n\nbeam_slots\x18\x0b \x01(\x0c\x12\x0f\n\x07\x61\x64\x61pter\x18\x0c \x01(\t\x12\x1a\n\rprompt_embeds\x18\r \x01(\x0cH\x00\x88\x01\x01\x12\x1b\n\x0e\x65ncoder_embeds\x18\x0e \x01(\x0cH\x01\x88\x01\x01\x42\x10\n\x0e_prompt_embedsB\x11\n\x0f_encoder_embeds\"\xfa\x01\n\nStepResult\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x16\n\x0e\x65xecutor_epoch\x18\x02 \x01(\x04\x12\r\n\x05slots\x18\x03 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x04 \x01(\x0c\x12*\n\x08logprobs\x18\x05 \x03(\x0b\x32\x18.trivium.v1.SlotLogprobs\x12)\n\x05\x62\x65\x61ms\x18\x06 \x03(\x0b\x32\x1a.trivium.v1.BeamCandidates\x12\"\n\x04runs\x18\x07 \x03(\x0b\x32\x14.trivium.v1.TokenRun\x12)\n\x08\x66\x61ilures\x18\x08 \x03(\x0b\x32\x17.trivium.v1.SlotFailure\"+\n\x08TokenRun\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\",\n\x0bSlotFailure\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x9a\x01\n\x0cSlotLogprobs\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12/\n\x07sampled\x18\x02 \x01(\x0b\x32\x19.trivium.v1.TokenLogprobsH\x00\x88\x01\x01\x12\x14\n\x0cprompt_start\x18\x03 \x01(\r\x12)\n\x06prompt\x18\x04 \x03(\x0b\x32\x19.trivium.v1.TokenLogprobsB\n\n\x08_sampled\"}\n\x0e\x42\x65\x61mCandidates\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x0e\n\x06scores\x18\x02 \x01(\x0c\x12\r\n\x05\x62\x65\x61ms\x18\x03 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x04 \x01(\x0c\x12+\n\x08logprobs\x18\x05 \x03(\x0b\x32\x19.trivium.v1.TokenLogprobs2O\n\x08\x45xecutor\x12\x43\n\x07\x45xecute\x12\x1a.trivium.v1.ExecuteCommand\x1a\x18.trivium.v1.ExecuteEvent(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'trivium.v1.executor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXECUTECOMMAND']._serialized_start=65
-  _globals['_EXECUTECOMMAND']._serialized_end=173
-  _globals['_EXECUTEEVENT']._serialized_start=176
-  _globals['_EXECUTEEVENT']._serialized_end=339
-  _globals['_EXECUTEHELLO']._serialized_start=341
-  _globals['_EXECUTEHELLO']._serialized_end=407
-  _globals['_EXECUTEWELCOME']._serialized_start=409
-  _globals['_EXECUTEWELCOME']._serialized_end=487
-  _globals['_EXECUTEHEARTBEAT']._serialized_start=489
-  _globals['_EXECUTEHEARTBEAT']._serialized_end=531
-  _globals['_STEPPLAN']._serialized_start=534
-  _globals['_STEPPLAN']._serialized_end=833
-  _globals['_SLOTINIT']._serialized_start=836
-  _globals['_SLOTINIT']._serialized_end=1231
-  _globals['_STEPRESULT']._serialized_start=1234
-  _globals['_STEPRESULT']._serialized_end=1441
-  _globals['_TOKENRUN']._serialized_start=1443
-  _globals['_TOKENRUN']._serialized_end=1486
-  _globals['_SLOTLOGPROBS']._serialized_start=1489
-  _globals['_SLOTLOGPROBS']._serialized_end=1643
-  _globals['_BEAMCANDIDATES']._serialized_start=1645
-  _globals['_BEAMCANDIDATES']._serialized_end=1770
-  _globals['_EXECUTOR']._serialized_start=1772
-  _globals['_EXECUTOR']._serialized_end=1851
+  _globals['_EXECUTECOMMAND']._serialized_start=66
+  _globals['_EXECUTECOMMAND']._serialized_end=221
+  _globals['_EXECUTEEVENT']._serialized_start=224
+  _globals['_EXECUTEEVENT']._serialized_end=435
+  _globals['_EXECUTEHELLO']._serialized_start=437
+  _globals['_EXECUTEHELLO']._serialized_end=503
+  _globals['_EXECUTEWELCOME']._serialized_start=505
+  _globals['_EXECUTEWELCOME']._serialized_end=583
+  _globals['_COMPILEGRAMMAR']._serialized_start=585
+  _globals['_COMPILEGRAMMAR']._serialized_end=673
+  _globals['_GRAMMARCOMPILED']._serialized_start=675
+  _globals['_GRAMMARCOMPILED']._serialized_end=758
+  _globals['_EXECUTEHEARTBEAT']._serialized_start=760
+  _globals['_EXECUTEHEARTBEAT']._serialized_end=802
+  _globals['_STEPPLAN']._serialized_start=805
+  _globals['_STEPPLAN']._serialized_end=1104
+  _globals['_SLOTINIT']._serialized_start=1107
+  _globals['_SLOTINIT']._serialized_end=1502
+  _globals['_STEPRESULT']._serialized_start=1505
+  _globals['_STEPRESULT']._serialized_end=1755
+  _globals['_TOKENRUN']._serialized_start=1757
+  _globals['_TOKENRUN']._serialized_end=1800
+  _globals['_SLOTFAILURE']._serialized_start=1802
+  _globals['_SLOTFAILURE']._serialized_end=1846
+  _globals['_SLOTLOGPROBS']._serialized_start=1849
+  _globals['_SLOTLOGPROBS']._serialized_end=2003
+  _globals['_BEAMCANDIDATES']._serialized_start=2005
+  _globals['_BEAMCANDIDATES']._serialized_end=2130
+  _globals['_EXECUTOR']._serialized_start=2132
+  _globals['_EXECUTOR']._serialized_end=2211
 # @@protoc_insertion_point(module_scope)

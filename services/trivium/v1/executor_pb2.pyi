@@ -8,22 +8,26 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ExecuteCommand(_message.Message):
-    __slots__ = ("hello", "plan")
+    __slots__ = ("hello", "plan", "grammar")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
+    GRAMMAR_FIELD_NUMBER: _ClassVar[int]
     hello: ExecuteHello
     plan: StepPlan
-    def __init__(self, hello: _Optional[_Union[ExecuteHello, _Mapping]] = ..., plan: _Optional[_Union[StepPlan, _Mapping]] = ...) -> None: ...
+    grammar: CompileGrammar
+    def __init__(self, hello: _Optional[_Union[ExecuteHello, _Mapping]] = ..., plan: _Optional[_Union[StepPlan, _Mapping]] = ..., grammar: _Optional[_Union[CompileGrammar, _Mapping]] = ...) -> None: ...
 
 class ExecuteEvent(_message.Message):
-    __slots__ = ("welcome", "result", "heartbeat")
+    __slots__ = ("welcome", "result", "heartbeat", "grammar")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    GRAMMAR_FIELD_NUMBER: _ClassVar[int]
     welcome: ExecuteWelcome
     result: StepResult
     heartbeat: ExecuteHeartbeat
-    def __init__(self, welcome: _Optional[_Union[ExecuteWelcome, _Mapping]] = ..., result: _Optional[_Union[StepResult, _Mapping]] = ..., heartbeat: _Optional[_Union[ExecuteHeartbeat, _Mapping]] = ...) -> None: ...
+    grammar: GrammarCompiled
+    def __init__(self, welcome: _Optional[_Union[ExecuteWelcome, _Mapping]] = ..., result: _Optional[_Union[StepResult, _Mapping]] = ..., heartbeat: _Optional[_Union[ExecuteHeartbeat, _Mapping]] = ..., grammar: _Optional[_Union[GrammarCompiled, _Mapping]] = ...) -> None: ...
 
 class ExecuteHello(_message.Message):
     __slots__ = ("scheduler_epoch", "protocol_revision")
@@ -40,6 +44,22 @@ class ExecuteWelcome(_message.Message):
     executor_epoch: int
     model: _types_pb2.ModelInfo
     def __init__(self, executor_epoch: _Optional[int] = ..., model: _Optional[_Union[_types_pb2.ModelInfo, _Mapping]] = ...) -> None: ...
+
+class CompileGrammar(_message.Message):
+    __slots__ = ("key", "structured_outputs")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    STRUCTURED_OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    key: int
+    structured_outputs: _types_pb2.StructuredOutputs
+    def __init__(self, key: _Optional[int] = ..., structured_outputs: _Optional[_Union[_types_pb2.StructuredOutputs, _Mapping]] = ...) -> None: ...
+
+class GrammarCompiled(_message.Message):
+    __slots__ = ("key", "error")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    key: int
+    error: _types_pb2.ErrorInfo
+    def __init__(self, key: _Optional[int] = ..., error: _Optional[_Union[_types_pb2.ErrorInfo, _Mapping]] = ...) -> None: ...
 
 class ExecuteHeartbeat(_message.Message):
     __slots__ = ("last_step_done",)
@@ -108,7 +128,7 @@ class SlotInit(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., prompt_token_ids: _Optional[bytes] = ..., output_token_ids: _Optional[bytes] = ..., num_computed_tokens: _Optional[int] = ..., block_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., choice_index: _Optional[int] = ..., max_tokens: _Optional[int] = ..., encoder_token_ids: _Optional[bytes] = ..., cross_block_ids: _Optional[bytes] = ..., beam_slots: _Optional[bytes] = ..., adapter: _Optional[str] = ..., prompt_embeds: _Optional[bytes] = ..., encoder_embeds: _Optional[bytes] = ...) -> None: ...
 
 class StepResult(_message.Message):
-    __slots__ = ("step", "executor_epoch", "slots", "token_ids", "logprobs", "beams", "runs")
+    __slots__ = ("step", "executor_epoch", "slots", "token_ids", "logprobs", "beams", "runs", "failures")
     STEP_FIELD_NUMBER: _ClassVar[int]
     EXECUTOR_EPOCH_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
@@ -116,6 +136,7 @@ class StepResult(_message.Message):
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     BEAMS_FIELD_NUMBER: _ClassVar[int]
     RUNS_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
     step: int
     executor_epoch: int
     slots: bytes
@@ -123,7 +144,8 @@ class StepResult(_message.Message):
     logprobs: _containers.RepeatedCompositeFieldContainer[SlotLogprobs]
     beams: _containers.RepeatedCompositeFieldContainer[BeamCandidates]
     runs: _containers.RepeatedCompositeFieldContainer[TokenRun]
-    def __init__(self, step: _Optional[int] = ..., executor_epoch: _Optional[int] = ..., slots: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., logprobs: _Optional[_Iterable[_Union[SlotLogprobs, _Mapping]]] = ..., beams: _Optional[_Iterable[_Union[BeamCandidates, _Mapping]]] = ..., runs: _Optional[_Iterable[_Union[TokenRun, _Mapping]]] = ...) -> None: ...
+    failures: _containers.RepeatedCompositeFieldContainer[SlotFailure]
+    def __init__(self, step: _Optional[int] = ..., executor_epoch: _Optional[int] = ..., slots: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., logprobs: _Optional[_Iterable[_Union[SlotLogprobs, _Mapping]]] = ..., beams: _Optional[_Iterable[_Union[BeamCandidates, _Mapping]]] = ..., runs: _Optional[_Iterable[_Union[TokenRun, _Mapping]]] = ..., failures: _Optional[_Iterable[_Union[SlotFailure, _Mapping]]] = ...) -> None: ...
 
 class TokenRun(_message.Message):
     __slots__ = ("slot", "token_ids")
@@ -132,6 +154,14 @@ class TokenRun(_message.Message):
     slot: int
     token_ids: bytes
     def __init__(self, slot: _Optional[int] = ..., token_ids: _Optional[bytes] = ...) -> None: ...
+
+class SlotFailure(_message.Message):
+    __slots__ = ("slot", "message")
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    slot: int
+    message: str
+    def __init__(self, slot: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
 
 class SlotLogprobs(_message.Message):
     __slots__ = ("slot", "sampled", "prompt_start", "prompt")

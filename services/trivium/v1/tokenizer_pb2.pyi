@@ -97,6 +97,18 @@ class TokenText(_message.Message):
     is_special: bool
     def __init__(self, text: _Optional[str] = ..., raw: _Optional[bytes] = ..., is_special: bool = ...) -> None: ...
 
+class CheckGrammarRequest(_message.Message):
+    __slots__ = ("model", "structured_outputs")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    STRUCTURED_OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    structured_outputs: _types_pb2.StructuredOutputs
+    def __init__(self, model: _Optional[str] = ..., structured_outputs: _Optional[_Union[_types_pb2.StructuredOutputs, _Mapping]] = ...) -> None: ...
+
+class CheckGrammarResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class DetokenizeCommand(_message.Message):
     __slots__ = ("hello", "push")
     HELLO_FIELD_NUMBER: _ClassVar[int]

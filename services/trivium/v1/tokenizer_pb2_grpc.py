@@ -54,6 +54,11 @@ class TokenizerStub(object):
                 request_serializer=trivium_dot_v1_dot_tokenizer__pb2.GetTokensRequest.SerializeToString,
                 response_deserializer=trivium_dot_v1_dot_tokenizer__pb2.GetTokensResponse.FromString,
                 _registered_method=True)
+        self.CheckGrammar = channel.unary_unary(
+                '/trivium.v1.Tokenizer/CheckGrammar',
+                request_serializer=trivium_dot_v1_dot_tokenizer__pb2.CheckGrammarRequest.SerializeToString,
+                response_deserializer=trivium_dot_v1_dot_tokenizer__pb2.CheckGrammarResponse.FromString,
+                _registered_method=True)
         self.Detokenize = channel.stream_stream(
                 '/trivium.v1.Tokenizer/Detokenize',
                 request_serializer=trivium_dot_v1_dot_tokenizer__pb2.DetokenizeCommand.SerializeToString,
@@ -91,6 +96,13 @@ class TokenizerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckGrammar(self, request, context):
+        """Whether the model can be held to a grammar: INVALID_ARGUMENT says why not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Detokenize(self, request_iterator, context):
         """One stream per scheduler, one message pair per engine step for all of its requests.
         """
@@ -120,6 +132,11 @@ def add_TokenizerServicer_to_server(servicer, server):
                     servicer.GetTokens,
                     request_deserializer=trivium_dot_v1_dot_tokenizer__pb2.GetTokensRequest.FromString,
                     response_serializer=trivium_dot_v1_dot_tokenizer__pb2.GetTokensResponse.SerializeToString,
+            ),
+            'CheckGrammar': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckGrammar,
+                    request_deserializer=trivium_dot_v1_dot_tokenizer__pb2.CheckGrammarRequest.FromString,
+                    response_serializer=trivium_dot_v1_dot_tokenizer__pb2.CheckGrammarResponse.SerializeToString,
             ),
             'Detokenize': grpc.stream_stream_rpc_method_handler(
                     servicer.Detokenize,
@@ -235,6 +252,33 @@ class Tokenizer(object):
             '/trivium.v1.Tokenizer/GetTokens',
             trivium_dot_v1_dot_tokenizer__pb2.GetTokensRequest.SerializeToString,
             trivium_dot_v1_dot_tokenizer__pb2.GetTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckGrammar(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trivium.v1.Tokenizer/CheckGrammar',
+            trivium_dot_v1_dot_tokenizer__pb2.CheckGrammarRequest.SerializeToString,
+            trivium_dot_v1_dot_tokenizer__pb2.CheckGrammarResponse.FromString,
             options,
             channel_credentials,
             insecure,

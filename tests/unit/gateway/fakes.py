@@ -17,6 +17,7 @@ from trivium.config import ModelInfo
 from trivium.errors import EngineUnavailableError, InvalidRequestError
 from trivium.inputs import EncodedPair, GenerationRequest, PairTexts
 from trivium.outputs import ChoiceDelta, FinishReason, TokenText
+from trivium.structured_outputs import StructuredOutputsParams
 from trivium.v1.ledger_pb2 import LedgerReply
 from trivium_gateway.app import create_app
 from trivium_gateway.drain import Drain
@@ -111,6 +112,10 @@ class FakeEngine:
             forced_bos_token_id=LANGUAGES.get(texts.target_language or ""),
             needs_target_language=self._info.name == "many" and texts.target_language is None,
         )
+
+    async def check_grammar(self, params: StructuredOutputsParams) -> None:
+        if params.regex == "(":
+            raise InvalidRequestError(f"{params.param}: wrong", param=params.param, code="invalid_grammar")
 
     async def render(
         self,

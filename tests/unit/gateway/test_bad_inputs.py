@@ -146,9 +146,6 @@ INVALID_SAMPLING: list[tuple[dict[str, Any], Error]] = [
         dry_sequence_breakers=["x"],
         mirostat_mode=2,
         tfs=0.5,
-        response_format={"type": "json_object"},
-        structured_outputs={"regex": "a"},
-        guided_json={},
     ),
 ]
 

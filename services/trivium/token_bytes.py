@@ -1,4 +1,4 @@
-"""The bytes that a single token stands for, and its text.
+"""The bytes that a single token stands for: for token texts, and for grammars.
 
 One token may be a part of a character, which no `decode` can show: so the bytes come from the vocabulary itself, read
 as the tokenizer's decoder reads it.
@@ -16,11 +16,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from trivium.tokenizer.detokenizer import Decode
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Decode = Callable[[list[int]], str]
 ReadPiece = Callable[[str], bytes]
 
 _SPACE = "\u2581"
@@ -41,6 +40,30 @@ def token_bytes(backend: PreTrainedTokenizerBase, decode: Decode) -> Callable[[i
         return read(piece)
 
     return to_bytes
+
+
+def piece_bytes(backend: PreTrainedTokenizerBase) -> Callable[[int], bytes] | None:
+    """As `token_bytes`, for tokenizers whose text is the bytes of its tokens put together; None for others."""
+    if _piece_reader(backend) is None:
+        return None
+    return token_bytes(backend, lambda token_ids: "")
+
+
+def special_ids(backend: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens that are no text: control tokens and languages."""
+    added = {token_id for token_id, token in backend.added_tokens_decoder.items() if token.special}
+    return frozenset(added.union(backend.all_special_ids, _language_ids(backend)))
+
+
+def known_ids(backend: PreTrainedTokenizerBase) -> set[int]:
+    """Ids that have a token: a model may have more outputs than its tokenizer has tokens."""
+    vocabulary = backend.target_encoder if getattr(backend, "separate_vocabs", False) else backend.get_vocab()
+    return {*vocabulary.values(), *backend.added_tokens_decoder, *_language_ids(backend)}
+
+
+def _language_ids(backend: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Language tokens that M2M100 keeps outside its vocabulary."""
+    return frozenset(getattr(backend, "lang_token_to_id", {}).values())
 
 
 def _piece_reader(backend: PreTrainedTokenizerBase) -> ReadPiece | None:

@@ -1,0 +1,159 @@
+"""Refuses grammars that are wrong or take too long, before they get near an executor.
+
+A thread that compiles cannot be stopped, and some grammars take for ever. So they are compiled in a process of their
+own first, which is killed when its time is up. Run as a module, this file is that process: it reads a vocabulary, then
+grammars, one JSON value per line, and answers each grammar with null or the reason to refuse it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import signal
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from trivium.errors import InvalidRequestError, OverloadedError
+from trivium.grammar import GrammarCompiler, GrammarVocabulary, refused
+from trivium.structured_outputs import StructuredOutputsParams
+
+logger = logging.getLogger(__name__)
+
+MAX_COMPILE_S = 3.0
+MAX_WAITING = 64
+MAX_VERDICTS = 512
+MAX_MEMORY_BYTES = 4 * 2**30
+_START_S = 30.0  # until a new process has read its vocabulary
+
+
+class GrammarChecker:
+    """For one tokenizer. Its process starts with the first grammar; one grammar is compiled at a time.
+
+    vocabulary: called once, in a thread; it may raise InvalidRequestError.
+    """
+
+    def __init__(self, vocabulary: Callable[[], GrammarVocabulary], *, max_compile_s: float = MAX_COMPILE_S) -> None:
+        self._load_vocabulary = vocabulary
+        self._max_compile_s = max_compile_s
+        self._vocabulary: bytes | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._turn = asyncio.Lock()
+        self._num_waiting = 0
+        # grammar -> why it is refused, if it is
+        self._verdicts: OrderedDict[StructuredOutputsParams, InvalidRequestError | None] = OrderedDict()
+
+    async def check(self, params: StructuredOutputsParams) -> None:
+        """Raise InvalidRequestError, naming the parameter, unless `params` compiles in time; OverloadedError."""
+        if params not in self._verdicts:
+            if self._num_waiting >= MAX_WAITING:
+                raise OverloadedError(f"{MAX_WAITING} grammars wait to be compiled")
+            self._num_waiting += 1
+            try:
+                async with self._turn:
+                    if params not in self._verdicts:
+                        self._verdicts[params] = await self._compile(params)
+            finally:
+                self._num_waiting -= 1
+        self._verdicts.move_to_end(params)
+        error = self._verdicts[params]
+        if len(self._verdicts) > MAX_VERDICTS:
+            self._verdicts.popitem(last=False)
+        if error is not None:
+            raise type(error)(error.message, param=error.param, code=error.code)
+
+    async def close(self) -> None:
+        if self._process is not None:
+            process, self._process = self._process, None
+            if process.returncode is None:
+                process.kill()
+            # Also closes the pipes.
+            await process.communicate()
+
+    async def _compile(self, params: StructuredOutputsParams) -> InvalidRequestError | None:
+        process = await self._running_process()
+        assert process.stdin is not None and process.stdout is not None, "the pipes of the process are open"
+        try:
+            async with asyncio.timeout(self._max_compile_s):
+                process.stdin.write(json.dumps(asdict(params)).encode() + b"\n")
+                await process.stdin.drain()
+                line = await process.stdout.readline()
+            reply: dict[str, str] | None = json.loads(line)
+        except TimeoutError:
+            await self.close()
+            logger.warning("a grammar took longer than %g s to compile", self._max_compile_s)
+            return refused(params, f"it is too complex: compiling takes longer than {self._max_compile_s:g} s")
+        except (ConnectionError, ValueError):  # the process is gone: out of memory, or a bug of the compiler
+            await self.close()
+            return refused(params, "it is too complex to compile")
+        except BaseException:  # given up by the caller: an answer without a reader must not meet the next question
+            await self.close()
+            raise
+        return None if reply is None else InvalidRequestError(**reply)
+
+    async def _running_process(self) -> asyncio.subprocess.Process:
+        if self._process is not None and self._process.returncode is None:
+            return self._process
+        await self.close()
+        if self._vocabulary is None:
+            self._vocabulary = _to_line(await asyncio.to_thread(self._load_vocabulary))
+        process = self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-P", "-m", "trivium.tokenizer.grammar_check"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert process.stdin is not None and process.stdout is not None, "the pipes of the process are open"
+        async with asyncio.timeout(_START_S):
+            process.stdin.write(self._vocabulary)
+            await process.stdin.drain()
+            await process.stdout.readline()
+        return process
+
+
+def _to_line(vocabulary: GrammarVocabulary) -> bytes:
+    tokens = [base64.b64encode(token).decode() for token in vocabulary.tokens]
+    return json.dumps({"tokens": tokens, "special_ids": vocabulary.special_ids}).encode() + b"\n"
+
+
+def main() -> None:
+    """The process. It ends with its input, or when one grammar has used more than its share of CPU time."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the parent ends this process
+    vocabulary: dict[str, Any] = json.loads(sys.stdin.readline())
+    tokens = tuple(map(base64.b64decode, vocabulary["tokens"]))
+    # No token ends anything here: the one after the last stands for it.
+    compiler = GrammarCompiler(GrammarVocabulary((*tokens, b"<eos>"), tuple(vocabulary["special_ids"])), [len(tokens)])
+    _answer(None)
+    for line in sys.stdin:
+        _limit()
+        try:
+            compiler.compile(StructuredOutputsParams(**json.loads(line)))
+            _answer(None)
+        except InvalidRequestError as error:
+            _answer({"message": error.message, "param": error.param, "code": error.code})
+
+
+def _limit() -> None:
+    """Bound memory, and the CPU time until the next grammar: a parent that was killed kills nobody."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    seconds = int(used.ru_utime + used.ru_stime + MAX_COMPILE_S) + 2
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def _answer(reply: dict[str, str | None] | None) -> None:
+    sys.stdout.write(json.dumps(reply) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
