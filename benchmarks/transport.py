@@ -22,8 +22,8 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from trivium.config import ExecutorConfig
 from trivium.engine import EngineClient
+from trivium.engine_args import EngineArgs
 from trivium.inputs import EncodedPrompt, GenerationRequest
 from trivium.local_engine import LocalEngine
 from trivium.params import SamplingParams
@@ -112,7 +112,7 @@ async def main(runs: int) -> None:
         path = str(Path(folder) / "model")
         save_model(path)
         names = ("executor", "tokenizer", "scheduler")
-        local = LocalEngine(ExecutorConfig(model=path, served_model_name="m"))
+        local = LocalEngine(EngineArgs(model=path, served_model_name="m"))
         await local.start()
         unix = remote(path, {name: f"unix:{folder}/{name}" for name in names})
         tcp = remote(path, {name: f"127.0.0.1:{free_port()}" for name in names})

@@ -23,6 +23,7 @@ from trivium_gateway.auth import ApiKeyCheck
 from trivium_gateway.chat import ChatEndpoint
 from trivium_gateway.completions import CompletionsEndpoint
 from trivium_gateway.drain import Drain
+from trivium_gateway.embeddings import EmbeddingsEndpoint
 from trivium_gateway.errors import MethodNotAllowedError, NotFoundError
 from trivium_gateway.exposition import MetricsEndpoint
 from trivium_gateway.front_door import FrontDoor
@@ -31,6 +32,7 @@ from trivium_gateway.models import HealthEndpoints, ModelEndpoints
 from trivium_gateway.routing import ModelRoutes
 from trivium_gateway.server import DRAIN_TIMEOUT_S, bind, run_server
 from trivium_gateway.text_tasks import SummarizationsEndpoint, TranslationsEndpoint
+from trivium_gateway.tokenize import DetokenizeEndpoint, TokenizeEndpoint, version
 
 
 def create_app(
@@ -57,6 +59,10 @@ def create_app(
             Route("/v1/chat/completions", ChatEndpoint(routes, drain, metrics, **with_embeds), methods=["POST"]),
             Route("/v1/translations", TranslationsEndpoint(routes, drain, metrics), methods=["POST"]),
             Route("/v1/summarizations", SummarizationsEndpoint(routes, drain, metrics), methods=["POST"]),
+            Route("/v1/embeddings", EmbeddingsEndpoint(routes, drain), methods=["POST"]),
+            Route("/tokenize", TokenizeEndpoint(routes), methods=["POST"]),
+            Route("/detokenize", DetokenizeEndpoint(routes), methods=["POST"]),
+            Route("/version", version),
             Route("/metrics", MetricsEndpoint(routes, metrics).get),
         ],
         middleware=[Middleware(FrontDoor, api_key=ApiKeyCheck(api_key), drain=drain, metrics=metrics)],

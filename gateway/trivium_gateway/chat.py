@@ -10,23 +10,24 @@ The output limit defaults to the checkpoint's own, else to what the context has 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from msgspec import UNSET
 
+from trivium.chat_utils import encoder_decoder_chat
 from trivium.config import ModelInfo
 from trivium.engine import EngineClient
 from trivium.errors import InvalidRequestError
-from trivium.inputs import ExplicitEncoderDecoderPrompt, Prompt, TokensPrompt
+from trivium.inputs import Prompt, TokensPrompt
 from trivium.outputs import ChoiceDelta
 from trivium.prompts import encode_prompt
 from trivium_gateway.endpoint import GenerationEndpoint, Job
 from trivium_gateway.errors import relocated
 from trivium_gateway.generation import ChoiceCollector, Generation
 from trivium_gateway.logprobs import LogprobsForm, chat_logprobs
-from trivium_gateway.messages import ChatMessageDict, check_messages, is_continuation
+from trivium_gateway.messages import check_messages, is_continuation
 from trivium_gateway.openai_protocol import (
     UNSUPPORTED_CHAT,
     ChatChoice,
@@ -35,8 +36,10 @@ from trivium_gateway.openai_protocol import (
     ChatMessage,
 )
 from trivium_gateway.prompts import PlacedPrompt, embeds_prompts, with_languages
-from trivium_gateway.sampling import check_num_logprobs, fit_sampling, given_sampling, shown_finish
+from trivium_gateway.sampling import check_num_logprobs, fit_sampling, given_sampling, shown_finish, truncation_of
+from trivium_gateway.stream_extras import StreamExtras
 from trivium_gateway.streaming import ChunkEncoder
+from trivium_gateway.tools import refuse_template_fields, shown_tools
 from trivium_gateway.usage import Usage
 
 # what a client calls the parts that the layers below name, the longer names first
@@ -54,6 +57,7 @@ class ChatEndpoint(GenerationEndpoint[ChatCompletionRequest]):
     async def jobs(self, request: ChatCompletionRequest, engine: EngineClient, info: ModelInfo) -> list[Job]:
         prompts = await embeds_prompts(request.prompt_embeds)
         messages = check_messages(request.messages) if request.messages or not prompts else []
+        tools = shown_tools(request.tools, request.tool_choice)
         continues = bool(messages) and is_continuation(
             messages,
             add_generation_prompt=request.add_generation_prompt,
@@ -65,16 +69,22 @@ class ChatEndpoint(GenerationEndpoint[ChatCompletionRequest]):
         form = self.logprobs_form(request)
         try:
             given = given_sampling(request, max_tokens=_max_tokens(request), info=info, logprobs=form)
+            if info.is_encoder_decoder:
+                refuse_template_fields(request, info)
             if not messages:
                 pass
             elif info.is_encoder_decoder:
-                prompt: Prompt = _encoder_decoder_prompt(messages, continues=continues)
+                prompt: Prompt = encoder_decoder_chat(messages, continues=continues)
                 prompts.append(PlacedPrompt(prompt, "messages"))
             else:
                 adds_prompt = not continues if request.add_generation_prompt is None else request.add_generation_prompt
                 prompt = TokensPrompt(
                     prompt_token_ids=await engine.render(
-                        messages, add_generation_prompt=adds_prompt, continue_final_message=continues
+                        messages,
+                        tools=tools,
+                        add_generation_prompt=adds_prompt,
+                        continue_final_message=continues,
+                        template_kwargs=request.chat_template_kwargs,
                     )
                 )
                 prompts.append(PlacedPrompt(prompt, "messages"))
@@ -107,6 +117,7 @@ class ChatEndpoint(GenerationEndpoint[ChatCompletionRequest]):
                 else chat_logprobs(texts, output.token_ids, collected.logprobs[output.index]),
                 finish_reason=shown_finish(output.finish_reason),
                 stop_reason=output.stop_reason,
+                token_ids=output.token_ids if generation.returns_token_ids else UNSET,
             )
             for output in collected.outputs
         ]
@@ -116,6 +127,7 @@ class ChatEndpoint(GenerationEndpoint[ChatCompletionRequest]):
             model=generation.model,
             choices=choices,
             usage=usage,
+            prompt_token_ids=generation.prompt_of(0).token_ids if generation.returns_token_ids else UNSET,
             prompt_logprobs=UNSET
             if form.num_prompt_top is None
             else texts.prompt_dicts(
@@ -123,8 +135,8 @@ class ChatEndpoint(GenerationEndpoint[ChatCompletionRequest]):
             ),
         )
 
-    def encoder(self, generation: Generation, *, include_usage: bool) -> ChunkEncoder:
-        return ChatChunks(generation, include_usage=include_usage)
+    def encoder(self, generation: Generation, extras: StreamExtras) -> ChunkEncoder:
+        return ChatChunks(generation, extras)
 
 
 async def _job(
@@ -136,7 +148,7 @@ async def _job(
 ) -> Job:
     try:
         prompt = with_languages(placed.prompt, request.source_language, request.target_language)
-        encoded = await encode_prompt(prompt, engine, info)
+        encoded = await encode_prompt(prompt, engine, info, truncation=truncation_of(given, None))
         fitting = await fit_sampling(given, encoded, info, engine, fallback_max_tokens=None)
     except InvalidRequestError as error:
         raise relocated(error, part="prompt_embeds", to=placed.param) from None
@@ -155,34 +167,23 @@ def _max_tokens(request: ChatCompletionRequest) -> int | None:
     return request.max_completion_tokens
 
 
-def _encoder_decoder_prompt(messages: Sequence[ChatMessageDict], *, continues: bool) -> ExplicitEncoderDecoderPrompt:
-    sources = [message["content"] for message in messages if message["role"] == "user"]
-    if not sources:
-        raise InvalidRequestError(
-            "an encoder-decoder model needs a user message", param="messages", code="invalid_messages"
-        )
-    return ExplicitEncoderDecoderPrompt(
-        encoder_prompt=sources[-1], decoder_prompt=messages[-1]["content"] if continues else None
-    )
-
-
 class ChatChunks:
     """Stream events of one chat call. All that does not change from event to event is encoded once.
 
     The first event of each choice names the role; it leaves together with the first news of that choice.
     """
 
-    def __init__(self, generation: Generation, *, include_usage: bool) -> None:
+    def __init__(self, generation: Generation, extras: StreamExtras) -> None:
         encode = msgspec.json.encode
         self._encode = encode
-        self._include_usage = include_usage
+        self._extras = extras
         self._head = b'data: {"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,"choices":[' % (
             encode(generation.id),
             generation.created,
             encode(generation.model),
         )
         self._choices = [b'%b{"index":%d,"delta":{' % (self._head, choice) for choice in range(generation.num_choices)]
-        self._end = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+        self._end = extras.plain_end
         self._more = b'},"logprobs":null,"finish_reason":null,"stop_reason":null}' + self._end
         self._unopened = set(range(generation.num_choices))
         self._texts = None if generation.logprobs.num_top is None else generation.token_texts
@@ -191,25 +192,37 @@ class ChatChunks:
         head = self._choices[choice]
         if choice in self._unopened:
             self._unopened.discard(choice)
-            opening = head + b'"role":"assistant","content":""' + self._more
+            opening = head + b'"role":"assistant","content":""' + self._opening_end(choice)
         else:
             opening = b""
         content = b'"content":' + self._encode(delta.text) if delta.text else b""
         logprobs = b"null"
         if self._texts is not None and delta.token_ids:
             logprobs = self._encode(chat_logprobs(self._texts, delta.token_ids, delta.logprobs))
+            self._extras.num_tokens += len(delta.token_ids)
             content = content or b'"content":""'
+        elif not self._extras.is_plain:
+            self._extras.num_tokens += len(delta.token_ids)
+            if not content and delta.finish_reason is None and not (self._extras.shows_ids and delta.token_ids):
+                return opening
         elif delta.finish_reason is None:
             return opening + head + content + self._more if content else opening
-        return b'%b%b%b},"logprobs":%b,"finish_reason":%b,"stop_reason":%b}%b' % (
+        return b'%b%b%b},"logprobs":%b,"finish_reason":%b,"stop_reason":%b%b}%b' % (
             opening,
             head,
             content,
             logprobs,
             self._encode(delta.finish_reason),
             self._encode(delta.stop_reason),
-            self._end,
+            self._extras.ids(delta),
+            self._extras.end(),
         )
 
+    def _opening_end(self, choice: int) -> bytes:
+        if self._extras.is_plain:
+            return self._more
+        ids, end = self._extras.prompt_ids(choice), self._extras.end()
+        return b'},"logprobs":null,"finish_reason":null,"stop_reason":null}]%b%b' % (ids, end.removeprefix(b"]"))
+
     def usage(self, usage: Usage) -> bytes:
-        return b'%b],"usage":%b}\n\n' % (self._head, self._encode(usage)) if self._include_usage else b""
+        return b'%b],"usage":%b}\n\n' % (self._head, self._encode(usage)) if self._extras.include_usage else b""

@@ -27,7 +27,8 @@ from trivium_gateway.openai_protocol import (
     CompletionRequest,
 )
 from trivium_gateway.prompts import completion_prompts, embeds_prompts, encode_prompts, placed_error
-from trivium_gateway.sampling import check_num_logprobs, fit_sampling, given_sampling, shown_finish
+from trivium_gateway.sampling import check_num_logprobs, fit_sampling, given_sampling, shown_finish, truncation_of
+from trivium_gateway.stream_extras import StreamExtras
 from trivium_gateway.streaming import ChunkEncoder
 from trivium_gateway.usage import Usage
 
@@ -45,8 +46,9 @@ class CompletionsEndpoint(GenerationEndpoint[CompletionRequest]):
         given = given_sampling(request, max_tokens=request.max_tokens, info=info, logprobs=form)
         fallback = default_max_tokens(info)
         placed_prompts = completion_prompts(request, info, await embeds_prompts(request.prompt_embeds))
+        prompts = await encode_prompts(placed_prompts, engine, info, truncation_of(given, fallback))
         jobs = []
-        for placed, prompt in zip(placed_prompts, await encode_prompts(placed_prompts, engine, info), strict=True):
+        for placed, prompt in zip(placed_prompts, prompts, strict=True):
             if prompt.embeds is not None and form.echo:
                 raise InvalidRequestError("echo shows text: prompt_embeds has none", param="echo")
             try:
@@ -84,14 +86,18 @@ class CompletionsEndpoint(GenerationEndpoint[CompletionRequest]):
                         collected.prompt_logprobs_of(output.index, generation.n),
                         form.num_prompt_top,
                     ),
+                    prompt_token_ids=generation.prompt_of(output.index).token_ids
+                    if generation.returns_token_ids
+                    else UNSET,
+                    token_ids=output.token_ids if generation.returns_token_ids else UNSET,
                 )
             )
         return Completion(
             id=generation.id, created=generation.created, model=generation.model, choices=choices, usage=usage
         )
 
-    def encoder(self, generation: Generation, *, include_usage: bool) -> ChunkEncoder:
-        return CompletionChunks(generation, include_usage=include_usage)
+    def encoder(self, generation: Generation, extras: StreamExtras) -> ChunkEncoder:
+        return CompletionChunks(generation, extras)
 
 
 def _with_prompt(
@@ -113,21 +119,23 @@ def _with_prompt(
 class CompletionChunks:
     """Stream events of one completion call. All that does not change from event to event is encoded once."""
 
-    def __init__(self, generation: Generation, *, include_usage: bool) -> None:
+    def __init__(self, generation: Generation, extras: StreamExtras) -> None:
         encode = msgspec.json.encode
         self._encode = encode
-        self._include_usage = include_usage
+        self._extras = extras
         self._head = b'data: {"id":%b,"object":"text_completion","created":%d,"model":%b,"choices":[' % (
             encode(generation.id),
             generation.created,
             encode(generation.model),
         )
         self._choices = [b'%b{"index":%d,"text":' % (self._head, choice) for choice in range(generation.num_choices)]
-        self._end = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+        self._end = extras.plain_end
         self._more = b',"logprobs":null,"finish_reason":null,"stop_reason":null}' + self._end
         self._shown = ShownCompletions(generation) if generation.logprobs.changes_completions else None
 
     def chunk(self, choice: int, delta: ChoiceDelta) -> bytes:
+        if not self._extras.is_plain:
+            return self._extended_chunk(choice, delta)
         if self._shown is not None:
             return self._shown_chunk(choice, delta, *self._shown.show(choice, delta))
         if delta.finish_reason is None:
@@ -152,8 +160,26 @@ class CompletionChunks:
             self._end,
         )
 
+    def _extended_chunk(self, choice: int, delta: ChoiceDelta) -> bytes:
+        """With counts or token ids, which come even where there is no text yet."""
+        extras = self._extras
+        extras.num_tokens += len(delta.token_ids)
+        text, logprobs = (delta.text, None) if self._shown is None else self._shown.show(choice, delta)
+        if not text and delta.finish_reason is None and logprobs is None and not (extras.shows_ids and delta.token_ids):
+            return b""
+        return b'%b%b,"logprobs":%b,"finish_reason":%b,"stop_reason":%b%b%b}%b' % (
+            self._choices[choice],
+            self._encode(text),
+            self._encode(logprobs),
+            self._encode(delta.finish_reason),
+            self._encode(delta.stop_reason),
+            extras.prompt_ids(choice),
+            extras.ids(delta),
+            extras.end(),
+        )
+
     def usage(self, usage: Usage) -> bytes:
-        return b'%b],"usage":%b}\n\n' % (self._head, self._encode(usage)) if self._include_usage else b""
+        return b'%b],"usage":%b}\n\n' % (self._head, self._encode(usage)) if self._extras.include_usage else b""
 
 
 class ShownCompletions:

@@ -32,6 +32,7 @@ from trivium_gateway.asgi import (
     send_json,
     watch_disconnect,
 )
+from trivium_gateway.auth import tenant_of
 from trivium_gateway.drain import Drain
 from trivium_gateway.generation import ChoiceCollector, Generation, run_generation
 from trivium_gateway.json_body import decode_fields, to_struct
@@ -40,6 +41,7 @@ from trivium_gateway.metrics import GatewayMetrics
 from trivium_gateway.openai_protocol import GenerationFields
 from trivium_gateway.routing import ModelRoutes
 from trivium_gateway.sampling import as_given, check_fields, resolve_aliases
+from trivium_gateway.stream_extras import StreamExtras
 from trivium_gateway.streaming import ChunkEncoder, stream_generation
 from trivium_gateway.tracing import call_span, describe_call
 from trivium_gateway.usage import Usage
@@ -87,7 +89,7 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
         """The response to a complete call."""
 
     @abstractmethod
-    def encoder(self, generation: Generation, *, include_usage: bool) -> ChunkEncoder:
+    def encoder(self, generation: Generation, extras: StreamExtras) -> ChunkEncoder:
         """The form of the events of a stream."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -101,7 +103,8 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
         fields = decode_fields(await read_body(scope, receive, max_bytes))
         request = self._checked(fields)
         scope["trivium.model"] = self._routes.base_of(request.model or "")
-        generation = await self._generation(request, began_s)
+        tenant = tenant_of(request.user, scope["headers"])
+        generation = await self._generation(request, began_s, tenant)
         describe_call(span, self.operation, generation, scope["trivium.request_id"])
         logger.info(
             "%s: is %s, model %s, %d prompts, n=%d, stream=%s",
@@ -113,8 +116,7 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
             bool(request.stream),
         )
         if request.stream:
-            include_usage = request.stream_options is not None and bool(request.stream_options.include_usage)
-            encoder = self.encoder(generation, include_usage=include_usage)
+            encoder = self.encoder(generation, StreamExtras.of(request, generation))
             await stream_generation(generation, encoder, receive=receive, send=send, drain=self._drain)
         else:
             await self._send_whole(generation, receive, send)
@@ -129,10 +131,10 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
         checked: RequestT = request
         return checked
 
-    async def _generation(self, request: RequestT, began_s: float) -> Generation:
+    async def _generation(self, request: RequestT, began_s: float, tenant: str) -> Generation:
         assert request.model is not None, "checked before"
         engine = self._routes.find(request.model)
-        generation_id = f"{self.id_prefix}-{uuid.uuid4().hex}"
+        generation_id = f"{self.id_prefix}-{request.request_id or uuid.uuid4().hex}"
         try:
             jobs = await self.jobs(request, engine, engine.model_info)
         except InvalidRequestError as error:
@@ -146,6 +148,9 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
                 stream=bool(request.stream),
                 traceparent=traceparent,
                 adapter=adapter,
+                priority=request.priority or 0,
+                tenant=tenant,
+                cache_salt=request.cache_salt or "",
             )
             for position, job in enumerate(jobs)
         )
@@ -159,6 +164,7 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
             began_s=began_s,
             logprobs=self.logprobs_form(request),
             token_texts=TokenTexts(engine),
+            returns_token_ids=bool(request.return_token_ids),
             applied_defaults=jobs[0].applied_defaults if request.debug else None,
         )
 

@@ -15,6 +15,15 @@ Header = tuple[bytes, bytes]
 RETRY_AFTER_S = 1
 DRAINING = "draining"
 
+_REASONS = {
+    "suffix": "no model here fills gaps; what comes before the gap is the prompt",
+    "functions": "use tools",
+    "function_call": "use tools",
+    "parallel_tool_calls": "calls are not read from the text, so their number cannot be limited",
+    "logits_processors": "use logit_bias or bad_words",
+    "vllm_xargs": "nothing reads them",
+}
+
 
 class ContentTooLargeError(InvalidRequestError):
     """The request body is over the limit."""
@@ -71,7 +80,9 @@ def shutdown_error() -> EngineUnavailableError:
 
 def unsupported_parameter(param: str) -> InvalidRequestError:
     """A field that the protocol has and this server does not: refused, never ignored."""
-    return InvalidRequestError(f"{param} is not supported", param=param, code="unsupported_parameter")
+    reason = _REASONS.get(param)
+    text = f"{param} is not supported" + (f": {reason}" if reason else "")
+    return InvalidRequestError(text, param=param, code="unsupported_parameter")
 
 
 def client_error(error: Exception) -> TriviumError:

@@ -28,6 +28,7 @@ class Generation:
 
     began_s: when the call came in, on the monotonic clock. metrics: where it is counted. token_texts: of the tokens
     that deltas with log-probabilities name, and of prompts that are shown; known before a sink gets the delta.
+    returns_token_ids: whether the response shows those of prompt and output.
     applied_defaults: what the response has to say about them, None for nothing.
     """
 
@@ -40,6 +41,7 @@ class Generation:
     began_s: float
     logprobs: LogprobsForm
     token_texts: TokenTexts
+    returns_token_ids: bool = False
     applied_defaults: Mapping[str, Any] | None = None
 
     @property

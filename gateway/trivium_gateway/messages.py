@@ -1,6 +1,6 @@
 """The messages of a chat: checked, and reduced to what a chat template reads.
 
-Kept per message: role, content (text parts joined by newlines), name, tool_call_id. Media parts and tool calls are
+Kept per message: role, content (text parts joined by newlines), name, tool_call_id, tool_calls. Media parts are
 refused. Other fields are ignored, as they are at the top level.
 """
 
@@ -15,9 +15,10 @@ from trivium_gateway.errors import unsupported_parameter
 MAX_MESSAGES = 2048
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
-ChatMessageDict = dict[str, str]  # keys: role, content, and where given name, tool_call_id
+ChatMessageDict = dict[str, Any]  # keys: role, content, and where given name, tool_call_id, tool_calls
 
-_UNSUPPORTED_FIELDS = ("tool_calls", "function_call", "audio")
+MAX_TOOL_CALLS = 128
+_UNSUPPORTED_FIELDS = ("function_call", "audio")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -70,7 +71,11 @@ def _check_message(message: Any, param: str) -> ChatMessageDict:
     for name in _UNSUPPORTED_FIELDS:
         if message.get(name):
             raise unsupported_parameter(f"{param}.{name}")
-    checked = {"role": role, "content": _check_content(message.get("content"), f"{param}.content")}
+    calls = _check_calls(message.get("tool_calls"), role, f"{param}.tool_calls")
+    content = "" if calls and message.get("content") is None else message.get("content")
+    checked: ChatMessageDict = {"role": role, "content": _check_content(content, f"{param}.content")}
+    if calls:
+        checked["tool_calls"] = calls
     for name in ("name", "tool_call_id"):
         value = message.get(name)
         if value is not None and not isinstance(value, str):
@@ -80,6 +85,20 @@ def _check_message(message: Any, param: str) -> ChatMessageDict:
     if role == "tool" and "tool_call_id" not in checked:
         raise _invalid(f"{param}.tool_call_id is missing", f"{param}.tool_call_id")
     return checked
+
+
+def _check_calls(calls: Any, role: str, param: str) -> list[Any]:
+    """The calls that an assistant made before."""
+    if not calls:
+        return []
+    if role != "assistant" or not isinstance(calls, list) or len(calls) > MAX_TOOL_CALLS:
+        raise _invalid(f"{param} must be a list of at most {MAX_TOOL_CALLS}, of an assistant", param)
+    for index, call in enumerate(calls):
+        function = call.get("function") if isinstance(call, Mapping) else None
+        fields = (function.get("name"), function.get("arguments")) if isinstance(function, Mapping) else (None, None)
+        if not all(isinstance(field, str) for field in fields):
+            raise _invalid(f"{param}[{index}] must have a function with name and arguments", f"{param}[{index}]")
+    return calls
 
 
 def _check_content(content: Any, param: str) -> str:

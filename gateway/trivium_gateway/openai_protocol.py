@@ -17,7 +17,10 @@ from trivium_gateway.usage import Usage
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """include_usage: one more chunk at the end, without choices, that counts tokens."""
+    """include_usage: one more chunk at the end, without choices, that counts tokens.
+
+    continuous_usage_stats: every chunk counts those of all choices so far.
+    """
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
@@ -28,7 +31,9 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
 
     The names of `ALIASES` mean the same as other fields; `beams.py` reads what follows `use_beam_search`,
     `structured.py` what follows `response_format`.
-    source_language and target_language are for multilingual encoder-decoder models. debug: the response says which
+    source_language and target_language are for multilingual encoder-decoder models. request_id becomes part of the
+    response's id. priority: lower first, where the scheduling policy says so. cache_salt: cached prefixes are shared
+    only under the same one. user: waiting requests of different users take turns. debug: the response says which
     defaults of the checkpoint were applied.
     """
 
@@ -88,6 +93,12 @@ class GenerationFields(msgspec.Struct, frozen=True, kw_only=True):
     prompt_lookup_num_tokens: int | None = None
     source_language: str | None = None
     target_language: str | None = None
+    truncate_prompt_tokens: int | None = None
+    truncation_side: str | None = None
+    request_id: str | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    return_token_ids: bool | None = None
     debug: bool | None = None
     response_format: Any = None
     structured_outputs: Any = None
@@ -131,6 +142,9 @@ class ChatCompletionRequest(GenerationFields, frozen=True, kw_only=True):
     max_completion_tokens: int | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 FinishName = Literal["stop", "length"]
@@ -139,7 +153,7 @@ FinishName = Literal["stop", "length"]
 class PromptLogprob(msgspec.Struct, frozen=True, kw_only=True):
     logprob: float
     rank: int
-    decoded_token: str
+    decoded_token: str | None
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,7 +166,7 @@ class CompletionLogprobs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
-    """`prompt_logprobs`, by token id, is vLLM's: there only if it was asked for."""
+    """`prompt_logprobs`, by token id, and the token ids are vLLM's: there only if they were asked for."""
 
     index: int
     text: str
@@ -160,6 +174,8 @@ class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: FinishName
     stop_reason: str | int | None
     prompt_logprobs: list[dict[int, PromptLogprob] | None] | UnsetType = UNSET
+    prompt_token_ids: tuple[int, ...] | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,6 +220,7 @@ class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: ChatLogprobs | None = None
     finish_reason: FinishName
     stop_reason: str | int | None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,6 +231,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     choices: list[ChatChoice]
     usage: Usage
     prompt_logprobs: list[dict[int, PromptLogprob] | None] | UnsetType = UNSET
+    prompt_token_ids: tuple[int, ...] | UnsetType = UNSET
     applied_defaults: dict[str, Any] | UnsetType = UNSET
 
 
@@ -271,7 +289,6 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
 # is refused, since a client that set it expects it to work.
 _UNUSED: tuple[object, ...] = (None,)
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "truncate_prompt_tokens": _UNUSED,
     "dry_sequence_breakers": (None, []),
     "dynatemp_min": (None, 0),
     "dynatemp_max": (None, 0),
@@ -280,12 +297,14 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "smoothing_factor": (None, 0),
     "nsigma": (None, 0),
     "mirostat_mode": (None, 0),
-    "priority": (None, 0),
-    "cache_salt": _UNUSED,
-    "return_token_ids": (None, False),
     "return_tokens_as_token_ids": (None, False),
     "spaces_between_special_tokens": (None, True),
     "logits_processors": (None, []),
+    "logprob_token_ids": (None, []),
+    "thinking_token_budget": (None, -1),
+    "repetition_detection": _UNUSED,
+    "vllm_xargs": (None, {}),
+    "kv_transfer_params": _UNUSED,
     "stream_interval": (None, 1),
     "store": (None, False),
     "service_tier": (None, "auto", "default"),
@@ -300,13 +319,13 @@ UNSUPPORTED_TEXT_TASK: dict[str, tuple[object, ...]] = _UNSUPPORTED | {
     "logprobs": (None, False),
     "prompt_logprobs": _UNUSED,
     "stream": (None, False),
+    "return_token_ids": (None, False),
     "add_special_tokens": (None, True),
 }
 UNSUPPORTED_CHAT: dict[str, tuple[object, ...]] = _UNSUPPORTED | {
     "echo": (None, False),
     "add_special_tokens": (None, False),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
+    "parallel_tool_calls": (None, True),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
     "modalities": (None, ["text"]),
@@ -316,7 +335,6 @@ UNSUPPORTED_CHAT: dict[str, tuple[object, ...]] = _UNSUPPORTED | {
     "verbosity": (None, "medium"),
     "web_search_options": _UNUSED,
     "documents": (None, []),
-    "chat_template_kwargs": (None, {}),
     "mm_processor_kwargs": (None, {}),
 }
 

@@ -15,6 +15,7 @@ them is none: some clients cannot leave it out.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,7 @@ from trivium.inputs import (
     TokensPrompt,
     check_token_ids,
 )
+from trivium.prompt_truncation import Truncation
 from trivium.prompts import encode_prompt
 from trivium_gateway.concurrency import run_all
 from trivium_gateway.errors import relocated
@@ -104,11 +106,11 @@ def completion_prompts(
         )
     sides: list[tuple[SingletonPrompt, str]] = [(placed.prompt, placed.param) for placed in embeds]  # type: ignore[misc]
     if is_explicit:
-        sides += _several(request.encoder_prompt, "encoder_prompt", _main_limit(info))
+        sides += _several(request.encoder_prompt, "encoder_prompt", _main_limit(request, info))
     elif request.prompt is not None:
-        sides += _several(request.prompt, "prompt", _main_limit(info))
+        sides += _several(request.prompt, "prompt", _main_limit(request, info))
     if len(sides) > MAX_PROMPTS:
-        raise _too_many(len(sides), "prompt")
+        raise _too_many(len(sides), "prompt", MAX_PROMPTS)
     if decoder is UNSET and not is_explicit:
         prompts: list[Prompt] = [prompt for prompt, _ in sides]
     else:
@@ -132,14 +134,18 @@ def with_languages(prompt: Prompt, source_language: str | None, target_language:
     return named  # type: ignore[no-any-return]
 
 
-async def encode_prompts(prompts: list[PlacedPrompt], engine: EngineClient, info: ModelInfo) -> list[EncodedPrompt]:
+async def encode_prompts(
+    prompts: list[PlacedPrompt], engine: EngineClient, info: ModelInfo, truncation: Truncation | None = None
+) -> list[EncodedPrompt]:
     """Token ids of all `prompts`, or the error of one with its place in the request."""
-    return await run_all([_encode(prompt, engine, info) for prompt in prompts])
+    return await run_all([_encode(prompt, engine, info, truncation) for prompt in prompts])
 
 
-async def _encode(placed: PlacedPrompt, engine: EngineClient, info: ModelInfo) -> EncodedPrompt:
+async def _encode(
+    placed: PlacedPrompt, engine: EngineClient, info: ModelInfo, truncation: Truncation | None
+) -> EncodedPrompt:
     try:
-        return await encode_prompt(placed.prompt, engine, info)
+        return await encode_prompt(placed.prompt, engine, info, truncation=truncation)
     except InvalidRequestError as error:
         if (error.param or "").startswith("encoder_prompt["):
             raise relocated(error, part="encoder_prompt", to=placed.param) from None
@@ -152,12 +158,12 @@ def placed_error(error: InvalidRequestError, placed: PlacedPrompt) -> InvalidReq
     return relocated(error, part=part, to=placed.param)
 
 
-def _main_limit(info: ModelInfo) -> _Limit:
-    return (
-        _Limit(info.max_encoder_len, "encoder_prompt")
-        if info.is_encoder_decoder
-        else _Limit(info.max_model_len, "prompt")
+def _main_limit(request: CompletionRequest, info: ModelInfo) -> _Limit:
+    """No limit for what will be cut: a body holds only so many ids."""
+    max_ids, param = (
+        (info.max_encoder_len, "encoder_prompt") if info.is_encoder_decoder else (info.max_model_len, "prompt")
     )
+    return _Limit(max_ids if request.truncate_prompt_tokens is None else sys.maxsize, param)
 
 
 def _decoder_sides(value: Any, num_prompts: int, info: ModelInfo) -> list[SingletonPrompt | None]:
@@ -171,13 +177,22 @@ def _decoder_sides(value: Any, num_prompts: int, info: ModelInfo) -> list[Single
     return [side for side, _ in sides] if len(sides) == num_prompts else [sides[0][0]] * num_prompts
 
 
-def _several(value: Any, name: str, limit: _Limit) -> list[tuple[SingletonPrompt, str]]:
+def inputs(value: Any, name: str, info: ModelInfo, *, is_cut: bool, max_inputs: int) -> list[PlacedPrompt]:
+    """Texts or lists of token ids, for the model or its encoder. Raises InvalidRequestError."""
+    max_ids = info.max_encoder_len if info.is_encoder_decoder else info.max_model_len
+    limit = _Limit(sys.maxsize if is_cut else max_ids, name)
+    return [PlacedPrompt(side, param) for side, param in _several(value, name, limit, max_prompts=max_inputs)]
+
+
+def _several(
+    value: Any, name: str, limit: _Limit, *, max_prompts: int = MAX_PROMPTS
+) -> list[tuple[SingletonPrompt, str]]:
     if not isinstance(value, list) or (value and isinstance(value[0], (int, float))):
         return [(_side(value, name, limit), name)]
     if not value:
         raise _invalid(f"{name} is an empty list", name)
-    if len(value) > MAX_PROMPTS:
-        raise _too_many(len(value), name)
+    if len(value) > max_prompts:
+        raise _too_many(len(value), name, max_prompts)
     kind = type(value[0])
     sides: list[tuple[SingletonPrompt, str]] = []
     for index, item in enumerate(value):
@@ -199,9 +214,9 @@ def _side(value: Any, param: str, limit: _Limit) -> SingletonPrompt:
     return TokensPrompt(prompt_token_ids=check_token_ids(value, param))
 
 
-def _too_many(count: int, param: str) -> InvalidRequestError:
+def _too_many(count: int, param: str, most: int) -> InvalidRequestError:
     return InvalidRequestError(
-        f"{count} prompts in one request, at most {MAX_PROMPTS} are taken", param=param, code="too_many_prompts"
+        f"{count} prompts in one request, at most {most} are taken", param=param, code="too_many_prompts"
     )
 
 

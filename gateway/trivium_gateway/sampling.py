@@ -19,6 +19,7 @@ from trivium.errors import InvalidRequestError, rename_params
 from trivium.generation_defaults import ResolvedSampling
 from trivium.inputs import EncodedPrompt
 from trivium.params import MAX_LOGIT_BIAS, MAX_LOGPROBS, SamplingParams, check_int
+from trivium.prompt_truncation import Truncation
 from trivium.sampling_tokens import check_sampling_tokens, complete_sampling
 from trivium_gateway.beams import given_beams, wants_beams, width_field
 from trivium_gateway.errors import unsupported_parameter
@@ -28,9 +29,11 @@ from trivium_gateway.structured import client_names, given_structured_outputs
 
 MAX_USER_CHARS = 512
 MAX_METADATA = 16
+MAX_SALT_CHARS = 256
 MAX_METADATA_CHARS = 512
 
 _TEMPLATE_ARGUMENTS = frozenset({"chat_template", "tokenize", "tokenizer", "return_tensors", "return_dict", "template"})
+REQUEST_ID = re.compile(r"[ -~]{1,128}")
 _TOKEN_ID = re.compile("[0-9]{1,10}")
 _LENGTH_FIELDS = ("max_length", "min_length")  # of `resolve_sampling`, where a request has them
 _SAMPLING_FIELDS = tuple(
@@ -66,7 +69,7 @@ def as_given(error: InvalidRequestError, request: GenerationFields) -> InvalidRe
 
 def check_fields(fields: dict[str, Any], request: GenerationFields, unsupported: dict[str, tuple[object, ...]]) -> None:
     """Raise InvalidRequestError for a field that is not supported, too long, or set without the one it belongs to."""
-    _check_template_fields(fields)
+    check_template_fields(fields)
     for name in first_used(fields, unsupported):
         raise unsupported_parameter(name)
     is_best_of = request.best_of is not None and request.best_of > (request.n or 1) and not wants_beams(request)
@@ -79,8 +82,19 @@ def check_fields(fields: dict[str, Any], request: GenerationFields, unsupported:
     if request.stream_options is not None:
         if not request.stream:
             raise InvalidRequestError("stream_options needs stream=true", param="stream_options")
-        if request.stream_options.continuous_usage_stats:
-            raise unsupported_parameter("stream_options.continuous_usage_stats")
+        if request.stream_options.continuous_usage_stats and not request.stream_options.include_usage:
+            raise InvalidRequestError(
+                "stream_options.continuous_usage_stats needs include_usage=true",
+                param="stream_options.continuous_usage_stats",
+            )
+    if request.priority is not None:
+        check_int("priority", request.priority, -(2**31), 2**31 - 1)
+    if request.cache_salt is not None and not 1 <= len(request.cache_salt) <= MAX_SALT_CHARS:
+        raise InvalidRequestError(f"cache_salt must have 1 to {MAX_SALT_CHARS} characters", param="cache_salt")
+    if request.request_id is not None and not REQUEST_ID.fullmatch(request.request_id):
+        raise InvalidRequestError(
+            "request_id must be 1 to 128 printable ASCII characters", param="request_id", code="invalid_request_id"
+        )
     if request.user is not None and len(request.user) > MAX_USER_CHARS:
         raise _too_long("user", f"{MAX_USER_CHARS} characters")
     metadata = request.metadata or {}
@@ -88,7 +102,7 @@ def check_fields(fields: dict[str, Any], request: GenerationFields, unsupported:
         raise _too_long("metadata", f"{MAX_METADATA} pairs of {MAX_METADATA_CHARS} characters")
 
 
-def _check_template_fields(fields: dict[str, Any]) -> None:
+def check_template_fields(fields: dict[str, Any]) -> None:
     """Templates are programs: they come with the model, never from a client, in whatever field."""
     arguments = fields.get("chat_template_kwargs")
     if fields.get("chat_template") is not None:
@@ -127,6 +141,14 @@ def given_sampling(
     unset = {"max_tokens": None} | ({"temperature": 0.0} if info.is_encoder_decoder else {})
     check_sampling_tokens(SamplingParams(**unset | checked), info)
     return given | given_beams(request)
+
+
+def truncation_of(given: Mapping[str, Any], fallback_max_tokens: int | None) -> Truncation | None:
+    """How to cut the prompts of a request that says `given`, None for not at all."""
+    if "truncate_prompt_tokens" not in given:
+        return None
+    num_reserved = given.get("max_tokens") or fallback_max_tokens or 1
+    return Truncation(given["truncate_prompt_tokens"], given.get("truncation_side"), num_reserved)
 
 
 def check_num_logprobs(name: str, count: int | None) -> None:

@@ -23,7 +23,8 @@ from trivium_gateway.openai_protocol import (
     TextTaskResult,
 )
 from trivium_gateway.prompts import MAX_PROMPTS, PlacedPrompt, encode_prompts, with_languages
-from trivium_gateway.sampling import fit_sampling, given_sampling, shown_finish
+from trivium_gateway.sampling import fit_sampling, given_sampling, shown_finish, truncation_of
+from trivium_gateway.stream_extras import StreamExtras
 from trivium_gateway.streaming import ChunkEncoder
 from trivium_gateway.usage import Usage
 
@@ -43,8 +44,9 @@ class TextTaskEndpoint(GenerationEndpoint[TextTaskRequest]):
         form = self.logprobs_form(request)
         given = given_sampling(request, max_tokens=request.max_tokens, info=info, logprobs=form)
         placed_prompts = _inputs(request)
+        prompts = await encode_prompts(placed_prompts, engine, info, truncation_of(given, None))
         jobs = []
-        for placed, prompt in zip(placed_prompts, await encode_prompts(placed_prompts, engine, info), strict=True):
+        for placed, prompt in zip(placed_prompts, prompts, strict=True):
             try:
                 fitting = await fit_sampling(given, prompt, info, engine, fallback_max_tokens=default_max_tokens(info))
             except InvalidRequestError as error:
@@ -75,7 +77,7 @@ class TextTaskEndpoint(GenerationEndpoint[TextTaskRequest]):
             usage=usage,
         )
 
-    def encoder(self, generation: Generation, *, include_usage: bool) -> ChunkEncoder:
+    def encoder(self, generation: Generation, extras: StreamExtras) -> ChunkEncoder:
         raise AssertionError("stream is refused before")
 
 

@@ -20,6 +20,13 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     total_tokens: int
 
 
+class EmbeddingUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """Nothing is generated."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
 def count_usage(prompts: Iterable[EncodedPrompt], num_output_tokens: int) -> Usage:
     """Usage of a call with these prompts."""
     num_prompt_tokens = sum(len(prompt.token_ids) + len(prompt.encoder_token_ids or ()) for prompt in prompts)

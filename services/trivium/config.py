@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from trivium.errors import ConfigurationError
 
@@ -127,9 +129,9 @@ class ExecutorConfig:
     every linear layer. max_model_len: None takes the model's own, or what the KV cache holds if that is less.
     num_threads: 0 decides by the size of the model and the cores, of which `num_local_executors` executors on this
     machine take equal shares. generation_config: "auto" for the checkpoint's own generation_config.json, "none", or the
-    path of another. tokenizer: where the model's own is not what texts are made of; grammars need it. enable_lora: LoRA
-    adapters can be used, of at most max_lora_rank, at most max_loras of them in one batch; lora_modules are loaded at
-    start.
+    path of another; override_generation_config: what to replace in it. tokenizer: where the model's own is not what
+    texts are made of; grammars need it. enable_lora: LoRA adapters can be used, of at most max_lora_rank, at most
+    max_loras of them in one batch; lora_modules are loaded at start.
     """
 
     model: str
@@ -148,6 +150,7 @@ class ExecutorConfig:
     num_threads: int = 0
     num_local_executors: int = 1
     generation_config: str = "auto"
+    override_generation_config: Mapping[str, Any] = field(default_factory=dict, hash=False)
     enable_lora: bool = False
     lora_modules: tuple[LoRAModule, ...] = ()
     max_lora_rank: int = DEFAULT_MAX_LORA_RANK

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from trivium.config import ModelInfo
 from trivium.inputs import EncodedPair, GenerationRequest, PairTexts
 from trivium.outputs import ChoiceDelta, TokenText
+from trivium.pooling import PoolingParams
 from trivium.structured_outputs import StructuredOutputsParams
 from trivium.v1.ledger_pb2 import LedgerReply
 
@@ -47,15 +48,27 @@ class EngineClient(Protocol):
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Token ids of a chat, by the model's chat template.
+        """Token ids of a chat, by the model's chat template, which may have variables of its own (`template_kwargs`).
 
         Raises InvalidRequestError if the model has no template or the template refuses the messages.
         """
         ...
 
+    async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Text of `token_ids`; ids without a token have none."""
+        ...
+
     async def token_texts(self, token_ids: Collection[int]) -> Mapping[int, TokenText]:
         """What the tokens of the model stand for: at least `token_ids`, which are in its vocabulary."""
+        ...
+
+    async def embed(self, prompts: Sequence[Sequence[int]], params: PoolingParams) -> list[Sequence[float]]:
+        """The vector of each of `prompts`, which fit one pass of the model (`pooling.check_embed`).
+
+        Raises TriviumError.
+        """
         ...
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[ChoiceDelta, None]:

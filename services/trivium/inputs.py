@@ -66,6 +66,8 @@ class ExplicitEncoderDecoderPrompt(TypedDict):
 
 
 Prompt: TypeAlias = SingletonPrompt | ExplicitEncoderDecoderPrompt
+PromptInputs: TypeAlias = Prompt  # older names of both
+SingletonPromptInputs: TypeAlias = SingletonPrompt
 
 
 MAX_EMBEDS_BYTES = 48 * 2**20  # of one prompt, as float32: it has to fit into a message
@@ -359,3 +361,20 @@ def zip_enc_dec_prompt_lists(
         ExplicitEncoderDecoderPrompt(encoder_prompt=encoder, decoder_prompt=decoder)
         for encoder, decoder in zip(encoder_prompts, decoder_prompts, strict=True)
     ]
+
+
+zip_enc_dec_prompts = zip_enc_dec_prompt_lists
+
+
+def build_explicit_enc_dec_prompt(
+    encoder_prompt: SingletonPrompt, decoder_prompt: SingletonPrompt | None = None
+) -> ExplicitEncoderDecoderPrompt:
+    """One pair."""
+    return ExplicitEncoderDecoderPrompt(encoder_prompt=encoder_prompt, decoder_prompt=decoder_prompt)
+
+
+def to_enc_dec_tuple_list(
+    enc_dec_prompts: Iterable[ExplicitEncoderDecoderPrompt],
+) -> list[tuple[SingletonPrompt, SingletonPrompt | None]]:
+    """(encoder prompt, decoder prompt) of each pair: what `zip_enc_dec_prompt_lists` was given, side by side."""
+    return [(pair["encoder_prompt"], pair["decoder_prompt"]) for pair in enc_dec_prompts]

@@ -3,105 +3,57 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import random
 import threading
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from trivium.beam_params import BeamSearchParams
-from trivium.config import DEFAULT_MAX_LORA_RANK, DEFAULT_MAX_LORAS, ExecutorConfig, ModelInfo
+from trivium.config import ModelInfo
+from trivium.engine_args import read_engine_args
 from trivium.errors import InvalidRequestError
-from trivium.generation_defaults import default_max_tokens, default_sampling_params, with_necessities
-from trivium.inputs import EncodedPrompt, GenerationRequest, LoRARequest, Prompt
+from trivium.generation_defaults import default_sampling_params
+from trivium.guided import LLMGuidedOptions
+from trivium.inputs import GenerationRequest, LoRARequest, Prompt, TokensPrompt, check_token_ids
 from trivium.local_engine import LocalEngine
-from trivium.logprobs import named_ids, to_dicts
+from trivium.offline import ChatSettings, Messages, Params, Pooled, RequestOptions, RequestRunner, refuse_prompt_adapter
 from trivium.outputs import (
     BeamSearchOutput,
     BeamSearchSequence,
-    CompletionOutput,
-    Logprob,
+    EmbeddingOutput,
+    PoolingOutput,
+    PoolingRequestOutput,
     RequestOutput,
-    TokenLogprobs,
+    ScoringOutput,
 )
 from trivium.params import SamplingParams
-from trivium.prompts import encode_prompt, resolve_max_tokens
-from trivium.sampling_tokens import check_sampling_tokens, complete_sampling, resolve_texts
+from trivium.pooling import PoolingParams, PoolingType
+from trivium.progress import Progress
 from trivium.scheduler.engine_loop import EngineLoop
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 T = TypeVar("T")
-Params: TypeAlias = SamplingParams | BeamSearchParams
+UseTqdm = bool | Callable[..., Any]
+Adapters = LoRARequest | Sequence[LoRARequest | None] | None
 
 
 class LLM:
     """A model in this process. Owns a thread with an event loop; `close` (or leaving a `with` block) ends it.
 
-    model: a local directory, a bundled name ("trivium-chat", "trivium-translate") or a hub id.
-    dtype: "auto", "float", "float32", "bfloat16" or "float16"; on a CPU all of them compute in float32.
-    seed: drives the requests that have no seed of their own, in the order in which they are given.
-    kv_cache_memory_bytes: None takes a share of free memory, and the log says how many tokens that is.
-    gpu_memory_utilization: the share of a GPU's memory to use, 0.9 by default; it has no effect on a CPU.
-    swap_space: GiB of host memory for the keys and values of preempted requests; 0 has them computed again.
-    enable_prompt_embeds: takes prompts as embeddings (EmbedsPrompt).
-    quantization: None, or "int8" for 8-bit matrix products: faster, a little less exact.
-    generation_config: "auto" for the model's own generation_config.json, "none", or the path of another.
-    enable_lora: prompts can have a `lora_request`, of at most max_lora_rank, at most max_loras of them in one batch.
+    model: a local directory, a bundled name ("trivium-chat", "trivium-translate") or a hub id. What else can be set,
+    and what vLLM's other arguments do here: `EngineArgs` and `engine_args.py`.
     """
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        tokenizer: str | None = None,
-        dtype: str = "auto",
-        device: str = "auto",
-        revision: str | None = None,
-        seed: int = 0,
-        max_model_len: int | None = None,
-        max_num_seqs: int = 64,
-        max_num_batched_tokens: int = 2048,
-        kv_cache_memory_bytes: int | None = None,
-        gpu_memory_utilization: float | None = None,
-        swap_space: float = 0.0,
-        quantization: str | None = None,
-        num_threads: int = 0,
-        enable_prefix_caching: bool = True,
-        generation_config: str = "auto",
-        enable_lora: bool = False,
-        max_lora_rank: int = DEFAULT_MAX_LORA_RANK,
-        max_loras: int = DEFAULT_MAX_LORAS,
-        enable_prompt_embeds: bool = False,
-    ) -> None:
-        config = ExecutorConfig(
-            model=model,
-            served_model_name=model,
-            dtype=dtype,
-            device=device,
-            revision=revision,
-            max_model_len=max_model_len,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            kv_cache_memory_bytes=kv_cache_memory_bytes,
-            gpu_memory_utilization=gpu_memory_utilization,
-            swap_space_gib=swap_space,
-            quantization=quantization,
-            num_threads=num_threads,
-            generation_config=generation_config,
-            enable_lora=enable_lora,
-            max_lora_rank=max_lora_rank,
-            max_loras=max_loras,
-        )
-        self._enable_prompt_embeds = enable_prompt_embeds
-        self._random = random.Random(seed)
-        self._request_numbers = itertools.count()
+    def __init__(self, model: str, **engine_args: Any) -> None:
+        args = read_engine_args(model, engine_args)
+        self._engine = LocalEngine(args)
+        self._runner = RequestRunner(self._engine, args)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="trivium-llm", daemon=True)
         self._thread.start()
-        self._engine = LocalEngine(config, tokenizer=tokenizer, enable_prefix_caching=enable_prefix_caching)
         try:
             self._call(self._engine.start())
         except BaseException:
@@ -117,55 +69,148 @@ class LLM:
         """The running engine, for reading."""
         return self._engine.engine_loop
 
+    def get_tokenizer(self) -> PreTrainedTokenizerBase:
+        """A copy of the tokenizer, as transformers has it: changing it changes nothing here."""
+        return self._engine.tokenizer.copy_backend()
+
     def get_default_sampling_params(self) -> SamplingParams:
         """What a request without parameters gets, by the model's generation_config.json, for the shortest prompt."""
         return default_sampling_params(self.model_info)
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`."""
-        return self._call(self._engine.encode([text], add_special_tokens=add_special_tokens))[0]
-
-    def render_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> list[int]:
+    def render_chat(self, messages: Messages, *, add_generation_prompt: bool = True) -> list[int]:
         """Token ids of a chat, by the model's chat template. Raises InvalidRequestError if it has none."""
         return self._call(self._engine.render(messages, add_generation_prompt=add_generation_prompt))
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompt | Sequence[Prompt] | None = None,
         sampling_params: Params | Sequence[Params] | None = None,
+        prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        use_tqdm: UseTqdm = True,
+        lora_request: Adapters = None,
+        prompt_adapter_request: None = None,
+        guided_options_request: LLMGuidedOptions | None = None,
         *,
-        use_tqdm: bool = True,
-        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
+        inputs: Prompt | Sequence[Prompt] | None = None,
+        priority: Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Generate for every prompt, batched; results are in the order of `prompts`.
 
-        `lora_request` is an adapter for all prompts, or one (or None) for each; it is loaded at its first use.
-
         `sampling_params` is one for all prompts or one for each, taken as it is; BeamSearchParams mean beam search,
-        None takes what the model's generation_config.json says. Raises InvalidRequestError, before anything runs, if
-        any prompt or parameter is wrong.
+        None takes what the model's generation_config.json says. prompt_token_ids: the ids of one prompt or of each,
+        with `prompts` as their texts; it and `inputs`, another name of `prompts`, are for older programs. priority:
+        of each prompt, with scheduling_policy="priority". lora_request: an adapter for all prompts, or one (or None)
+        for each, loaded at its first use. Raises InvalidRequestError, before anything runs, if any prompt or parameter
+        is wrong.
         """
-        items = [prompts] if isinstance(prompts, (str, dict)) else list(prompts)
-        adapters = _adapters_for(items, lora_request)
-        requests = self._call(self._make_requests(items, self._params_for(items, sampling_params), adapters))
-        with tqdm(total=len(requests), desc="Generating", unit="prompt", disable=not use_tqdm) as progress:
-            return self._call(self._run_all(requests, progress))
+        refuse_prompt_adapter(prompt_adapter_request)
+        if inputs is not None and prompts is not None:
+            raise InvalidRequestError("give prompts or inputs, not both", param="inputs")
+        items = _prompt_list(inputs if prompts is None else prompts, prompt_token_ids)
+        return self._generate(
+            items,
+            sampling_params,
+            use_tqdm,
+            guided=guided_options_request,
+            priority=priority,
+            lora_request=lora_request,
+        )
+
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        sampling_params: Params | Sequence[Params] | None = None,
+        use_tqdm: UseTqdm = True,
+        lora_request: Adapters = None,
+        chat_template: str | None = None,
+        *,
+        chat_template_content_format: str = "auto",
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        priority: Sequence[int] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or several, by the model's chat template or `chat_template` (a template, not a file:
+        `load_chat_template`).
+
+        tools are shown to the model; what it calls stands in the text. An encoder-decoder model reads the last user
+        message, and with `continue_final_message` goes on from the last one. Raises InvalidRequestError.
+        """
+        settings = ChatSettings(
+            chat_template=chat_template,
+            chat_template_content_format=chat_template_content_format,
+            chat_template_kwargs=chat_template_kwargs,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+        )
+        prompts = [self._runner.chat_prompt(conversation, settings) for conversation in _conversations(messages)]
+        return self._generate(prompts, sampling_params, use_tqdm, priority=priority, lora_request=lora_request)
 
     def beam_search(
         self,
         prompts: Prompt | Sequence[Prompt],
         params: BeamSearchParams,
-        *,
-        use_tqdm: bool = True,
-        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
+        lora_request: Adapters = None,
+        use_tqdm: UseTqdm = False,
     ) -> list[BeamSearchOutput]:
         """All beams of every prompt, best first, with the prompt in front of tokens and text.
 
         `params.num_return_sequences` is not heeded: there are as many sequences as beams. Raises InvalidRequestError.
         """
         every_beam = replace(params, num_return_sequences=params.beam_width)
-        outputs = self.generate(prompts, every_beam, use_tqdm=use_tqdm, lora_request=lora_request)
+        outputs = self._generate(_prompt_list(prompts, None), every_beam, use_tqdm, lora_request=lora_request)
         return [_to_beam_output(output) for output in outputs]
+
+    def encode(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | None = None,
+        *,
+        use_tqdm: UseTqdm = True,
+    ) -> list[PoolingRequestOutput[PoolingOutput]]:
+        """Hidden states of every prompt as tensors: those of all tokens, not normalised, unless `pooling_params` say.
+
+        Of an encoder-decoder model they are the encoder's output. Raises InvalidRequestError.
+        """
+        params = pooling_params or PoolingParams(pooling_type=PoolingType.ALL, normalize=False)
+        return [
+            PoolingRequestOutput(item.request_id, PoolingOutput(item.vector), item.prompt_token_ids)
+            for item in self._pool(prompts, params, use_tqdm)
+        ]
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | None = None,
+        *,
+        use_tqdm: UseTqdm = True,
+    ) -> list[PoolingRequestOutput[EmbeddingOutput]]:
+        """One vector of length 1 for every prompt; see PoolingParams. Raises InvalidRequestError."""
+        params = pooling_params or PoolingParams()
+        if params.pooling_type == PoolingType.ALL:
+            raise InvalidRequestError("embed gives one vector: encode gives that of every token", param="pooling_type")
+        return [
+            PoolingRequestOutput(item.request_id, EmbeddingOutput(item.vector.tolist()), item.prompt_token_ids)
+            for item in self._pool(prompts, params, use_tqdm)
+        ]
+
+    def score(
+        self, data_1: Prompt | Sequence[Prompt], data_2: Prompt | Sequence[Prompt], *, use_tqdm: UseTqdm = True
+    ) -> list[PoolingRequestOutput[ScoringOutput]]:
+        """How near the vectors of two prompts are (the cosine of their angle): one with each, or pair by pair."""
+        first, second = _prompt_list(data_1, None), _prompt_list(data_2, None)
+        if len(first) not in (1, len(second)):
+            raise InvalidRequestError(f"{len(first)} prompts but {len(second)} to compare them with", param="data_2")
+        pooled = self._pool([*first, *second], PoolingParams(), use_tqdm)
+        left = pooled[: len(first)] * (len(second) // len(first) if second else 0)
+        return [
+            PoolingRequestOutput(
+                b.request_id, ScoringOutput(float(a.vector @ b.vector)), a.prompt_token_ids + b.prompt_token_ids
+            )
+            for a, b in zip(left, pooled[len(first) :], strict=True)
+        ]
 
     def close(self) -> None:
         """Abort what runs and free the model. Further calls raise."""
@@ -193,108 +238,86 @@ class LLM:
             future.cancel()
             raise
 
-    @staticmethod
-    def _params_for(prompts: Sequence[Prompt], params: Params | Sequence[Params] | None) -> Sequence[Params | None]:
-        if params is None or isinstance(params, SamplingParams | BeamSearchParams):
-            return [params] * len(prompts)
-        if len(params) != len(prompts):
-            raise InvalidRequestError(
-                f"{len(prompts)} prompts but {len(params)} sampling_params", param="sampling_params"
-            )
-        return list(params)
-
-    async def _make_requests(
+    def _generate(
         self,
         prompts: Sequence[Prompt],
-        params: Sequence[Params | None],
-        adapters: Sequence[LoRARequest | None],
+        params: Params | Sequence[Params] | None,
+        use_tqdm: UseTqdm,
+        *,
+        guided: LLMGuidedOptions | None = None,
+        priority: Sequence[int] | None = None,
+        lora_request: Adapters = None,
+    ) -> list[RequestOutput]:
+        params_of = _one_each(prompts, params, "sampling_params")
+        priorities = [0] * len(prompts) if priority is None else _one_each(prompts, priority, "priority")
+        adapters = _one_each(prompts, lora_request, "lora_request")
+        options = [
+            RequestOptions(params=one, guided=guided, priority=rank, lora_request=adapter)
+            for one, rank, adapter in zip(params_of, priorities, adapters, strict=True)
+        ]
+        requests = self._call(self._make_requests(prompts, options))
+        with Progress(len(requests), use_tqdm) as progress:
+            return self._call(self._run_all(requests, progress))
+
+    def _pool(self, prompts: Prompt | Sequence[Prompt], params: PoolingParams, use_tqdm: UseTqdm) -> list[Pooled]:
+        items = _prompt_list(prompts, None)
+        with Progress(len(items), use_tqdm) as progress:
+            return self._call(self._runner.pool(items, params, progress))
+
+    async def _make_requests(
+        self, prompts: Sequence[Prompt], options: Sequence[RequestOptions]
     ) -> list[GenerationRequest]:
-        info = self._engine.model_info
-        for wanted in {adapter for adapter in adapters if adapter is not None}:
-            await self._engine.load_adapter(wanted)
-        requests = []
-        for prompt, given, adapter in zip(prompts, params, adapters, strict=True):
-            encoded = await encode_prompt(prompt, self._engine, info)
-            if encoded.num_embeds_bytes and not self._enable_prompt_embeds:
-                raise InvalidRequestError(
-                    "prompt_embeds needs LLM(enable_prompt_embeds=True)", param="prompt_embeds", code="feature_disabled"
-                )
-            sampling = await self._complete(given, encoded)
-            if sampling.seed is None:
-                sampling = replace(sampling, seed=self._random.getrandbits(63))
-            name = "" if adapter is None else adapter.lora_name
-            requests.append(GenerationRequest(str(next(self._request_numbers)), encoded, sampling, adapter=name))
-        return requests
+        make = self._runner.make_request
+        return [await make(prompt, option) for prompt, option in zip(prompts, options, strict=True)]
 
-    async def _complete(self, given: Params | None, prompt: EncodedPrompt) -> SamplingParams:
-        """`given` checked, or the defaults of the checkpoint."""
-        info = self._engine.model_info
-        if given is None:
-            resolved = await complete_sampling(
-                {}, prompt, info, self._engine, fallback_max_tokens=default_max_tokens(info)
-            )
-            return resolved.sampling
-        if isinstance(given, BeamSearchParams):
-            given = given.to_sampling_params(num_prompt_tokens=len(prompt.token_ids))
-        resolve_max_tokens(prompt, given, info)
-        sampling = await resolve_texts(given, self._engine)
-        check_sampling_tokens(sampling, info)
-        return with_necessities(sampling, prompt, info)
+    async def _run_all(self, requests: Sequence[GenerationRequest], progress: Progress) -> list[RequestOutput]:
+        async def run(request: GenerationRequest) -> RequestOutput:
+            output = await self._runner.run(request)
+            progress.add(output)
+            return output
 
-    async def _run_all(self, requests: Sequence[GenerationRequest], progress: tqdm[Any]) -> list[RequestOutput]:
         try:
             async with asyncio.TaskGroup() as tasks:
-                running = [tasks.create_task(self._run_one(request, progress)) for request in requests]
+                running = [tasks.create_task(run(request)) for request in requests]
         except BaseExceptionGroup as group:  # the caller gets the first cause; the other requests are aborted
             raise group.exceptions[0] from None
         return [task.result() for task in running]
 
-    async def _run_one(self, request: GenerationRequest, progress: tqdm[Any]) -> RequestOutput:
-        sampling = request.sampling
-        outputs = [CompletionOutput(index) for index in range(sampling.n)]
-        logprobs: list[list[TokenLogprobs]] = [[] for _ in outputs]
-        prompt_logprobs: list[TokenLogprobs] = []
-        async for delta in self._engine.generate(request):
-            outputs[delta.index].add(delta)
-            logprobs[delta.index] += delta.logprobs
-            prompt_logprobs += delta.prompt_logprobs
-        progress.update()
-        result = _to_output(request.request_id, request.prompt, outputs)
-        if sampling.logprobs is not None:
-            for output, values in zip(outputs, logprobs, strict=True):
-                output.logprobs = await self._named(output.token_ids, values)
-        if sampling.prompt_logprobs is not None:
-            result.prompt_logprobs = [None, *await self._named(result.prompt_token_ids[1:], prompt_logprobs)]
-        return result
 
-    async def _named(self, token_ids: list[int], logprobs: list[TokenLogprobs]) -> list[dict[int, Logprob]]:
-        texts = await self._engine.token_texts(named_ids(token_ids, logprobs))
-        return to_dicts(token_ids, logprobs, texts)
+def _one_each(prompts: Sequence[Prompt], values: Any, name: str) -> list[Any]:
+    """One value for each of `prompts`: a single one is for all."""
+    if values is None or isinstance(values, SamplingParams | BeamSearchParams | LoRARequest | int):
+        return [values] * len(prompts)
+    if not isinstance(values, Sequence):
+        raise InvalidRequestError(f"{name} must be one or a list, got {values!r:.60}", param=name)
+    if len(values) != len(prompts):
+        raise InvalidRequestError(f"{len(prompts)} prompts but {len(values)} {name}", param=name)
+    return list(values)
 
 
-def _adapters_for(
-    prompts: Sequence[Prompt], adapters: LoRARequest | Sequence[LoRARequest | None] | None
-) -> Sequence[LoRARequest | None]:
-    if adapters is None or isinstance(adapters, LoRARequest):
-        return [adapters] * len(prompts)
-    if len(adapters) != len(prompts):
-        raise InvalidRequestError(f"{len(prompts)} prompts but {len(adapters)} lora_requests", param="lora_request")
-    if not all(isinstance(adapter, LoRARequest | None) for adapter in adapters):
-        raise InvalidRequestError("lora_request must hold LoRARequest or None for each prompt", param="lora_request")
-    return adapters
+def _prompt_list(prompts: Prompt | Sequence[Prompt] | None, token_ids: Any) -> list[Prompt]:
+    """The prompts of a call, where `token_ids` are of the older form: of one prompt or of each."""
+    items = [prompts] if isinstance(prompts, (str, dict)) else list(prompts or ())
+    if token_ids is None:
+        if prompts is None:
+            raise InvalidRequestError("prompts is missing", param="prompts", code="missing_prompt")
+        return items
+    is_one = bool(token_ids) and isinstance(token_ids[0], int)
+    lists = [check_token_ids(ids, "prompt_token_ids") for ids in ([token_ids] if is_one else token_ids)]
+    if prompts is None:
+        return [TokensPrompt(prompt_token_ids=ids) for ids in lists]
+    if len(items) != len(lists) or not all(isinstance(item, str) for item in items):
+        raise InvalidRequestError(
+            f"{len(items)} prompts but {len(lists)} prompt_token_ids: each text needs its ids", param="prompt_token_ids"
+        )
+    return [TokensPrompt(prompt_token_ids=ids, prompt=str(text)) for text, ids in zip(items, lists, strict=True)]
 
 
-def _to_output(request_id: str, prompt: EncodedPrompt, outputs: list[CompletionOutput]) -> RequestOutput:
-    encoder_ids = prompt.encoder_token_ids
-    return RequestOutput(
-        request_id=request_id,
-        prompt=prompt.text,
-        prompt_token_ids=list(prompt.token_ids),
-        outputs=outputs,
-        finished=True,
-        encoder_prompt=prompt.encoder_text,
-        encoder_prompt_token_ids=None if encoder_ids is None else list(encoder_ids),
-    )
+def _conversations(messages: Any) -> list[Messages]:
+    """One conversation is a list of messages, several are a list of those."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise InvalidRequestError("messages must be a non-empty list", param="messages", code="invalid_messages")
+    return [messages] if isinstance(messages[0], Mapping) else list(messages)
 
 
 def _to_beam_output(output: RequestOutput) -> BeamSearchOutput:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trivium.config import ExecutorConfig, ModelInfo, SchedulerConfig
+from trivium.config import ExecutorConfig, ModelInfo
+from trivium.engine_args import EngineArgs
 from trivium.errors import (
     ConfigurationError,
     EngineUnavailableError,
@@ -26,7 +25,8 @@ from trivium.executor.model_runner import ModelRunner
 from trivium.executor.model_thread import ModelThread
 from trivium.inputs import EncodedPair, GenerationRequest, LoRARequest, PairTexts
 from trivium.ledger import ProcessLedger
-from trivium.outputs import ChoiceDelta, TokenText
+from trivium.outputs import ChoiceDelta, FinishReason, TokenText
+from trivium.pooling import PoolingParams, PoolingType
 from trivium.rpc import new_epoch
 from trivium.scheduler.detokenizer_client import TextPush, TextResult, push_to_proto, result_from_proto
 from trivium.scheduler.engine_loop import EngineLoop
@@ -38,24 +38,24 @@ from trivium.tokenizer.grammar_check import GrammarChecker
 from trivium.tokenizer.tokenizer import Tokenizer
 from trivium.v1.ledger_pb2 import ExecutorLedger, LedgerReply, TokenizerLedger
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from torch import Tensor
 
-UNBOUNDED_QUEUE = 2**31  # offline, the caller's own list of prompts is the queue
+logger = logging.getLogger(__name__)
 
 
 class LocalEngine:
     """EngineClient for one model in this process. All methods run on one event loop; the model has a thread."""
 
-    def __init__(
-        self, config: ExecutorConfig, *, tokenizer: str | None = None, enable_prefix_caching: bool = True
-    ) -> None:
-        self._config = config
-        self._enable_prefix_caching = enable_prefix_caching
-        self._tokenizer_source = tokenizer or config.model
-        self._executor = InProcessExecutorClient(replace(config, tokenizer=tokenizer))
+    def __init__(self, args: EngineArgs) -> None:
+        self._args = args
+        self._config = config = args.executor_config()
+        self._scheduler_config = args.scheduler_config()
+        self._executor = InProcessExecutorClient(config)
         self._detokenizer: InProcessDetokenizerClient | None = None
         self._process = ProcessLedger()
         self._epoch = new_epoch()
+        self._running: dict[str, tuple[_Inbox, tuple[int, ...], int]] = {}  # request_id -> (inbox, keys, n)
         self._tokenizer: Tokenizer | None = None
         self._grammars: GrammarChecker | None = None
         self._loop: EngineLoop | None = None
@@ -65,19 +65,20 @@ class LocalEngine:
 
     async def start(self) -> None:
         """Load tokenizer and model. Raises ConfigurationError."""
-        self._tokenizer = await asyncio.to_thread(Tokenizer.load, self._tokenizer_source, self._config.revision)
+        args = self._args
+        if not args.skip_tokenizer_init:
+            self._tokenizer = await asyncio.to_thread(
+                Tokenizer.load, args.tokenizer_source, args.tokenizer_source_revision
+            )
         await self._executor.load()
         self._detokenizer = InProcessDetokenizerClient(self._tokenizer)
-        self._grammars = GrammarChecker(self._tokenizer.grammar_vocabulary)
+        if self._tokenizer is not None:
+            self._grammars = GrammarChecker(self._tokenizer.grammar_vocabulary)
         ready = asyncio.Event()
         self._loop = EngineLoop(
             self._executor,
             self._detokenizer,
-            SchedulerConfig(
-                max_waiting_requests=UNBOUNDED_QUEUE,
-                max_embeds_bytes=sys.maxsize,
-                enable_prefix_caching=self._enable_prefix_caching,
-            ),
+            self._scheduler_config,
             on_ready=lambda is_ready: ready.set(),
         )
         self._task = asyncio.create_task(self._loop.run())
@@ -88,7 +89,17 @@ class LocalEngine:
         return self._started_loop().model_info
 
     @property
+    def has_tokenizer(self) -> bool:
+        """False with `skip_tokenizer_init`: no text goes in or out."""
+        return not self._args.skip_tokenizer_init
+
+    @property
     def tokenizer(self) -> Tokenizer:
+        """Raises InvalidRequestError if there is none."""
+        if self._args.skip_tokenizer_init:
+            raise InvalidRequestError(
+                "there is no tokenizer (skip_tokenizer_init=True): give token ids", param="prompt", code="no_tokenizer"
+            )
         assert self._tokenizer is not None, "the engine was not started"
         return self._tokenizer
 
@@ -107,7 +118,8 @@ class LocalEngine:
         return self.tokenizer.encode_pair(texts)
 
     async def check_grammar(self, params: StructuredOutputsParams) -> None:
-        assert self._grammars is not None, "the engine was not started"
+        if self._grammars is None:
+            raise InvalidRequestError("structured outputs need a tokenizer", param="structured_outputs")
         await self._grammars.check(params)
 
     async def render(
@@ -117,13 +129,18 @@ class LocalEngine:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
         return self.tokenizer.render_chat(
             messages,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
+            template_kwargs=template_kwargs,
         )
+
+    async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     async def token_texts(self, token_ids: Collection[int]) -> Mapping[int, TokenText]:
         return dict(zip(token_ids, self.tokenizer.token_texts(token_ids), strict=True))
@@ -132,6 +149,7 @@ class LocalEngine:
         loop = self._started_loop()
         inbox = _Inbox()
         keys = loop.submit(request, inbox, 0)
+        self._running[request.request_id] = inbox, keys, request.sampling.n
         num_left = request.num_open_choices
         try:
             while num_left:
@@ -141,6 +159,7 @@ class LocalEngine:
                 num_left -= news.finish_reason is not None
                 yield news
         finally:
+            self._running.pop(request.request_id, None)
             if num_left:
                 loop.abort(keys)
 
@@ -163,6 +182,27 @@ class LocalEngine:
                 raise InvalidRequestError(error.message, param="lora_request") from None
             loaded.add(request)
             loop.add_adapter(request.lora_name)
+
+    def abort(self, request_id: str) -> bool:
+        """End a request early: its open choices get a last delta with FinishReason.ABORT. False if none runs."""
+        if request_id not in self._running:
+            return False
+        inbox, keys, num_choices = self._running.pop(request_id)
+        self._started_loop().abort(keys)
+        inbox.abort(num_choices)
+        return True
+
+    async def hidden_states(
+        self, prompts: Sequence[Sequence[int]], kind: PoolingType, *, normalize: bool
+    ) -> list[Tensor]:
+        """Vectors of `prompts`, which are one job of the model's thread, between two steps. Raises InternalError."""
+        self._started_loop()
+        return await self._executor.embed(prompts, kind, normalize=normalize)
+
+    async def embed(self, prompts: Sequence[Sequence[int]], params: PoolingParams) -> list[Sequence[float]]:
+        kind = params.resolve(is_encoder_decoder=self.model_info.is_encoder_decoder)
+        vectors = await self.hidden_states(prompts, kind, normalize=params.normalize)
+        return [vector.tolist() for vector in vectors]
 
     async def ledger(self) -> dict[str, LedgerReply | None]:
         """Of "engine": all services in one process."""
@@ -193,8 +233,20 @@ class LocalEngine:
 class _Inbox(asyncio.Queue[ChoiceDelta | TriviumError]):
     """DeltaSink of one request; holds at most its own output."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._finished: set[int] = set()  # choices with their last delta
+
     def deliver(self, handle: int, delta: ChoiceDelta) -> None:
+        if delta.finish_reason is not None:
+            self._finished.add(delta.index)
         self.put_nowait(delta)
+
+    def abort(self, num_choices: int) -> None:
+        """The last delta of every choice that had none."""
+        for index in range(num_choices):
+            if index not in self._finished:
+                self.deliver(0, ChoiceDelta(index, finish_reason=FinishReason.ABORT))
 
     def fail(self, handle: int, error: TriviumError) -> None:
         self.put_nowait(error)
@@ -265,6 +317,9 @@ class InProcessExecutorClient:
         if error is not None:
             raise error
 
+    async def embed(self, prompts: Sequence[Sequence[int]], kind: PoolingType, *, normalize: bool) -> list[Tensor]:
+        return await self._running_thread().run(lambda runner: runner.embed(prompts, kind, normalize=normalize))
+
     def ledger(self) -> ExecutorLedger:
         runner = self._running_thread().runner
         assert runner is not None, "use before load"
@@ -294,15 +349,18 @@ def _settle(compiled: asyncio.Future[InvalidRequestError | None], error: Invalid
 
 
 class InProcessDetokenizerClient:
-    """DetokenizerClient around a DetokenizeSession: a push is answered in the next turn of the event loop."""
+    """DetokenizerClient around a DetokenizeSession: a push is answered in the next turn of the event loop.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._session = DetokenizeSession(tokenizer)
+    Without a tokenizer nothing may be pushed: requests then have `detokenize=False`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self._session = None if tokenizer is None else DetokenizeSession(tokenizer)
         self._pushes: asyncio.Queue[TextPush] = asyncio.Queue()
 
     @property
     def num_handles(self) -> int:
-        return self._session.num_handles
+        return 0 if self._session is None else self._session.num_handles
 
     def push(self, push: TextPush) -> None:
         self._pushes.put_nowait(push)
@@ -311,4 +369,5 @@ class InProcessDetokenizerClient:
         on_connect()
         while True:
             push = await self._pushes.get()
+            assert self._session is not None, "text was asked for without a tokenizer"
             on_result(result_from_proto(self._session.apply(push_to_proto(push))))

@@ -15,12 +15,16 @@ def named_ids(token_ids: Iterable[int], logprobs: Iterable[TokenLogprobs]) -> se
 def to_dicts(
     token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs], texts: Mapping[int, TokenText]
 ) -> list[dict[int, Logprob]]:
-    """Per position the token itself, then the most likely ones."""
+    """Per position the token itself, then the most likely ones. Without `texts` no token has one."""
     return [_to_dict(token_id, value, texts) for token_id, value in zip(token_ids, logprobs, strict=True)]
 
 
 def _to_dict(token_id: int, value: TokenLogprobs, texts: Mapping[int, TokenText]) -> dict[int, Logprob]:
-    found = {token_id: Logprob(value.logprob, value.rank, texts[token_id].text)}
+    found = {token_id: Logprob(value.logprob, value.rank, _text(token_id, texts))}
     for rank, (top_id, logprob) in enumerate(zip(value.top_ids, value.top_logprobs, strict=True), 1):
-        found.setdefault(top_id, Logprob(logprob, rank, texts[top_id].text))
+        found.setdefault(top_id, Logprob(logprob, rank, _text(top_id, texts)))
     return found
+
+
+def _text(token_id: int, texts: Mapping[int, TokenText]) -> str | None:
+    return texts[token_id].text if texts else None

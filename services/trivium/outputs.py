@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any, Generic, TypeVar
 
 
 class FinishReason(StrEnum):
@@ -43,11 +44,11 @@ class TokenText:
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """Natural logarithm of a token's probability, its rank (1: the most likely) and its text."""
+    """Natural logarithm of a token's probability, rank (1: the most likely), and text if there is a tokenizer."""
 
     logprob: float
     rank: int
-    decoded_token: str
+    decoded_token: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,3 +142,39 @@ class BeamSearchOutput:
     """The beams of one prompt, best first."""
 
     sequences: list[BeamSearchSequence]
+
+
+@dataclass(slots=True)
+class PoolingOutput:
+    """data: a torch.Tensor, float32: [hidden], or [num_tokens, hidden] where no token is left out."""
+
+    data: Any
+
+
+@dataclass(slots=True)
+class EmbeddingOutput:
+    embedding: list[float]
+
+    @property
+    def hidden_size(self) -> int:
+        return len(self.embedding)
+
+
+@dataclass(slots=True)
+class ScoringOutput:
+    """score: cosine of the angle between two vectors."""
+
+    score: float
+
+
+PooledT = TypeVar("PooledT", PoolingOutput, EmbeddingOutput, ScoringOutput)
+
+
+@dataclass(slots=True)
+class PoolingRequestOutput(Generic[PooledT]):
+    """The vector of one prompt, or the score of two, whose ids then follow one another."""
+
+    request_id: str
+    outputs: PooledT
+    prompt_token_ids: list[int]
+    finished: bool = True

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
+from enum import IntEnum
 
 from trivium.errors import InvalidRequestError
 from trivium.structured_outputs import StructuredOutputsParams
@@ -59,7 +60,35 @@ _FLOAT_RANGES: dict[str, tuple[float, float]] = {
     "xtc_probability": (0.0, 1.0),
 }
 _FLOAT_RANGES_LOW_OPEN: dict[str, tuple[float, float]] = {"top_p": (0.0, 1.0), "dry_base": (1.0, 1e6)}
+_MAX_TRUNCATED = 2**24  # tokens; far above any context
 _BOOLS = ("include_stop_str_in_output", "ignore_eos", "detokenize", "skip_special_tokens")
+
+
+# vLLM's names that have no meaning here, in the order of the InitVars of SamplingParams: name -> (what means "not
+# used", why it is refused, what to do instead)
+REFUSED_SAMPLING: dict[str, tuple[tuple[object, ...], str]] = {
+    "logits_processors": (
+        (None, (), []),
+        "code of a caller does not run in the model's step: use logit_bias, bad_words",
+    ),
+    "spaces_between_special_tokens": ((None, True), "special tokens are shown as the tokenizer shows them"),
+    "flat_logprobs": ((None, False), "log-probabilities are dicts by token id"),
+    "logprob_token_ids": ((None, (), []), "logprobs reports the most likely tokens"),
+    "use_beam_search": ((None, False), "use BeamSearchParams"),
+    "skip_reading_prefix_cache": ((None, False), "use a cache_salt of its own, or enable_prefix_caching=False"),
+    "stream_interval": ((None, 1), "every token is told as soon as it is there"),
+    "thinking_token_budget": ((None, -1), "reasoning is not told apart from the rest: use max_tokens"),
+    "repetition_detection": ((None,), "use no_repeat_ngram_size or repetition_penalty"),
+    "extra_args": ((None, {}), "there is nothing that reads them"),
+}
+
+
+class RequestOutputKind(IntEnum):
+    """What the outputs of a stream hold: everything so far, what is new, or nothing before the end."""
+
+    CUMULATIVE = 0
+    DELTA = 1
+    FINAL_ONLY = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +135,8 @@ class SamplingParams:
 
     n: choices per prompt. best_of: choices to pick the `n` with the highest log-probability per token from; None is
     `n`. temperature: 0 is greedy. top_k: 0 or -1
-    keeps all. max_tokens: None means up to the model's limit. seed: any int64; None draws one.
+    keeps all. max_tokens: None means up to the model's limit. seed: any int64; None and -1 draw
+    one.
     stop: strings that end a choice and are not part of its text unless `include_stop_str_in_output`.
     min_tokens: neither EOS nor a stop token id is chosen before so many tokens.
 
@@ -127,6 +157,9 @@ class SamplingParams:
     structured_outputs: what the output must be. Its end ends the output, also with `ignore_eos` and before
     `min_tokens`; a ban that would leave no token of it is lifted.
     beam: beam search instead of sampling; `n` of its hypotheses are returned, and the temperature is 0.
+    truncate_prompt_tokens: how many tokens of the prompt (of the encoder input) to keep, -1 for what the model takes;
+    None refuses a prompt that is too long. truncation_side: which end goes; None is "left", for encoder inputs "right".
+    What the tokenizer adds at both ends of a text stays. output_kind: for streams offline (`AsyncLLM`).
 
     epsilon_cutoff, eta_cutoff: in units of 1e-4. dry_*: a token that would repeat what followed an earlier copy of
     the last `length` tokens loses dry_multiplier * dry_base ** (length - dry_allowed_length), from dry_allowed_length
@@ -179,8 +212,26 @@ class SamplingParams:
     min_tokens: int = 0
     detokenize: bool = True
     skip_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = None
+    truncation_side: str | None = None
+    output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
+    logits_processors: InitVar[object] = None
+    spaces_between_special_tokens: InitVar[object] = None
+    flat_logprobs: InitVar[object] = None
+    logprob_token_ids: InitVar[object] = None
+    use_beam_search: InitVar[object] = None
+    skip_reading_prefix_cache: InitVar[object] = None
+    stream_interval: InitVar[object] = None
+    thinking_token_budget: InitVar[object] = None
+    repetition_detection: InitVar[object] = None
+    extra_args: InitVar[object] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, *refused: object) -> None:
+        for (name, (unused, reason)), value in zip(REFUSED_SAMPLING.items(), refused, strict=True):
+            if value not in unused:
+                raise InvalidRequestError(
+                    f"{name} is not supported: {reason}", param=name, code="unsupported_parameter"
+                )
         self._normalise()
         for name, (low, high) in _INT_RANGES.items():
             check_int(name, getattr(self, name), low, high)
@@ -200,6 +251,16 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 check_int(name, getattr(self, name), 0, MAX_LOGPROBS)
+        if self.truncate_prompt_tokens not in (None, -1):
+            check_int("truncate_prompt_tokens", self.truncate_prompt_tokens, 1, _MAX_TRUNCATED)
+        if self.truncation_side not in (None, "left", "right"):
+            raise InvalidRequestError(
+                f"truncation_side must be 'left' or 'right', got {self.truncation_side!r:.40}", param="truncation_side"
+            )
+        if not isinstance(self.output_kind, RequestOutputKind):
+            raise InvalidRequestError(
+                f"output_kind must be a RequestOutputKind, got {self.output_kind!r:.40}", param="output_kind"
+            )
         self._check_together()
 
     @property
@@ -244,6 +305,8 @@ class SamplingParams:
         set_field(self, "logit_bias", _as_bias(self.logit_bias))
         if self.top_k == -1:
             set_field(self, "top_k", 0)
+        if self.seed == -1:
+            set_field(self, "seed", None)
 
     def _check_together(self) -> None:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from trivium.config import ModelInfo
@@ -25,6 +26,7 @@ from trivium.inputs import (
     split_prompt,
 )
 from trivium.params import SamplingParams, check_int
+from trivium.prompt_truncation import Truncation
 from trivium.structured_outputs import StructuredOutputsParams
 
 
@@ -44,8 +46,12 @@ class TextEncoder(Protocol):
         ...
 
 
-async def encode_prompt(prompt: Prompt, encoder: TextEncoder, info: ModelInfo) -> EncodedPrompt:
+async def encode_prompt(
+    prompt: Prompt, encoder: TextEncoder, info: ModelInfo, *, truncation: Truncation | None = None
+) -> EncodedPrompt:
     """Tokenize the texts in `prompt` and build what model `info` takes.
+
+    truncation: what to do with a prompt, or an encoder input, of more tokens than wanted; decoder prompts stay whole.
 
     Raises InvalidRequestError for a malformed prompt, an explicit pair on a decoder-only model, token ids outside the
     vocabulary, and an empty prompt where the model needs one.
@@ -66,8 +72,12 @@ async def encode_prompt(prompt: Prompt, encoder: TextEncoder, info: ModelInfo) -
                 )
         embeds = await _read_embeds(main, info)
         if embeds is not None:
+            _refuse_cut(embeds, truncation, info)
             return EncodedPrompt(token_ids=embeds.placeholder_ids, embeds=embeds)
         ids, text = await _encode_side(main, encoder, info, "prompt")
+        if truncation is not None and len(ids) > truncation.limit(info):
+            around = tuple((await encoder.encode([""]))[0]) if _is_text(main) else ()
+            ids = truncation.cut(ids, around, info)
         if not ids and info.bos_token_id is not None:
             ids = (info.bos_token_id,)
         if not ids:
@@ -76,6 +86,7 @@ async def encode_prompt(prompt: Prompt, encoder: TextEncoder, info: ModelInfo) -
     encoder_ids, encoder_text = _read_side(main, info, "encoder_prompt" if is_explicit else "prompt")
     encoder_embeds = await _read_embeds(main, info)
     if encoder_embeds is not None:
+        _refuse_cut(encoder_embeds, truncation, info)
         encoder_ids = encoder_embeds.placeholder_ids
     if isinstance(decoder, dict) and "prompt_embeds" in decoder:
         raise InvalidRequestError(
@@ -95,6 +106,11 @@ async def encode_prompt(prompt: Prompt, encoder: TextEncoder, info: ModelInfo) -
         target_language=target_language,
     )
     pair = EncodedPair() if texts.is_empty else await encoder.encode_pair(texts)
+    if truncation is not None:
+        added: tuple[int, ...] = ()
+        if encoder_ids is None and len(pair.encoder) > truncation.limit(info):
+            added = (await encoder.encode_pair(replace(texts, encoder="", decoder=None))).encoder
+        encoder_ids = truncation.cut(pair.encoder if encoder_ids is None else encoder_ids, added, info)
     encoder_ids = pair.encoder if encoder_ids is None else encoder_ids
     if not encoder_ids:
         raise InvalidRequestError("the encoder input is empty", param="prompt", code="empty_prompt")
@@ -108,6 +124,15 @@ async def encode_prompt(prompt: Prompt, encoder: TextEncoder, info: ModelInfo) -
         forced_bos_token_id=forced_bos,
         encoder_embeds=encoder_embeds,
     )
+
+
+def _refuse_cut(embeds: PromptEmbeds, truncation: Truncation | None, info: ModelInfo) -> None:
+    if truncation is not None and embeds.num_tokens > truncation.limit(info):
+        raise InvalidRequestError(
+            f"prompt_embeds has {embeds.num_tokens} rows: truncate_prompt_tokens cuts text and token ids only",
+            param="prompt_embeds",
+            code="invalid_prompt_embeds",
+        )
 
 
 async def _read_embeds(side: SingletonPrompt, info: ModelInfo) -> PromptEmbeds | None:
@@ -211,6 +236,10 @@ async def _encode_side(
         assert text is not None, "a side is ids or text"
         ids = tuple((await encoder.encode([text]))[0])
     return ids, text
+
+
+def _is_text(side: SingletonPrompt) -> bool:
+    return isinstance(side, str) or "prompt_token_ids" not in side
 
 
 def _read_side(side: SingletonPrompt, info: ModelInfo, param: str) -> tuple[tuple[int, ...] | None, str | None]:

@@ -14,12 +14,16 @@ from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import grpc
+import grpc.aio
+
 from trivium import columns, rpc, wire
 from trivium.config import PROTOCOL_REVISION, ModelInfo
 from trivium.errors import EngineUnavailableError, InternalError, TriviumError
 from trivium.inputs import EncodedPair, GenerationRequest, PairTexts, ResumedChoice
 from trivium.ledger import ask_ledger
 from trivium.outputs import ChoiceDelta, TokenText
+from trivium.pooling import PoolingParams
 from trivium.structured_outputs import StructuredOutputsParams
 from trivium.tokenizer_client import TokenizerClient
 from trivium.v1 import scheduler_pb2, scheduler_pb2_grpc
@@ -122,16 +126,36 @@ class RemoteEngine:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
         return await self._tokenizer.render(
             messages,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
+            template_kwargs=template_kwargs,
         )
+
+    async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        return await self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     async def token_texts(self, token_ids: Collection[int]) -> Mapping[int, TokenText]:
         return await self._tokenizer.token_texts(token_ids)
+
+    async def embed(self, prompts: Sequence[Sequence[int]], params: PoolingParams) -> list[Sequence[float]]:
+        """Asked again while a service behind is gone: the same prompts have the same vectors."""
+        request = wire.embed_to_proto(self._name, prompts, params)
+        deadline = time.monotonic() + RECOVERY_S
+        while True:
+            left_s = max(0.001, deadline - time.monotonic())
+            try:
+                return wire.vectors_from_proto(await self._stub.Embed(request, timeout=left_s, wait_for_ready=True))
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
+                    raise rpc.error_from_rpc(error) from None
+            except columns.ColumnError as error:
+                raise InternalError(str(error)) from None
+            await asyncio.sleep(RECONNECT_S)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[ChoiceDelta, None]:
         assert request.sampling.seed is not None, "the caller draws a seed, so that the request can be resumed"

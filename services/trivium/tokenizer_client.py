@@ -73,6 +73,7 @@ class TokenizerClient:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of a chat, by the model's chat template.
 
@@ -84,9 +85,16 @@ class TokenizerClient:
             tools_json=_to_json(tools, "tools") if tools else b"",
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
+            template_kwargs_json=_to_json(template_kwargs, "chat_template_kwargs") if template_kwargs else b"",
         )
         response: tokenizer_pb2.RenderResponse = await self._call(self._stub.Render, request)
         return list(response.prompt.ids)
+
+    async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Text of `token_ids`. Raises TriviumError."""
+        request = tokenizer_pb2.DecodeRequest(model=self._model, ids=token_ids, skip_special_tokens=skip_special_tokens)
+        response: tokenizer_pb2.DecodeResponse = await self._call(self._stub.Decode, request)
+        return response.text
 
     async def token_texts(self, token_ids: Collection[int]) -> Mapping[int, TokenText]:
         """What the tokens of this model stand for: at least `token_ids`. Raises TriviumError."""
@@ -116,7 +124,7 @@ class TokenizerClient:
             delay_s = min(2 * delay_s, MAX_RETRY_S)
 
 
-def _to_json(value: Sequence[Mapping[str, Any]], name: str) -> bytes:
+def _to_json(value: Sequence[Mapping[str, Any]] | Mapping[str, Any], name: str) -> bytes:
     try:
         return json.dumps(value, separators=(",", ":")).encode()
     except (TypeError, ValueError, RecursionError):

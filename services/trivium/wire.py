@@ -5,7 +5,7 @@ A decoder raises ColumnError for malformed columns and InvalidRequestError for v
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trivium import columns
@@ -30,6 +30,7 @@ from trivium.inputs import (
 )
 from trivium.outputs import ChoiceDelta, FinishReason, TokenLogprobs
 from trivium.params import BeamSettings, SamplingParams
+from trivium.pooling import PoolingParams
 from trivium.step import (
     BeamCandidates,
     CachedRequestData,
@@ -91,6 +92,8 @@ _SAMPLING_SCALARS = (
     "min_tokens",
     "detokenize",
     "skip_special_tokens",
+    "truncate_prompt_tokens",
+    "truncation_side",
 )
 _SAMPLING_IDS = ("stop_token_ids", "dry_sequence_breaker_ids", "suppress_tokens", "begin_suppress_tokens")
 _BEAM_SCALARS = ("length_penalty", "num_groups", "diversity_penalty")
@@ -422,6 +425,35 @@ def generation_request_to_proto(request: GenerationRequest) -> scheduler_pb2.Gen
         adapter=request.adapter,
         sampling_is_complete=True,
     )
+
+
+def embed_to_proto(model: str, prompts: Iterable[Sequence[int]], params: PoolingParams) -> types_pb2.EmbedRequest:
+    return types_pb2.EmbedRequest(
+        model=model,
+        prompts=[types_pb2.TokenSequence(ids=ids) for ids in prompts],
+        pooling_type=params.pooling_type or "",
+        normalize=params.normalize,
+    )
+
+
+def embed_from_proto(message: types_pb2.EmbedRequest) -> tuple[list[tuple[int, ...]], PoolingParams]:
+    """Raises InvalidRequestError."""
+    prompts = [tuple(prompt.ids) for prompt in message.prompts]
+    return prompts, PoolingParams(pooling_type=message.pooling_type or None, normalize=message.normalize)
+
+
+def vectors_to_proto(vectors: Sequence[Sequence[float]]) -> types_pb2.EmbedResponse:
+    """`vectors` of one length, at least one."""
+    flat = (value for vector in vectors for value in vector)
+    return types_pb2.EmbedResponse(hidden_size=len(vectors[0]), vectors=columns.pack_floats(flat))
+
+
+def vectors_from_proto(message: types_pb2.EmbedResponse) -> list[Sequence[float]]:
+    """Raises ColumnError."""
+    flat, size = columns.unpack_floats(message.vectors), message.hidden_size
+    if not size or len(flat) % size:
+        raise columns.ColumnError(f"{len(flat)} values are no rows of {size}")
+    return [flat[start : start + size] for start in range(0, len(flat), size)]
 
 
 def resume_from_proto(message: scheduler_pb2.GenerateRequest) -> tuple[ResumedChoice, ...]:

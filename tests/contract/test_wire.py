@@ -30,7 +30,7 @@ from trivium.v1 import executor_pb2, scheduler_pb2, tokenizer_pb2, types_pb2
 
 # dataclass, message, fields only in the dataclass, fields only in the message
 PAIRS: list[tuple[type[Any], type[Message], set[str], set[str]]] = [
-    (SamplingParams, types_pb2.SamplingParams, set(), {"unlimited_tokens"}),
+    (SamplingParams, types_pb2.SamplingParams, {"output_kind"}, {"unlimited_tokens"}),
     (BeamSettings, types_pb2.BeamSettings, set(), set()),
     (TokenLogprobs, types_pb2.TokenLogprobs, set(), set()),
     (SlotLogprobs, executor_pb2.SlotLogprobs, set(), set()),
@@ -99,6 +99,8 @@ sampling = st.builds(
     max_tokens=st.none() | st.integers(5, 100),
     min_tokens=st.integers(0, 5),
     skip_special_tokens=st.booleans(),
+    truncate_prompt_tokens=st.none() | st.just(-1) | st.integers(1, 1000),
+    truncation_side=st.none() | st.sampled_from(["left", "right"]),
 )
 structured_outputs = st.one_of(
     st.builds(

@@ -72,7 +72,7 @@ def test_offline_prompts_name_languages() -> None:
         prompts = [
             TextPrompt(prompt="half past four", target_language="de"),
             ExplicitEncoderDecoderPrompt(encoder_prompt="half past four", decoder_prompt=None, target_language="es"),
-            TokensPrompt(prompt_token_ids=llm.encode("half past four"), target_language="fr"),
+            TokensPrompt(prompt_token_ids=llm.get_tokenizer().encode("half past four"), target_language="fr"),
             ExplicitEncoderDecoderPrompt(
                 encoder_prompt="half past four", decoder_prompt="halb", target_language="de-AT"
             ),

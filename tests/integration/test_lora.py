@@ -145,7 +145,7 @@ def test_requests_for_adapters_that_cannot_be_are_refused(worlds: dict[str, Worl
     with LLM(str(world.checkpoint), enable_lora=True, max_lora_rank=8, num_threads=1) as llm:
         with pytest.raises(InvalidRequestError, match="rank 16, more than max_lora_rank 8"):
             llm.generate("a", GREEDY, lora_request=world.request("three"))
-        with pytest.raises(InvalidRequestError, match="1 prompts but 2 lora_requests"):
+        with pytest.raises(InvalidRequestError, match="1 prompts but 2 lora_request"):
             llm.generate("a", GREEDY, lora_request=[one, two])
         llm.generate("a", GREEDY, lora_request=one, use_tqdm=False)
         with pytest.raises(InvalidRequestError, match="has the name or number of"):

@@ -60,7 +60,7 @@ def test_a_prompt_is_cached_unless_that_is_switched_off(checkpoints: dict[str, P
 def test_prompts_of_every_kind_in_one_batch(checkpoints: dict[str, Path], family: str) -> None:
     path = checkpoints[family]
     with LLM(str(path), dtype="float", num_threads=1) as llm:
-        encode = llm.encode
+        encode = llm.get_tokenizer().encode
         prompts = [
             "Hello",
             TextPrompt(prompt="Hello"),

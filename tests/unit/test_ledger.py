@@ -15,7 +15,8 @@ import pytest
 from tiny import save_tiny
 from toy import ToyDetokenizerClient, ToyExecutorClient, make_info
 from trivium import rpc
-from trivium.config import ExecutorConfig, SchedulerConfig
+from trivium.config import SchedulerConfig
+from trivium.engine_args import EngineArgs
 from trivium.inputs import EncodedPrompt, GenerationRequest
 from trivium.ledger import ask_ledger, register_ledger
 from trivium.local_engine import LocalEngine
@@ -188,8 +189,8 @@ async def test_a_service_whose_numbers_fail_gives_no_ledger(tmp_path: Path) -> N
 @pytest.mark.asyncio
 async def test_the_local_engine_is_one_service_with_all_numbers(tmp_path: Path) -> None:
     source = str(save_tiny("llama", tmp_path / "llama", with_tokenizer=True))
-    config = ExecutorConfig(model=source, served_model_name="tiny", kv_cache_memory_bytes=2**20, num_threads=1)
-    engine = LocalEngine(config)
+    args = EngineArgs(model=source, served_model_name="tiny", kv_cache_memory_bytes=2**20, num_threads=1)
+    engine = LocalEngine(args)
     unloaded = (await engine.ledger())["engine"]
     assert unloaded is not None and not unloaded.HasField("scheduler")
     await engine.start()

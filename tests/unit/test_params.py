@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from trivium.errors import InvalidRequestError
-from trivium.params import SamplingParams
+from trivium.params import REFUSED_SAMPLING, SamplingParams
 
 
 @pytest.mark.parametrize(
@@ -131,3 +131,33 @@ def test_a_tiny_temperature_is_greedy() -> None:
 def test_stop_strings_need_text() -> None:
     with pytest.raises(InvalidRequestError, match="detokenize"):
         SamplingParams(stop="x", detokenize=False)
+
+
+@pytest.mark.parametrize("name", REFUSED_SAMPLING)
+def test_what_has_no_meaning_here_is_refused_by_name(name: str) -> None:
+    unused, reason = REFUSED_SAMPLING[name]
+    for value in unused:
+        SamplingParams(**{name: value})  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequestError) as refused:
+        SamplingParams(**{name: 7})  # type: ignore[arg-type]
+    assert refused.value.param == name and name in refused.value.message and reason in refused.value.message
+
+
+def test_a_seed_of_minus_one_is_none() -> None:
+    assert SamplingParams(seed=-1).seed is None and SamplingParams(seed=-2).seed == -2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("truncate_prompt_tokens", 0),
+        ("truncate_prompt_tokens", -2),
+        ("truncate_prompt_tokens", True),
+        ("truncation_side", "middle"),
+        ("output_kind", 1),
+    ],
+)
+def test_front_door_parameters_are_checked(name: str, value: Any) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        SamplingParams(**{name: value})
+    assert refused.value.param == name

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from trivium.errors import ConfigurationError
 from trivium.executor.adapter_pool import AdapterPool
 from trivium.executor.attention import AttentionMetadata, PagedRows
 from trivium.executor.beam_select import BeamGroups
+from trivium.executor.embedder import embed
 from trivium.executor.generation_config import (
     check_generation_defaults,
     read_generation_config,
@@ -46,6 +48,7 @@ from trivium.executor.prompt_lookup import Drafts, add_drafts, draft_positions, 
 from trivium.executor.quantization.config import read_quantization
 from trivium.executor.sampler import Sampler
 from trivium.executor.threads import choose_num_threads, count_cores, set_num_threads
+from trivium.pooling import PoolingType
 from trivium.step import BeamCandidates, ModelRunnerOutput, SchedulerOutput, SlotFailure, TokenRun
 from trivium_kernels.dispatch import select_kernels
 
@@ -68,6 +71,7 @@ class ModelRunner:
         model_json = read_json(directory / CONFIG_FILE)
         architecture = find_architecture(model_json)
         generation = read_generation_config(config.generation_config, directory, model_json)
+        generation = replace(generation, values={**generation.values, **config.override_generation_config})
         special = read_special_tokens(model_json, generation, architecture.default_tokens)
         self._kernels = select_kernels(device)
         start = time.perf_counter()
@@ -178,6 +182,19 @@ class ModelRunner:
             beams,
             runs,
             self._take_failures(sampling_slots),
+        )
+
+    def embed(self, prompts: Sequence[Sequence[int]], kind: PoolingType, *, normalize: bool) -> list[Tensor]:
+        """Vectors of `prompts`, beside the standing batch, which does not change; see `embedder.embed`."""
+        if self._adapters is not None:
+            self._adapters.use(np.zeros(sum(map(len, prompts)), np.int64))
+        return embed(
+            self._model,
+            prompts,
+            kind,
+            normalize=normalize,
+            block_size=self._limits.block_size,
+            max_model_len=self._limits.max_model_len,
         )
 
     def check_invariants(self) -> None:

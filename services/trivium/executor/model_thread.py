@@ -13,13 +13,15 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from typing import TypeVar
 
 from trivium.config import ExecutorConfig, ModelInfo
-from trivium.errors import ConfigurationError
+from trivium.errors import ConfigurationError, InternalError
 from trivium.executor.model_runner import ModelRunner
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Job = Callable[[ModelRunner], None]
 
 
@@ -50,6 +52,30 @@ class ModelThread:
     def submit(self, job: Job) -> None:
         """Run `job` after all jobs before it. An exception that it lets escape ends the thread."""
         self._jobs.put(job)
+
+    async def run(self, job: Callable[[ModelRunner], T]) -> T:
+        """The result of `job`, run like any other. Raises InternalError if it failed; the thread goes on."""
+        result: asyncio.Future[T | Exception] = self._loop.create_future()
+
+        def answer(value: T | Exception) -> None:
+            if not result.done():  # else its caller is gone
+                result.set_result(value)
+
+        def run_job(runner: ModelRunner) -> None:
+            if result.cancelled():
+                return
+            try:
+                value: T | Exception = job(runner)
+            except Exception as error:
+                logger.exception("a job failed")
+                value = error
+            self.call_in_loop(answer, value)
+
+        self.submit(run_job)
+        found = await result
+        if isinstance(found, Exception):
+            raise InternalError("the model failed")
+        return found
 
     def call_in_loop(self, callback: Callable[..., None], *args: object) -> None:
         """Called from the model thread: run `callback` in the event loop, unless that is gone."""

@@ -19,14 +19,15 @@ import grpc.aio
 from trivium import rpc, wire
 from trivium.columns import ColumnError
 from trivium.config import PROTOCOL_REVISION, ExecutorConfig, ModelInfo
-from trivium.errors import InvalidRequestError
+from trivium.errors import EngineUnavailableError, InvalidRequestError
 from trivium.executor.ledger import executor_ledger
 from trivium.executor.model_runner import ModelRunner
 from trivium.executor.model_thread import ModelThread
 from trivium.executor.plan_check import PlanError
 from trivium.ledger import register_ledger
+from trivium.pooling import check_embed
 from trivium.step import ModelRunnerOutput, SchedulerOutput
-from trivium.v1 import executor_pb2, executor_pb2_grpc
+from trivium.v1 import executor_pb2, executor_pb2_grpc, types_pb2
 from trivium.v1.ledger_pb2 import LedgerReply
 
 logger = logging.getLogger(__name__)
@@ -120,6 +121,19 @@ class ExecutorService(executor_pb2_grpc.ExecutorServicer):
             self._streams.discard(stream)
             if self._active is stream:
                 self._active = None
+
+    async def Embed(self, request: types_pb2.EmbedRequest, context: Context) -> types_pb2.EmbedResponse:
+        async def handler() -> types_pb2.EmbedResponse:
+            if not self._thread.loaded.done():
+                raise EngineUnavailableError("the model is still loading", code="model_loading")
+            info = self._thread.loaded.result()
+            prompts, params = wire.embed_from_proto(request)
+            check_embed(prompts, params, info)
+            kind = params.resolve(is_encoder_decoder=info.is_encoder_decoder)
+            vectors = await self._thread.run(lambda runner: runner.embed(prompts, kind, normalize=params.normalize))
+            return wire.vectors_to_proto([vector.tolist() for vector in vectors])
+
+        return await rpc.answer(context, handler)  # type: ignore[no-any-return]
 
     async def _converse(self, stream: ExecuteStream, commands: Commands, context: Context) -> None:
         """Returns when the scheduler closes its side."""

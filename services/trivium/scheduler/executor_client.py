@@ -7,6 +7,9 @@ import itertools
 import logging
 from typing import Protocol
 
+import grpc
+import grpc.aio
+
 from trivium import rpc, wire
 from trivium.columns import ColumnError
 from trivium.config import PROTOCOL_REVISION, ModelInfo
@@ -14,13 +17,14 @@ from trivium.errors import EngineUnavailableError, TriviumError
 from trivium.ledger import PEER_TIMEOUT_S, ask_ledger
 from trivium.step import ModelRunnerOutput, SchedulerOutput
 from trivium.structured_outputs import StructuredOutputsParams
-from trivium.v1 import executor_pb2, executor_pb2_grpc
+from trivium.v1 import executor_pb2, executor_pb2_grpc, types_pb2
 from trivium.v1.ledger_pb2 import LedgerReply
 
 logger = logging.getLogger(__name__)
 
 SILENCE_S = 15.0  # the executor sends a heartbeat every second, also during a long step
 RECONNECT_S = 0.2
+EMBED_TIMEOUT_S = 120.0
 
 
 class ExecutorClient(Protocol):
@@ -97,6 +101,14 @@ class GrpcExecutorClient:
             await compiled
         finally:
             self._grammars.pop(key, None)
+
+    async def embed(self, request: types_pb2.EmbedRequest) -> types_pb2.EmbedResponse:
+        """Vectors of prompts. Independent of the stream. Raises TriviumError."""
+        try:
+            response: types_pb2.EmbedResponse = await self._stub.Embed(request, timeout=EMBED_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise rpc.error_from_rpc(error) from None
+        return response
 
     async def ledger(self) -> LedgerReply | None:
         """What the executor holds; None if it does not say so in time. Independent of the stream."""

@@ -16,12 +16,15 @@ from trivium.errors import (
     InternalError,
     InvalidRequestError,
     ModelNotFoundError,
+    OverloadedError,
     TriviumError,
 )
 from trivium.generation_defaults import default_max_tokens
 from trivium.inputs import EncodedPrompt, GenerationRequest
 from trivium.ledger import register_ledger
 from trivium.params import SamplingParams
+from trivium.pooling import check_embed
+from trivium.prompt_truncation import Truncation
 from trivium.prompts import check_vocabulary, encode_prompt
 from trivium.sampling_tokens import check_sampling_tokens, complete_sampling, resolve_texts
 from trivium.scheduler.detokenizer_client import GrpcDetokenizerClient
@@ -38,13 +41,23 @@ logger = logging.getLogger(__name__)
 
 SERVICE = "trivium.v1.Scheduler"
 HEARTBEAT_S = 1.0
+MAX_EMBEDS = 256  # calls that wait for the executor
 MAX_LABEL_CHARS = 256  # request id, tenant, salt
 
 
 class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
     """Translates between `trivium.v1.Scheduler` and the EngineLoop. Owns no request state beyond open streams."""
 
-    def __init__(self, model: str, loop: EngineLoop, tokenizer: TokenizerClient, epoch: int) -> None:
+    def __init__(
+        self,
+        model: str,
+        loop: EngineLoop,
+        tokenizer: TokenizerClient,
+        epoch: int,
+        executor: GrpcExecutorClient | None = None,
+    ) -> None:
+        self._executor = executor
+        self._num_embeds = 0
         self._model = model
         self._loop = loop
         self._tokenizer = tokenizer
@@ -65,6 +78,23 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
     async def GetModelInfo(self, request: scheduler_pb2.GetModelInfoRequest, context: Any) -> types_pb2.ModelInfo:
         async def handle() -> types_pb2.ModelInfo:
             return wire.model_info_to_proto(self._model_info())
+
+        return await rpc.answer(context, handle)  # type: ignore[no-any-return]
+
+    async def Embed(self, request: types_pb2.EmbedRequest, context: Any) -> types_pb2.EmbedResponse:
+        async def handle() -> types_pb2.EmbedResponse:
+            if request.model and request.model != self._model:
+                raise ModelNotFoundError(f"the model {request.model!r:.80} is not served here", param="model")
+            if self._executor is None or self._is_draining.is_set():
+                raise EngineUnavailableError("vectors cannot be computed now", code="draining")
+            if self._num_embeds >= MAX_EMBEDS:
+                raise OverloadedError(f"{MAX_EMBEDS} calls wait for vectors")
+            check_embed(*wire.embed_from_proto(request), self._model_info())
+            self._num_embeds += 1
+            try:
+                return await self._executor.embed(request)
+            finally:
+                self._num_embeds -= 1
 
         return await rpc.answer(context, handle)  # type: ignore[no-any-return]
 
@@ -121,7 +151,16 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
         for name in ("request_id", "tenant", "cache_salt", "adapter"):
             if len(getattr(message, name)) > MAX_LABEL_CHARS:
                 raise InvalidRequestError(f"{name} is too long", param=name, code="too_long")
-        prompt = await encode_prompt(wire.prompt_from_proto(message.prompt), self._tokenizer, self._loop.model_info)
+        truncation = None
+        if message.sampling.HasField("truncate_prompt_tokens"):
+            truncation = Truncation(
+                message.sampling.truncate_prompt_tokens,
+                message.sampling.truncation_side or None,
+                message.sampling.max_tokens or 1,
+            )
+        prompt = await encode_prompt(
+            wire.prompt_from_proto(message.prompt), self._tokenizer, self._loop.model_info, truncation=truncation
+        )
         if message.sampling_is_complete:
             sampling = await resolve_texts(wire.sampling_params_from_proto(message.sampling), self._tokenizer)
             check_sampling_tokens(sampling, self._loop.model_info)
@@ -196,7 +235,7 @@ async def serve(
         model=model,
         on_ready=ready.tell,
     )
-    servicer = SchedulerServicer(model, loop, TokenizerClient(model, channel), epoch)
+    servicer = SchedulerServicer(model, loop, TokenizerClient(model, channel), epoch, executor_client)
     scheduler_pb2_grpc.add_SchedulerServicer_to_server(servicer, server.grpc_server)
 
     async def fill_ledger(reply: LedgerReply) -> None:

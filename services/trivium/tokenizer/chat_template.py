@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,24 @@ MAX_MESSAGES = 8192
 MAX_TOOLS = 1024
 MAX_PROMPT_CHARS = 4 * 2**20
 MAX_RENDER_S = 4.0
+MAX_TEMPLATE_KWARGS = 64
+CONTENT_FORMATS = ("auto", "string", "openai")
+# what rendering itself is told; a caller's variables must not change it
+RESERVED_KWARGS = frozenset(
+    {
+        "conversation",
+        "messages",
+        "chat_template",
+        "template",
+        "tools",
+        "documents",
+        "add_generation_prompt",
+        "continue_final_message",
+    }
+    | {"tokenize", "tokenizer", "tokenizer_kwargs", "padding", "truncation", "max_length", "processor_kwargs"}
+    | {"return_tensors", "return_dict", "return_assistant_tokens_mask", "self"}
+)
+_PARTS_LOOP = re.compile(r"for\s+\w+\s+in\s+\w+(?:\.content|\[['\"]content['\"]\])")
 
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
@@ -38,8 +57,14 @@ def render(
     tools: Tools | None = None,
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
+    template_kwargs: Mapping[str, Any] | None = None,
+    template: str | None = None,
+    content_format: str = "auto",
 ) -> str:
     """The prompt text of a chat.
+
+    template_kwargs: further variables of the template. template: instead of the model's own. content_format: "string"
+    joins the parts of a content, "openai" makes a list of parts of every text, "auto" does what the template reads.
 
     Raises InvalidRequestError: code "no_chat_template" if the model has none, "template_error" if the template
     refuses the messages, "prompt_too_long" if the text is out of all proportion.
@@ -50,17 +75,28 @@ def render(
         )
     check_messages(messages)
     check_tools(tools)
-    if not tokenizer.chat_template:
+    check_template_kwargs(template_kwargs)
+    if content_format not in CONTENT_FORMATS:
+        raise InvalidRequestError(
+            f"chat_template_content_format must be one of {', '.join(CONTENT_FORMATS)}, got {content_format!r:.40}",
+            param="chat_template_content_format",
+        )
+    if not (template or tokenizer.chat_template):
         raise InvalidRequestError(
             "the model has no chat template; use completions instead", param="model", code="no_chat_template"
         )
+    as_parts = content_format == "openai" or (
+        content_format == "auto" and _reads_parts(template or tokenizer.chat_template)
+    )
     try:
         text = tokenizer.apply_chat_template(
-            [_for_template(message) for message in messages],
+            [_for_template(message, as_parts=as_parts) for message in messages],
+            chat_template=template,
             tools=[dict(tool) for tool in tools] if tools else None,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             tokenize=False,
+            **(template_kwargs or {}),
         )
     except InvalidRequestError:
         raise
@@ -135,20 +171,56 @@ def _check_objects(items: Any, name: str, low: int, high: int) -> None:
         )
 
 
-def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
+def parse_template_kwargs(data: bytes) -> dict[str, Any] | None:
+    """The template variables of a request, None if there are none. Raises InvalidRequestError."""
+    if not data:
+        return None
+    kwargs: dict[str, Any] = _parse_json(data, "chat_template_kwargs")
+    check_template_kwargs(kwargs)
+    return kwargs
+
+
+def check_template_kwargs(kwargs: Any) -> None:
+    """Raise InvalidRequestError unless `kwargs` is None or names variables that a template may have of a caller."""
+    if kwargs is None:
+        return
+    if not isinstance(kwargs, Mapping) or len(kwargs) > MAX_TEMPLATE_KWARGS:
+        raise InvalidRequestError(
+            f"chat_template_kwargs must be an object of at most {MAX_TEMPLATE_KWARGS} names",
+            param="chat_template_kwargs",
+        )
+    for name in kwargs:
+        if not isinstance(name, str) or not name.isidentifier() or name in RESERVED_KWARGS:
+            raise InvalidRequestError(
+                f"chat_template_kwargs must not have the name {name!r:.40}",
+                param="chat_template_kwargs",
+                code="template_not_allowed",
+            )
+
+
+def _reads_parts(template: object) -> bool:
+    """Whether `template` goes through the parts of a content, and does not ask whether it is text."""
+    return isinstance(template, str) and bool(_PARTS_LOOP.search(template)) and "is string" not in template
+
+
+def _for_template(message: Mapping[str, Any], *, as_parts: bool) -> dict[str, Any]:
     """`message` as templates expect it, where that differs from the OpenAI form.
 
-    Content parts become one text; the arguments of a tool call, a JSON text in the protocol, become an object.
+    Content is one text, or with `as_parts` a list of text parts; the arguments of a tool call, a JSON text in the
+    protocol, become an object.
     """
     out = dict(message)
     if isinstance(out.get("content"), (list, tuple)):
-        out["content"] = _join_parts(out["content"])
+        texts = _part_texts(out["content"])
+        out["content"] = [{"type": "text", "text": text} for text in texts] if as_parts else "\n".join(texts)
+    elif as_parts and isinstance(out.get("content"), str):
+        out["content"] = [{"type": "text", "text": out["content"]}]
     if isinstance(out.get("tool_calls"), (list, tuple)):
         out["tool_calls"] = [_with_object_arguments(call) for call in out["tool_calls"]]
     return out
 
 
-def _join_parts(parts: Sequence[Any]) -> str:
+def _part_texts(parts: Sequence[Any]) -> list[str]:
     texts = []
     for part in parts:
         if isinstance(part, str):
@@ -159,7 +231,7 @@ def _join_parts(parts: Sequence[Any]) -> str:
             raise InvalidRequestError(
                 "message content may be text or parts of type text", param="messages", code="unsupported_content"
             )
-    return "\n".join(texts)
+    return texts
 
 
 def _with_object_arguments(call: Any) -> Any:

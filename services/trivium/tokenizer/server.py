@@ -42,6 +42,7 @@ SERVICE_NAME = "trivium.v1.Tokenizer"
 MAX_WAITING_CALLS = 1024
 MAX_INLINE_IDS = 256
 MAX_TOKENS = 16384  # ids in one GetTokens
+MAX_DECODED_IDS = 2**20
 
 T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -193,6 +194,17 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
 
         return await rpc.answer(context, handler)  # type: ignore[no-any-return]
 
+    async def Decode(self, request: tokenizer_pb2.DecodeRequest, context: Context) -> tokenizer_pb2.DecodeResponse:
+        async def handler() -> tokenizer_pb2.DecodeResponse:
+            tokenizer = self._tokenizer(request.model)
+            if len(request.ids) > MAX_DECODED_IDS:
+                raise InvalidRequestError(f"{len(request.ids)} ids, at most {MAX_DECODED_IDS} are taken", param="ids")
+            skip = request.skip_special_tokens
+            text = await self._in_thread(lambda: tokenizer.decode(request.ids, skip_special_tokens=skip))
+            return tokenizer_pb2.DecodeResponse(text=text)
+
+        return await rpc.answer(context, handler)  # type: ignore[no-any-return]
+
     async def Detokenize(
         self, request_iterator: AsyncIterator[tokenizer_pb2.DetokenizeCommand], context: Context
     ) -> None:
@@ -266,4 +278,5 @@ def _render(tokenizer: Tokenizer, request: tokenizer_pb2.RenderRequest) -> list[
         tools=chat_template.parse_tools(request.tools_json),
         add_generation_prompt=request.add_generation_prompt if is_set else not continue_final_message,
         continue_final_message=continue_final_message,
+        template_kwargs=chat_template.parse_template_kwargs(request.template_kwargs_json),
     )

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from trivium.errors import InvalidRequestError
 from trivium.grammar import GrammarVocabulary
@@ -145,19 +145,28 @@ class Tokenizer:
         tools: Tools | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of a chat, by the model's template; the template writes the special tokens itself.
 
         Raises InvalidRequestError as `chat_template.render` does.
         """
-        text = chat_template.render(
-            self._backend,
+        text = self.chat_text(
             messages,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
+            template_kwargs=template_kwargs,
         )
         return self.encode([text], add_special_tokens=False)[0]
+
+    def chat_text(self, messages: Messages, **settings: Any) -> str:
+        """The prompt text of a chat; `settings` are those of `chat_template.render`, which raises."""
+        return chat_template.render(self._backend, messages, **settings)
+
+    def copy_backend(self) -> PreTrainedTokenizerBase:
+        """A copy of transformers' tokenizer, for a caller to keep."""
+        return copy.deepcopy(self._backend)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `token_ids`; ids without a token have none."""

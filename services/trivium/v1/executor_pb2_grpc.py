@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from trivium.v1 import executor_pb2 as trivium_dot_v1_dot_executor__pb2
+from trivium.v1 import types_pb2 as trivium_dot_v1_dot_types__pb2
 
 GRPC_GENERATED_VERSION = '1.75.1'
 GRPC_VERSION = grpc.__version__
@@ -39,6 +40,11 @@ class ExecutorStub(object):
                 request_serializer=trivium_dot_v1_dot_executor__pb2.ExecuteCommand.SerializeToString,
                 response_deserializer=trivium_dot_v1_dot_executor__pb2.ExecuteEvent.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/trivium.v1.Executor/Embed',
+                request_serializer=trivium_dot_v1_dot_types__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=trivium_dot_v1_dot_types__pb2.EmbedResponse.FromString,
+                _registered_method=True)
 
 
 class ExecutorServicer(object):
@@ -51,6 +57,13 @@ class ExecutorServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """Runs between two plans and touches neither batch nor pool.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExecutorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -58,6 +71,11 @@ def add_ExecutorServicer_to_server(servicer, server):
                     servicer.Execute,
                     request_deserializer=trivium_dot_v1_dot_executor__pb2.ExecuteCommand.FromString,
                     response_serializer=trivium_dot_v1_dot_executor__pb2.ExecuteEvent.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=trivium_dot_v1_dot_types__pb2.EmbedRequest.FromString,
+                    response_serializer=trivium_dot_v1_dot_types__pb2.EmbedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,6 +105,33 @@ class Executor(object):
             '/trivium.v1.Executor/Execute',
             trivium_dot_v1_dot_executor__pb2.ExecuteCommand.SerializeToString,
             trivium_dot_v1_dot_executor__pb2.ExecuteEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trivium.v1.Executor/Embed',
+            trivium_dot_v1_dot_types__pb2.EmbedRequest.SerializeToString,
+            trivium_dot_v1_dot_types__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,11 @@ class SchedulerStub(object):
                 request_serializer=trivium_dot_v1_dot_scheduler__pb2.GetModelInfoRequest.SerializeToString,
                 response_deserializer=trivium_dot_v1_dot_types__pb2.ModelInfo.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/trivium.v1.Scheduler/Embed',
+                request_serializer=trivium_dot_v1_dot_types__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=trivium_dot_v1_dot_types__pb2.EmbedResponse.FromString,
+                _registered_method=True)
 
 
 class SchedulerServicer(object):
@@ -75,6 +80,13 @@ class SchedulerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """Token ids to vectors, beside what is generated.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SchedulerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -92,6 +104,11 @@ def add_SchedulerServicer_to_server(servicer, server):
                     servicer.GetModelInfo,
                     request_deserializer=trivium_dot_v1_dot_scheduler__pb2.GetModelInfoRequest.FromString,
                     response_serializer=trivium_dot_v1_dot_types__pb2.ModelInfo.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=trivium_dot_v1_dot_types__pb2.EmbedRequest.FromString,
+                    response_serializer=trivium_dot_v1_dot_types__pb2.EmbedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -175,6 +192,33 @@ class Scheduler(object):
             '/trivium.v1.Scheduler/GetModelInfo',
             trivium_dot_v1_dot_scheduler__pb2.GetModelInfoRequest.SerializeToString,
             trivium_dot_v1_dot_types__pb2.ModelInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trivium.v1.Scheduler/Embed',
+            trivium_dot_v1_dot_types__pb2.EmbedRequest.SerializeToString,
+            trivium_dot_v1_dot_types__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

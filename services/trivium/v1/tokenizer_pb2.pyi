@@ -54,18 +54,20 @@ class EncodePairResponse(_message.Message):
     def __init__(self, encoder: _Optional[_Union[_types_pb2.TokensPrompt, _Mapping]] = ..., decoder: _Optional[_Union[_types_pb2.TokensPrompt, _Mapping]] = ..., decoder_prefix: _Optional[_Union[_types_pb2.TokensPrompt, _Mapping]] = ..., decoder_start_token_id: _Optional[int] = ..., forced_bos_token_id: _Optional[int] = ..., needs_target_language: bool = ...) -> None: ...
 
 class RenderRequest(_message.Message):
-    __slots__ = ("model", "messages_json", "tools_json", "add_generation_prompt", "continue_final_message")
+    __slots__ = ("model", "messages_json", "tools_json", "add_generation_prompt", "continue_final_message", "template_kwargs_json")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_JSON_FIELD_NUMBER: _ClassVar[int]
     TOOLS_JSON_FIELD_NUMBER: _ClassVar[int]
     ADD_GENERATION_PROMPT_FIELD_NUMBER: _ClassVar[int]
     CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    TEMPLATE_KWARGS_JSON_FIELD_NUMBER: _ClassVar[int]
     model: str
     messages_json: bytes
     tools_json: bytes
     add_generation_prompt: bool
     continue_final_message: bool
-    def __init__(self, model: _Optional[str] = ..., messages_json: _Optional[bytes] = ..., tools_json: _Optional[bytes] = ..., add_generation_prompt: bool = ..., continue_final_message: bool = ...) -> None: ...
+    template_kwargs_json: bytes
+    def __init__(self, model: _Optional[str] = ..., messages_json: _Optional[bytes] = ..., tools_json: _Optional[bytes] = ..., add_generation_prompt: bool = ..., continue_final_message: bool = ..., template_kwargs_json: _Optional[bytes] = ...) -> None: ...
 
 class RenderResponse(_message.Message):
     __slots__ = ("prompt",)
@@ -108,6 +110,22 @@ class CheckGrammarRequest(_message.Message):
 class CheckGrammarResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class DecodeRequest(_message.Message):
+    __slots__ = ("model", "ids", "skip_special_tokens")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    ids: _containers.RepeatedScalarFieldContainer[int]
+    skip_special_tokens: bool
+    def __init__(self, model: _Optional[str] = ..., ids: _Optional[_Iterable[int]] = ..., skip_special_tokens: bool = ...) -> None: ...
+
+class DecodeResponse(_message.Message):
+    __slots__ = ("text",)
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    def __init__(self, text: _Optional[str] = ...) -> None: ...
 
 class DetokenizeCommand(_message.Message):
     __slots__ = ("hello", "push")

@@ -59,6 +59,11 @@ class TokenizerStub(object):
                 request_serializer=trivium_dot_v1_dot_tokenizer__pb2.CheckGrammarRequest.SerializeToString,
                 response_deserializer=trivium_dot_v1_dot_tokenizer__pb2.CheckGrammarResponse.FromString,
                 _registered_method=True)
+        self.Decode = channel.unary_unary(
+                '/trivium.v1.Tokenizer/Decode',
+                request_serializer=trivium_dot_v1_dot_tokenizer__pb2.DecodeRequest.SerializeToString,
+                response_deserializer=trivium_dot_v1_dot_tokenizer__pb2.DecodeResponse.FromString,
+                _registered_method=True)
         self.Detokenize = channel.stream_stream(
                 '/trivium.v1.Tokenizer/Detokenize',
                 request_serializer=trivium_dot_v1_dot_tokenizer__pb2.DetokenizeCommand.SerializeToString,
@@ -103,6 +108,13 @@ class TokenizerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Decode(self, request, context):
+        """Token ids to text.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Detokenize(self, request_iterator, context):
         """One stream per scheduler, one message pair per engine step for all of its requests.
         """
@@ -137,6 +149,11 @@ def add_TokenizerServicer_to_server(servicer, server):
                     servicer.CheckGrammar,
                     request_deserializer=trivium_dot_v1_dot_tokenizer__pb2.CheckGrammarRequest.FromString,
                     response_serializer=trivium_dot_v1_dot_tokenizer__pb2.CheckGrammarResponse.SerializeToString,
+            ),
+            'Decode': grpc.unary_unary_rpc_method_handler(
+                    servicer.Decode,
+                    request_deserializer=trivium_dot_v1_dot_tokenizer__pb2.DecodeRequest.FromString,
+                    response_serializer=trivium_dot_v1_dot_tokenizer__pb2.DecodeResponse.SerializeToString,
             ),
             'Detokenize': grpc.stream_stream_rpc_method_handler(
                     servicer.Detokenize,
@@ -279,6 +296,33 @@ class Tokenizer(object):
             '/trivium.v1.Tokenizer/CheckGrammar',
             trivium_dot_v1_dot_tokenizer__pb2.CheckGrammarRequest.SerializeToString,
             trivium_dot_v1_dot_tokenizer__pb2.CheckGrammarResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Decode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trivium.v1.Tokenizer/Decode',
+            trivium_dot_v1_dot_tokenizer__pb2.DecodeRequest.SerializeToString,
+            trivium_dot_v1_dot_tokenizer__pb2.DecodeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -98,7 +98,7 @@ class TokenSequence(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
-    __slots__ = ("n", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "max_tokens", "min_tokens", "detokenize", "skip_special_tokens", "unlimited_tokens", "best_of", "presence_penalty", "frequency_penalty", "repetition_penalty", "no_repeat_ngram_size", "typical_p", "top_a", "epsilon_cutoff", "eta_cutoff", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_range", "dry_sequence_breaker_ids", "xtc_threshold", "xtc_probability", "logit_bias", "allowed_token_ids", "bad_words", "bad_words_token_ids", "encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "logprobs", "prompt_logprobs", "beam", "prompt_lookup_num_tokens", "structured_outputs")
+    __slots__ = ("n", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "max_tokens", "min_tokens", "detokenize", "skip_special_tokens", "unlimited_tokens", "best_of", "presence_penalty", "frequency_penalty", "repetition_penalty", "no_repeat_ngram_size", "typical_p", "top_a", "epsilon_cutoff", "eta_cutoff", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_range", "dry_sequence_breaker_ids", "xtc_threshold", "xtc_probability", "logit_bias", "allowed_token_ids", "bad_words", "bad_words_token_ids", "encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "logprobs", "prompt_logprobs", "beam", "prompt_lookup_num_tokens", "structured_outputs", "truncate_prompt_tokens", "truncation_side")
     N_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +144,8 @@ class SamplingParams(_message.Message):
     BEAM_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOOKUP_NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STRUCTURED_OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATION_SIDE_FIELD_NUMBER: _ClassVar[int]
     n: int
     temperature: float
     top_p: float
@@ -189,7 +191,9 @@ class SamplingParams(_message.Message):
     beam: BeamSettings
     prompt_lookup_num_tokens: int
     structured_outputs: StructuredOutputs
-    def __init__(self, n: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., include_stop_str_in_output: bool = ..., ignore_eos: bool = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., detokenize: bool = ..., skip_special_tokens: bool = ..., unlimited_tokens: bool = ..., best_of: _Optional[int] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., no_repeat_ngram_size: _Optional[int] = ..., typical_p: _Optional[float] = ..., top_a: _Optional[float] = ..., epsilon_cutoff: _Optional[float] = ..., eta_cutoff: _Optional[float] = ..., dry_multiplier: _Optional[float] = ..., dry_base: _Optional[float] = ..., dry_allowed_length: _Optional[int] = ..., dry_range: _Optional[int] = ..., dry_sequence_breaker_ids: _Optional[_Iterable[int]] = ..., xtc_threshold: _Optional[float] = ..., xtc_probability: _Optional[float] = ..., logit_bias: _Optional[_Iterable[_Union[LogitBias, _Mapping]]] = ..., allowed_token_ids: _Optional[_Iterable[int]] = ..., bad_words: _Optional[_Iterable[str]] = ..., bad_words_token_ids: _Optional[_Iterable[_Union[TokenSequence, _Mapping]]] = ..., encoder_repetition_penalty: _Optional[float] = ..., encoder_no_repeat_ngram_size: _Optional[int] = ..., suppress_tokens: _Optional[_Iterable[int]] = ..., begin_suppress_tokens: _Optional[_Iterable[int]] = ..., forced_bos_token_id: _Optional[int] = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., beam: _Optional[_Union[BeamSettings, _Mapping]] = ..., prompt_lookup_num_tokens: _Optional[int] = ..., structured_outputs: _Optional[_Union[StructuredOutputs, _Mapping]] = ...) -> None: ...
+    truncate_prompt_tokens: int
+    truncation_side: str
+    def __init__(self, n: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., include_stop_str_in_output: bool = ..., ignore_eos: bool = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., detokenize: bool = ..., skip_special_tokens: bool = ..., unlimited_tokens: bool = ..., best_of: _Optional[int] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., no_repeat_ngram_size: _Optional[int] = ..., typical_p: _Optional[float] = ..., top_a: _Optional[float] = ..., epsilon_cutoff: _Optional[float] = ..., eta_cutoff: _Optional[float] = ..., dry_multiplier: _Optional[float] = ..., dry_base: _Optional[float] = ..., dry_allowed_length: _Optional[int] = ..., dry_range: _Optional[int] = ..., dry_sequence_breaker_ids: _Optional[_Iterable[int]] = ..., xtc_threshold: _Optional[float] = ..., xtc_probability: _Optional[float] = ..., logit_bias: _Optional[_Iterable[_Union[LogitBias, _Mapping]]] = ..., allowed_token_ids: _Optional[_Iterable[int]] = ..., bad_words: _Optional[_Iterable[str]] = ..., bad_words_token_ids: _Optional[_Iterable[_Union[TokenSequence, _Mapping]]] = ..., encoder_repetition_penalty: _Optional[float] = ..., encoder_no_repeat_ngram_size: _Optional[int] = ..., suppress_tokens: _Optional[_Iterable[int]] = ..., begin_suppress_tokens: _Optional[_Iterable[int]] = ..., forced_bos_token_id: _Optional[int] = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ..., beam: _Optional[_Union[BeamSettings, _Mapping]] = ..., prompt_lookup_num_tokens: _Optional[int] = ..., structured_outputs: _Optional[_Union[StructuredOutputs, _Mapping]] = ..., truncate_prompt_tokens: _Optional[int] = ..., truncation_side: _Optional[str] = ...) -> None: ...
 
 class StructuredOutputs(_message.Message):
     __slots__ = ("json", "regex", "choice", "grammar", "json_object", "disable_any_whitespace", "whitespace_pattern")
@@ -332,6 +336,26 @@ class GenerationDefaults(_message.Message):
     min_p: float
     typical_p: float
     def __init__(self, suppress_tokens: _Optional[_Iterable[int]] = ..., begin_suppress_tokens: _Optional[_Iterable[int]] = ..., bad_words_ids: _Optional[_Iterable[_Union[TokenSequence, _Mapping]]] = ..., max_length: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., min_length: _Optional[int] = ..., min_new_tokens: _Optional[int] = ..., num_beams: _Optional[int] = ..., length_penalty: _Optional[float] = ..., early_stopping: _Optional[_Union[EarlyStopping, str]] = ..., no_repeat_ngram_size: _Optional[int] = ..., encoder_no_repeat_ngram_size: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., encoder_repetition_penalty: _Optional[float] = ..., do_sample: bool = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., typical_p: _Optional[float] = ...) -> None: ...
+
+class EmbedRequest(_message.Message):
+    __slots__ = ("model", "prompts", "pooling_type", "normalize")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    POOLING_TYPE_FIELD_NUMBER: _ClassVar[int]
+    NORMALIZE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    prompts: _containers.RepeatedCompositeFieldContainer[TokenSequence]
+    pooling_type: str
+    normalize: bool
+    def __init__(self, model: _Optional[str] = ..., prompts: _Optional[_Iterable[_Union[TokenSequence, _Mapping]]] = ..., pooling_type: _Optional[str] = ..., normalize: bool = ...) -> None: ...
+
+class EmbedResponse(_message.Message):
+    __slots__ = ("hidden_size", "vectors")
+    HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    hidden_size: int
+    vectors: bytes
+    def __init__(self, hidden_size: _Optional[int] = ..., vectors: _Optional[bytes] = ...) -> None: ...
 
 class ErrorInfo(_message.Message):
     __slots__ = ("status", "code", "message", "param")

@@ -17,6 +17,7 @@ from trivium.config import ModelInfo
 from trivium.errors import EngineUnavailableError, InvalidRequestError
 from trivium.inputs import EncodedPair, GenerationRequest, PairTexts
 from trivium.outputs import ChoiceDelta, FinishReason, TokenText
+from trivium.pooling import PoolingParams
 from trivium.structured_outputs import StructuredOutputsParams
 from trivium.v1.ledger_pb2 import LedgerReply
 from trivium_gateway.app import create_app
@@ -86,6 +87,8 @@ class FakeEngine:
         self.ledgers: dict[str, LedgerReply | None] = {}  # service -> its answer
         self.requests: list[GenerationRequest] = []
         self.rendered: list[tuple[Sequence[Mapping[str, Any]], bool, bool]] = []
+        self.template_inputs: list[tuple[Any, Any]] = []  # (tools, template_kwargs) of each rendered chat
+        self.packs: list[list[list[int]]] = []  # prompts of each call for vectors
         self.started: queue.Queue[str] = queue.Queue()  # ids of requests that hang
         self.aborted: queue.Queue[str] = queue.Queue()  # ids of requests whose iterator was closed early
 
@@ -124,11 +127,22 @@ class FakeEngine:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
         self.rendered.append((messages, add_generation_prompt, continue_final_message))
+        self.template_inputs.append((tools, template_kwargs))
         if messages[-1]["content"] == "refused by template":
             raise InvalidRequestError("roles must alternate", param="messages", code="template_error")
         return list(str(messages[-1]["content"]).encode())
+
+    async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        shown = (f"<{token_id}>" if token_id > 255 else chr(token_id) for token_id in token_ids)
+        return "".join(text for text in shown if not (skip_special_tokens and len(text) > 1))
+
+    async def embed(self, prompts: Sequence[Sequence[int]], params: PoolingParams) -> list[Sequence[float]]:
+        """[number of tokens, sum of the ids, 1 if normalised]."""
+        self.packs.append([list(prompt) for prompt in prompts])
+        return [(float(len(prompt)), float(sum(prompt)), float(params.normalize)) for prompt in prompts]
 
     async def token_texts(self, token_ids: Collection[int]) -> Mapping[int, TokenText]:
         return {

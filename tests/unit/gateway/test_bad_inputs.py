@@ -231,7 +231,7 @@ MESSAGES: list[tuple[Any, Error]] = [
     ([part(type="text")], bad("invalid_messages", "messages[0].content[1].text")),
     ([USER] * 5000, bad("invalid_messages", "messages")),
     ([USER, {"role": "tool", "content": "a"}], bad("invalid_messages", "messages[1].tool_call_id")),
-    ([USER, ASSISTANT | {"tool_calls": [{}]}], bad("unsupported_parameter", "messages[1].tool_calls")),
+    ([USER, ASSISTANT | {"tool_calls": [{}]}], bad("invalid_messages", "messages[1].tool_calls[0]")),
     *(
         ([part(type=kind, **{kind: {"url": url}})], bad("unsupported_content", "messages[0].content[1]"))
         for kind in ("image_url", "input_audio")
@@ -262,13 +262,11 @@ CHAT_ROWS: list[tuple[dict[str, Any], Error]] = [
     ),
     *unsupported(
         echo=True,
-        tools=[{"type": "function", "function": {"name": "f"}}],
-        tool_choice="required",
+        parallel_tool_calls=False,
         functions=[{}],
         modalities=["audio"],
         reasoning_effort="high",
         documents=[{}],
-        chat_template_kwargs={"enable_thinking": False},
     ),
 ]
 

@@ -123,6 +123,13 @@ class BartEncoder:
     def encode(
         self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor, embeds: InputEmbeds | None = None
     ) -> Tensor:
+        shape = self._cross_shape
+        cross = self._cross(self.hidden_states(token_ids, positions, cu_seqlens, embeds))
+        return cross.view(len(token_ids), shape.num_layers, 2, shape.num_kv_heads, shape.head_dim)
+
+    def hidden_states(
+        self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor, embeds: InputEmbeds | None = None
+    ) -> Tensor:
         stack = self._stack
         plan = self._kernels.plan_varlen_attention(cu_seqlens, causal=False)
         named = token_ids if embeds is None else embeds.mark(token_ids)
@@ -131,10 +138,7 @@ class BartEncoder:
             attended = self._kernels.varlen_attention(*stack.project(layer, hidden), plan, scale=stack.scale)
             hidden = stack.leave(hidden, layer.output(attended.flatten(1)), layer.attention_norm)
             hidden = stack.feed_forward(layer, hidden)
-        shape = self._cross_shape
-        return self._cross(stack.finish(hidden)).view(
-            len(hidden), shape.num_layers, 2, shape.num_kv_heads, shape.head_dim
-        )
+        return stack.finish(hidden)
 
 
 class BartDecoder:

@@ -58,6 +58,12 @@ class DecoderGraph(Protocol):
 class EncoderGraph(Protocol):
     """The part that runs once per encoder input."""
 
+    def hidden_states(
+        self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor, embeds: InputEmbeds | None = None
+    ) -> Tensor:
+        """The encoder's output for packed inputs, as `encode` takes them: [num_tokens, hidden]."""
+        ...
+
     def encode(
         self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor, embeds: InputEmbeds | None = None
     ) -> Tensor:

@@ -96,7 +96,14 @@ class T5Encoder:
     def encode(
         self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor, embeds: InputEmbeds | None = None
     ) -> Tensor:
-        stack, config = self._stack, self._stack.config
+        config = self._stack.config
+        cross = self._cross(self.hidden_states(token_ids, positions, cu_seqlens, embeds))
+        return cross.view(len(token_ids), config.num_decoder_layers, 2, config.num_heads, config.head_dim)
+
+    def hidden_states(
+        self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor, embeds: InputEmbeds | None = None
+    ) -> Tensor:
+        stack = self._stack
         plans = [
             self._kernels.plan_varlen_attention(cu_seqlens, causal=False, bias_table=bias_table)
             for bias_table in stack.bias_tables
@@ -106,8 +113,7 @@ class T5Encoder:
             attended = self._kernels.varlen_attention(*stack.project(layer, hidden), plan, scale=_ATTENTION_SCALE)
             hidden = hidden + layer.output(attended.flatten(1))
             hidden = stack.feed_forward(layer, hidden)
-        cross = self._cross(stack.final_norm(hidden))
-        return cross.view(len(hidden), config.num_decoder_layers, 2, config.num_heads, config.head_dim)
+        return stack.final_norm(hidden)
 
 
 class T5Decoder:
