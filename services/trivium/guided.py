@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from trivium.errors import InvalidRequestError
+from trivium.structured_outputs import StructuredOutputsParams
 
-_HOME = "trivium.structured_outputs"
 _KINDS = ("json", "regex", "choice", "grammar", "json_object")
 
 
@@ -55,9 +55,6 @@ GuidedDecodingRequest = LLMGuidedOptions
 
 
 def guided_fields(options: LLMGuidedOptions) -> dict[str, Any]:
-    """The fields of SamplingParams that ask for `options`. Raises InvalidRequestError where the engine cannot do it."""
-    return {
-        "structured_outputs": structured_outputs(
-            **options.kinds(), whitespace_pattern=options.guided_whitespace_pattern
-        )
-    }
+    """The fields of SamplingParams that ask for `options`. Raises InvalidRequestError."""
+    params = StructuredOutputsParams(**options.kinds(), whitespace_pattern=options.guided_whitespace_pattern)
+    return {"structured_outputs": params}
