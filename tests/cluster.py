@@ -90,9 +90,12 @@ class Cluster:
         return None
 
     def assert_nothing_held(self, timeout_s: float = 20.0) -> None:
-        """Every request is over: no block may be held, as soon as what was aborted has been told."""
+        """Every request is over: no block may be held, as soon as what was aborted has been told.
+
+        A gateway that wants a key says nothing.
+        """
         deadline = time.monotonic() + timeout_s
-        while (held := self.held_blocks()) != 0:
+        while held := self.held_blocks():
             assert time.monotonic() < deadline, f"{held} blocks are held:\n{self.log.read_text()[-3000:]}"
             time.sleep(0.1)
 

@@ -173,7 +173,7 @@ def test_a_grammar_without_an_end_goes_on_as_long_as_it_is_told(llama: LLM, fiel
 
 
 def test_bans_and_biases_choose_within_the_grammar_and_yield_to_it(llama: LLM) -> None:
-    ids = {letter: llama.encode(letter)[0] for letter in "ab"}
+    ids = {letter: llama.get_tokenizer().encode(letter)[0] for letter in "ab"}
     structured = StructuredOutputsParams(regex="[ab]{6}a")
     assert texts(llama, sampled(structured, logit_bias={ids["b"]: 100.0})) == [["bbbbbba"]]
     assert texts(llama, sampled(structured, suppress_tokens=(ids["a"],))) == [["bbbbbba"]]

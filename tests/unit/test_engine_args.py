@@ -31,6 +31,7 @@ WORKING: dict[str, tuple[Any, tuple[str, str, Any]]] = {
     "kv_cache_memory_bytes": (4096, ("executor", "kv_cache_memory_bytes", 4096)),
     "gpu_memory_utilization": (0.5, ("executor", "gpu_memory_utilization", 0.5)),
     "swap_space": (2, ("executor", "swap_space_gib", 2)),
+    "quantization": ("int8", ("executor", "quantization", "int8")),
     "num_threads": (2, ("executor", "num_threads", 2)),
     "enable_prefix_caching": (False, ("scheduler", "enable_prefix_caching", False)),
     "scheduling_policy": ("priority", ("scheduler", "scheduling_policy", "priority")),

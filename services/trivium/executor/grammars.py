@@ -104,7 +104,7 @@ class GrammarRows:
         self._width = bitmask_width(vocab_size)
         self._apply = apply
         self._eos_mask: Bitmask = np.zeros(self._width, np.int32)
-        for token_id in special.eos:
+        for token_id in (token_id for token_id in special.eos if token_id < vocab_size):
             self._eos_mask[token_id // 32] |= np.int32(np.uint32(1 << token_id % 32).view(np.int32))
         self._matchers: dict[int, LLMatcher | None] = {}  # slot -> state after the row's output
         self._ignores_eos: set[int] = set()  # slots that go on as long as their grammar can

@@ -46,9 +46,14 @@ def test_hashes_tell_embeddings_tokens_and_other_embeddings_apart() -> None:
         chain_hash(root, ids, digests),
         chain_hash(root, ids, make_embeds(2, first=9).digests),
     }
-    roots = {root_hash("", ids), root_hash("", ids, make_embeds(2)), root_hash("s", ids, make_embeds(2)), root}
+    roots = {
+        root_hash("", ids),
+        root_hash("", ids, encoder_embeds=make_embeds(2)),
+        root_hash("s", ids, encoder_embeds=make_embeds(2)),
+        root,
+    }
     assert len(hashes) == 3 and len(roots) == 4
-    assert root_hash("", ids, make_embeds(2)) == root_hash("", ids, make_embeds(2))
+    assert root_hash("", ids, encoder_embeds=make_embeds(2)) == root_hash("", ids, encoder_embeds=make_embeds(2))
 
 
 def test_a_block_of_prompt_and_output_has_both_in_its_name() -> None:
