@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import logging
 import signal
+import subprocess
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from trivium.errors import InvalidRequestError, OverloadedError
+from trivium.errors import EngineUnavailableError, InvalidRequestError, OverloadedError
 from trivium.grammar import GrammarCompiler, GrammarVocabulary, refused
 from trivium.structured_outputs import StructuredOutputsParams
 
@@ -41,7 +43,7 @@ class GrammarChecker:
         self._load_vocabulary = vocabulary
         self._max_compile_s = max_compile_s
         self._vocabulary: bytes | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: _Process | None = None
         self._turn = asyncio.Lock()
         self._num_waiting = 0
         # grammar -> why it is refused, if it is
@@ -67,27 +69,20 @@ class GrammarChecker:
             raise type(error)(error.message, param=error.param, code=error.code)
 
     async def close(self) -> None:
-        if self._process is not None:
-            process, self._process = self._process, None
-            if process.returncode is None:
-                process.kill()
-            # Also closes the pipes.
-            await process.communicate()
+        process, self._process = self._process, None
+        if process is not None:
+            await asyncio.to_thread(process.end)
 
     async def _compile(self, params: StructuredOutputsParams) -> InvalidRequestError | None:
-        process = await self._running_process()
-        assert process.stdin is not None and process.stdout is not None, "the pipes of the process are open"
         try:
+            process = await self._running_process()
             async with asyncio.timeout(self._max_compile_s):
-                process.stdin.write(json.dumps(asdict(params)).encode() + b"\n")
-                await process.stdin.drain()
-                line = await process.stdout.readline()
-            reply: dict[str, str] | None = json.loads(line)
+                reply: dict[str, str] | None = json.loads(await process.ask(json.dumps(asdict(params)).encode()))
         except TimeoutError:
             await self.close()
             logger.warning("a grammar took longer than %g s to compile", self._max_compile_s)
             return refused(params, f"it is too complex: compiling takes longer than {self._max_compile_s:g} s")
-        except (ConnectionError, ValueError):  # the process is gone: out of memory, or a bug of the compiler
+        except (OSError, json.JSONDecodeError):  # the process is gone: out of memory, or a bug of the compiler
             await self.close()
             return refused(params, "it is too complex to compile")
         except BaseException:  # given up by the caller: an answer without a reader must not meet the next question
@@ -95,29 +90,65 @@ class GrammarChecker:
             raise
         return None if reply is None else InvalidRequestError(**reply)
 
-    async def _running_process(self) -> asyncio.subprocess.Process:
-        if self._process is not None and self._process.returncode is None:
+    async def _running_process(self) -> _Process:
+        """The process, with its vocabulary read. Raises EngineUnavailableError if it does not start."""
+        if self._process is not None and self._process.is_alive:
             return self._process
         await self.close()
         if self._vocabulary is None:
             self._vocabulary = _to_line(await asyncio.to_thread(self._load_vocabulary))
-        process = self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-P", "-m", "trivium.tokenizer.grammar_check"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        assert process.stdin is not None and process.stdout is not None, "the pipes of the process are open"
-        async with asyncio.timeout(_START_S):
-            process.stdin.write(self._vocabulary)
-            await process.stdin.drain()
-            await process.stdout.readline()
+        process = self._process = await asyncio.to_thread(_Process)
+        try:
+            async with asyncio.timeout(_START_S):
+                is_started = bool(await process.ask(self._vocabulary))
+        except (TimeoutError, OSError):
+            is_started = False
+        if not is_started:
+            raise EngineUnavailableError("the process that compiles grammars did not start")
         return process
+
+
+class _Process:
+    """A process that runs `main`: one line of JSON in, one out. Owner: the GrammarChecker.
+
+    Started by `subprocess`, which uses vfork, and waited for in threads: uvloop forks, and gRPC's handlers of forks now
+    and then abort the child before it has begun (2 in 300 starts beside 8 busy channels).
+    """
+
+    def __init__(self) -> None:
+        self._popen = subprocess.Popen(
+            [sys.executable, "-P", "-m", "trivium.tokenizer.grammar_check"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+
+    @property
+    def is_alive(self) -> bool:
+        return self._popen.poll() is None
+
+    async def ask(self, line: bytes) -> bytes:
+        """The answer to `line`, empty if the process has ended. Whoever stops waiting for it must call `end`."""
+        return await asyncio.to_thread(self._exchange, line)
+
+    def end(self) -> None:
+        """Kill the process; a thread that waits for its answer gets an empty one."""
+        self._popen.kill()
+        self._popen.wait()
+        for pipe in (self._popen.stdin, self._popen.stdout):
+            assert pipe is not None, "the process was started with pipes"
+            with contextlib.suppress(OSError):  # what was not written yet
+                pipe.close()
+
+    def _exchange(self, line: bytes) -> bytes:
+        assert self._popen.stdin is not None and self._popen.stdout is not None, "the pipes of the process are open"
+        self._popen.stdin.write(line + b"\n")
+        self._popen.stdin.flush()
+        return self._popen.stdout.readline()
 
 
 def _to_line(vocabulary: GrammarVocabulary) -> bytes:
     tokens = [base64.b64encode(token).decode() for token in vocabulary.tokens]
-    return json.dumps({"tokens": tokens, "special_ids": vocabulary.special_ids}).encode() + b"\n"
+    return json.dumps({"tokens": tokens, "special_ids": vocabulary.special_ids}).encode()
 
 
 def main() -> None:

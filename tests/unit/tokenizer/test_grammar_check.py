@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import uvloop
 
 from trivium.errors import InvalidRequestError
 from trivium.grammar import GrammarCompiler, GrammarVocabulary, bitmask_width
@@ -21,6 +23,7 @@ ENDLESS = StructuredOutputsParams(
     json={"allOf": [{"type": "string", "pattern": f".*{'x' * count}.*"} for count in range(1, 40)]}
 )
 GOOD = StructuredOutputsParams(regex="[a-z]+")
+_kept_alive: list[object] = []  # what C code may call until the process ends
 
 
 def vocabulary() -> GrammarVocabulary:
@@ -60,8 +63,7 @@ def test_a_process_that_dies_is_replaced() -> None:
         try:
             await checker.check(GOOD)
             assert checker._process is not None
-            checker._process.kill()
-            await checker._process.wait()
+            checker._process.end()
             await checker.check(StructuredOutputsParams(regex="other"))
             assert "unclosed group" in await refusal(checker, StructuredOutputsParams(regex="a("))
         finally:
@@ -86,6 +88,35 @@ def test_a_caller_that_gives_up_leaves_no_answer_behind() -> None:
             await checker.close()
 
     asyncio.run(scenario())
+
+
+def test_a_process_starts_without_fork_handlers() -> None:
+    """gRPC's, in a process that serves, abort some of the children that uvloop forks before they have begun."""
+    num_forks = 0
+
+    @ctypes.CFUNCTYPE(None)
+    def prepare() -> None:
+        nonlocal num_forks
+        num_forks += 1
+
+    _kept_alive.append(prepare)
+    ctypes.CDLL(None)["__register_atfork"](prepare, None, None, None)
+
+    async def scenario() -> None:
+        checker = GrammarChecker(vocabulary)
+        try:
+            await checker.check(GOOD)
+        finally:
+            await checker.close()
+
+    uvloop.run(scenario())
+    assert num_forks == 0
+
+    async def fork_as_uvloop_does() -> None:
+        await (await asyncio.create_subprocess_exec("true")).wait()
+
+    uvloop.run(fork_as_uvloop_does())
+    assert num_forks == 1, "the handler would have been called"
 
 
 def test_a_tokenizer_whose_text_is_not_its_tokens_put_together_is_refused() -> None:
