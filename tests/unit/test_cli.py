@@ -15,7 +15,7 @@ import pytest
 import typer
 
 import trivium
-from trivium import cli, process
+from trivium import cli, flag_values, process
 from trivium.config import ExecutorConfig, LoRAModule, SchedulerConfig, ServedModel
 from trivium.demo import BUNDLED_MODELS
 from trivium.errors import ConfigurationError
@@ -329,7 +329,7 @@ def test_a_wrong_command_line_is_refused_in_one_line(
     "address", ["unix:/run/x.sock", "localhost:1", "0.0.0.0:65535", "a-b.svc.local:50051", "[::]:9"]
 )
 def test_an_address_is_a_unix_socket_or_host_and_port(address: str) -> None:
-    assert cli.parse_address(address) == address
+    assert flag_values.parse_address(address) == address
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_an_address_is_a_unix_socket_or_host_and_port(address: str) -> None:
 )  # fmt: skip
 def test_any_other_address_is_refused(address: str) -> None:
     with pytest.raises(typer.BadParameter, match=r"HOST:PORT|absolute path|107 bytes"):
-        cli.parse_address(address)
+        flag_values.parse_address(address)
 
 
 @pytest.mark.parametrize(
@@ -347,24 +347,24 @@ def test_any_other_address_is_refused(address: str) -> None:
     [("1", 1), ("512MiB", 512 * 2**20), ("2GiB", 2 * 2**30), ("2gib", 2 * 2**30), ("3 KB", 3000), ("1TiB", 2**40)],
 )
 def test_memory_sizes(text: str, expected: int) -> None:
-    assert cli.parse_memory(text) == expected
+    assert flag_values.parse_memory(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1.5GiB", "GiB", "1G", "1 PiB", "0", "\u0663"])
 def test_other_memory_sizes_are_refused(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="512MiB"):
-        cli.parse_memory(text)
+        flag_values.parse_memory(text)
 
 
 def test_a_bundled_name_and_a_hub_id_are_not_looked_up_as_paths() -> None:
     for source in (*BUNDLED_MODELS, "org/name"):
-        cli.check_local_source(ServedModel(source, source))
+        flag_values.check_local_source(ServedModel(source, source))
 
 
 def test_a_file_is_no_model_directory(tmp_path: Path) -> None:
     (tmp_path / "model").write_text("")
     with pytest.raises(ConfigurationError, match="there is no directory"):
-        cli.check_local_source(ServedModel("m", str(tmp_path / "model")))
+        flag_values.check_local_source(ServedModel("m", str(tmp_path / "model")))
 
 
 @pytest.mark.parametrize("command", [(), *((command,) for command in COMMANDS)], ids=lambda args: " ".join(args) or "-")

@@ -1,0 +1,124 @@
+"""What stands on a command line, read and checked: sizes, addresses, models, adapters, keys."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import typer
+
+from trivium.config import LoRAModule, ServedModel
+from trivium.errors import ConfigurationError
+
+MAX_SOCKET_PATH_BYTES = 107
+_MEMORY = re.compile(r"(\d+)\s*(?:([KMGT])(i?)B)?", re.IGNORECASE | re.ASCII)
+_HOST_AND_PORT = re.compile(r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of `512MiB`, `2GiB`, `2GB` or a plain number."""
+    match = _MEMORY.fullmatch(text.strip())
+    if match is None or int(match[1]) == 0:
+        raise typer.BadParameter(f"expected bytes or a size such as 512MiB or 2GiB, got {text!r}")
+    number, unit, binary = match.groups()
+    num_bytes = int(number)
+    for _ in range(" KMGT".index((unit or " ").upper())):
+        num_bytes *= 1024 if binary else 1000
+    return num_bytes
+
+
+def parse_address(text: str) -> str:
+    """`text` itself if it is `unix:/absolute/path` or `host:port`."""
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path.startswith("/"):
+            raise typer.BadParameter(f"a Unix socket needs an absolute path, as in unix:/run/x.sock, got {text!r}")
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+            raise typer.BadParameter(f"a Unix socket path has at most {MAX_SOCKET_PATH_BYTES} bytes, got {text!r}")
+        return text
+    match = _HOST_AND_PORT.fullmatch(text)
+    if match is None or not 0 < int(match[1]) < 65536:
+        raise typer.BadParameter(f"expected unix:/path or HOST:PORT, got {text!r}")
+    return text
+
+
+def parse_models(texts: Sequence[str]) -> tuple[ServedModel, ...]:
+    """The models named on a command line. Raises ConfigurationError on an empty part or a name given twice."""
+    models = tuple(ServedModel.parse(text) for text in texts)
+    names = [model.name for model in models]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigurationError(f"model name {name!r} is given {names.count(name)} times")
+    return models
+
+
+def parse_routes(texts: Sequence[str]) -> dict[str, str]:
+    """model name -> scheduler address, of `NAME=ADDRESS` texts."""
+    routes: dict[str, str] = {}  # model name -> scheduler address
+    for text in texts:
+        name, _, address = text.partition("=")
+        if not name or not address:
+            raise ConfigurationError(f"--model must be NAME=SCHEDULER_ADDRESS, got {text!r}")
+        if name in routes:
+            raise ConfigurationError(f"model name {name!r} is given twice")
+        routes[name] = parse_address(address)
+    return routes
+
+
+def parse_lora_modules(texts: Sequence[str], models: Sequence[ServedModel]) -> tuple[LoRAModule, ...]:
+    """The adapters named on a command line, each with its base model.
+
+    Raises ConfigurationError for a name that is given twice, and for an adapter whose base is not clear.
+    """
+    modules = []
+    served = [model.name for model in models]
+    taken = set(served)
+    for module in map(LoRAModule.parse, texts):
+        if module.name in taken:
+            raise ConfigurationError(f"model name {module.name!r} is given twice")
+        taken.add(module.name)
+        if module.base is None and len(served) > 1:
+            raise ConfigurationError(
+                f"LoRA module {module.name!r} must name its base_model_name, because several models are served"
+            )
+        if module.base not in (None, *served):
+            raise ConfigurationError(f"base_model_name {module.base!r} of LoRA module {module.name!r} is not served")
+        modules.append(replace(module, base=module.base or served[0]))
+    return tuple(modules)
+
+
+def spread_values(args: Sequence[str], flag: str) -> list[str]:
+    """`args` with `flag A=1 B=2` as `flag A=1 flag B=2`: a flag that takes values up to the next flag."""
+    spread: list[str] = []
+    is_open = False
+    for arg in args:
+        if is_open and not arg.startswith("-") and spread[-1] != flag:
+            spread.append(flag)
+        is_open = arg == flag or (is_open and not arg.startswith("-"))
+        spread.append(arg)
+    return spread
+
+
+def check_local_source(model: ServedModel) -> None:
+    """Raise ConfigurationError if the source is a path that cannot be a checkpoint; a hub id is not looked up."""
+    looks_like_path = model.source.startswith(("/", "./", "../", "~"))
+    if looks_like_path and not Path(model.source).is_dir():
+        raise ConfigurationError(f"model {model.name!r}: there is no directory {model.source}")
+
+
+def command_flags(**settings: object) -> tuple[str, ...]:
+    """Command-line flags for the settings that are not None: `max_num_seqs=8` as `--max-num-seqs 8`."""
+    return tuple(
+        part
+        for name, value in settings.items()
+        if value is not None
+        for part in (f"--{name.replace('_', '-')}", str(value))
+    )
+
+
+def check_api_key(api_key: str | None) -> None:
+    if api_key is not None and not api_key.strip():
+        raise ConfigurationError("--api-key must not be empty")
