@@ -113,18 +113,18 @@ class KVCacheManager:
         num_cross = self.num_blocks_for(len(request.encoder_token_ids))
         return num_shared + num_beams * (num_self - num_shared) + num_cross
 
-    def allocate_slots(self, request: Request, num_new_tokens: int) -> tuple[int, ...] | None:
-        """Blocks for `num_new_tokens` more tokens of a request that has its first blocks already.
+    def allocate_slots(self, request: Request, num_tokens: int) -> tuple[int, ...] | None:
+        """Blocks until the table of a running request has room for `num_tokens` tokens.
 
         The new block ids (maybe none), or None if the pool has too few; then nothing changes.
         """
-        missing = self.num_blocks_for(request.num_computed_tokens + num_new_tokens - request.num_slots)
+        table = self._tables[request.key]
+        missing = self.num_blocks_for(num_tokens) - len(table)
         if missing <= 0:
             return ()
         new = self._pool.allocate(missing)
         if new is not None:
-            self._tables[request.key].extend(new)
-            request.num_slots += missing * self.block_size
+            table.extend(new)
         return new
 
     def allocate_first(self, request: Request, max_new_tokens: int) -> Allocation | None:
@@ -145,7 +145,6 @@ class KVCacheManager:
         assert new is not None, "the pool has fewer free blocks than it said"
         table, new_cross = [*start.shared, *new[:num_new_blocks]], new[num_new_blocks : num_new_blocks + num_cross]
         self._tables[request.key] = table
-        request.num_slots = len(table) * self.block_size
         request.num_named_blocks = len(start.shared)
         if cross or new_cross:
             self._cross_tables[request.key] = cross or new_cross
@@ -166,25 +165,23 @@ class KVCacheManager:
             ),
         )
 
-    def allocate_beams(self, request: Request, num_new_tokens: int) -> tuple[tuple[int, ...], ...] | None:
+    def allocate_beams(self, request: Request, num_tokens: int) -> tuple[tuple[int, ...], ...] | None:
         """As `allocate_slots`, for the beams of a group: new block ids of each beam, the first one first.
 
         While the prompt is computed only the first beam has blocks; with its last token the others join.
         """
         has_joined, others = request.key in self._beam_tables, self._beam_tables.get(request.key, ())
-        end = request.num_computed_tokens + num_new_tokens
-        missing = max(0, self.num_blocks_for(end - request.num_slots))
+        missing = max(0, self.num_blocks_for(num_tokens) - len(self._tables[request.key]))
         num_grown = missing * (1 + len(others))
-        new = self._pool.allocate(num_grown + (0 if has_joined else self._num_join_blocks(request, end)))
+        new = self._pool.allocate(num_grown + (0 if has_joined else self._num_join_blocks(request, num_tokens)))
         if new is None:
             return None
         grown = tuple(new[start : start + missing] for start in range(0, num_grown, missing)) if missing else ()
         for table, blocks in zip((self._tables[request.key], *others), grown, strict=False):
             table.extend(blocks)
-        request.num_slots += missing * self.block_size
         if has_joined:
             return grown
-        return (grown[0] if grown else (), *self._join_beams(request, end, new[num_grown:]))
+        return (grown[0] if grown else (), *self._join_beams(request, num_tokens, new[num_grown:]))
 
     def move_beams(self, request: Request, parents: Sequence[int], num_tokens: int) -> None:
         """Beam i of a group goes on from beam parents[i], with `num_tokens` tokens computed: as `move_blocks` says."""
@@ -213,7 +210,7 @@ class KVCacheManager:
             self._pool.name(table[index], hashes[index])
         request.num_named_blocks = max(num_full, request.num_named_blocks)
 
-    def swap_out(self, request: Request) -> bool:
+    def swap_out(self, request: Request, num_computed_tokens: int) -> bool:
         """Keep in host memory what a running request has computed; `free` must follow. False if there is no room.
 
         Tokens in flight are void once it is freed, and the last known one must be computed again for its sample.
@@ -221,7 +218,7 @@ class KVCacheManager:
         """
         if request.beams is not None:
             return False
-        num_tokens = min(request.num_computed_tokens, request.num_known_tokens - 1)
+        num_tokens = min(num_computed_tokens, request.num_tokens - 1)
         return self.host.put(request.key, self._tables[request.key][: self.num_blocks_for(num_tokens)], num_tokens)
 
     def free(self, request: Request) -> None:
@@ -231,7 +228,6 @@ class KVCacheManager:
             self._pool.free(reversed(table))
         self._pool.free(reversed(self._cross_tables.pop(request.key, ())))
         request.num_named_blocks = 0
-        request.num_slots = 0
 
     def forget_contents(self) -> None:
         """What the blocks contained is lost, host memory included; who holds them stays."""

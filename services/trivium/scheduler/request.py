@@ -43,9 +43,8 @@ class ForkPoint:
 class Request:
     """State of one choice. Owner: the Scheduler; everybody else only reads.
 
-    The sequence is prompt + output. `num_computed_tokens` catches up with it. `num_tokens_in_flight` counts tokens
-    that a plan will sample but no result has brought yet: they belong to the sequence, only their value is unknown.
-    `incarnation` changes when the request loses its slot, so that results of older plans are recognised and dropped.
+    The sequence is prompt + output. How far it is computed while the request runs, and which of its tokens are in
+    flight, RunningRows counts. `incarnation` changes when the request loses its slot.
     """
 
     def __init__(
@@ -75,9 +74,6 @@ class Request:
         self.tenant = tenant
         self.adapter = adapter
         self.num_prompt_tokens = len(prompt.token_ids)
-        self.num_slots = 0  # tokens that its blocks have room for
-        self.num_computed_tokens = 0
-        self.num_tokens_in_flight = 0
         self.incarnation = 0
         self.slot = -1
         self.status = RequestStatus.WAITING
@@ -106,21 +102,8 @@ class Request:
 
     @property
     def num_tokens(self) -> int:
-        """Length of the sequence, tokens in flight included."""
-        return self.num_prompt_tokens + len(self.output_token_ids) + self.num_tokens_in_flight
-
-    @property
-    def num_known_tokens(self) -> int:
-        """Length of the sequence without tokens in flight."""
+        """Length of the sequence as far as it is known: without tokens in flight."""
         return self.num_prompt_tokens + len(self.output_token_ids)
-
-    @property
-    def num_tokens_to_compute(self) -> int:
-        """What is left until the next sample; 0 once the last allowed output token is sampled or on its way."""
-        num_output_tokens = len(self.output_token_ids) + self.num_tokens_in_flight
-        if num_output_tokens >= self.max_tokens:
-            return 0
-        return self.num_prompt_tokens + num_output_tokens - self.num_computed_tokens
 
     @property
     def needs_prompt_logprobs(self) -> bool:

@@ -12,7 +12,8 @@ from trivium.errors import InvalidRequestError
 from trivium.outputs import FinishReason
 from trivium.params import BeamSettings
 from trivium.scheduler.request import Request
-from trivium.scheduler.scheduler import RequestUpdate, Scheduler
+from trivium.scheduler.result_reader import RequestUpdate
+from trivium.scheduler.scheduler import Scheduler
 from trivium.step import ModelRunnerOutput
 
 
@@ -112,7 +113,7 @@ def test_beams_hold_no_more_than_greedy_and_what_they_differ_in() -> None:
         leader = group.leader
         if leader.slot < 0:
             continue
-        computed = leader.num_computed_tokens
+        computed = world.scheduler.num_computed_tokens(leader)
         tables = [row.tokens for slot, row in world.executor.rows.items() if slot in group.slots]
         common = min(_common(tables[0], table) for table in tables)
         differing = sum(max(0, computed - common) for _ in tables)

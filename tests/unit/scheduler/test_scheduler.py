@@ -71,6 +71,15 @@ def test_a_long_prompt_is_computed_in_chunks() -> None:
     assert request.output_token_ids == expected_output(request)
 
 
+def test_more_rows_than_a_step_may_compute_take_turns_and_all_end() -> None:
+    world = World(max_num_seqs=8, max_num_batched_tokens=3)
+    requests = [make_request(key, (2, key), max_tokens=4 + key, ignore_eos=True) for key in range(1, 9)]
+    for request in requests:
+        world.scheduler.add_request(request)
+    world.run()
+    assert [request.output_token_ids for request in requests] == [expected_output(request) for request in requests]
+
+
 def test_an_encoder_runs_once_and_before_its_decoder() -> None:
     world = World(is_encoder_decoder=True, max_encoder_len=64)
     requests = [make_request(key, (0,), encoder=tuple(range(2, 9 + key))) for key in range(1, 6)]

@@ -329,7 +329,7 @@ def _name_the_next_block(self: KVCacheManager, request: Request, num_tokens: int
 def _forget_cross(self: KVCacheManager, request: Request) -> None:
     self._pool.free(reversed(self._tables.pop(request.key)))
     self._cross_tables.pop(request.key, ())
-    request.num_named_blocks = request.num_slots = 0
+    request.num_named_blocks = 0
 
 
 def _remember_after_loss(self: object) -> None:
@@ -356,8 +356,8 @@ def _swap_the_wrong_blocks(self: HostPool, key: int, block_ids: Any, num_tokens:
     return _original["put"](self, key, [*block_ids[1:], *block_ids[:1]], num_tokens)
 
 
-def _swap_tokens_in_flight(self: KVCacheManager, request: Request) -> bool:
-    num_tokens = min(request.num_computed_tokens, request.num_known_tokens)
+def _swap_tokens_in_flight(self: KVCacheManager, request: Request, num_computed_tokens: int) -> bool:
+    num_tokens = min(num_computed_tokens, request.num_tokens)
     return self.host.put(request.key, self._tables[request.key][: self.num_blocks_for(num_tokens)], num_tokens)
 
 
