@@ -9,48 +9,90 @@ import torch
 from trivium_kernels import reference
 from trivium_kernels.activation import Activate, GatedActivate
 from trivium_kernels.add_lora import AddLora
-from trivium_kernels.layer_norm import LayerNorm
+from trivium_kernels.layer_norm import AddLayerNorm, LayerNorm
 from trivium_kernels.paged_attention import PagedAttention, PlanPagedAttention
 from trivium_kernels.reshape_and_cache import ReshapeAndCache
-from trivium_kernels.rms_norm import RmsNorm
+from trivium_kernels.rms_norm import AddRmsNorm, RmsNorm
 from trivium_kernels.rotary_embedding import RotaryEmbedding
+from trivium_kernels.rotate_and_cache import RotateAndCache
 from trivium_kernels.token_bitmask import ApplyTokenBitmask
 from trivium_kernels.varlen_attention import PlanVarlenAttention, VarlenAttention
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernels:
-    """One implementation of every op; plans are only for the attention op of the same instance."""
+    """One implementation of every op; plans are only for the ops of the same instance."""
 
     rms_norm: RmsNorm
+    add_rms_norm: AddRmsNorm
     layer_norm: LayerNorm
+    add_layer_norm: AddLayerNorm
     rotary_embedding: RotaryEmbedding
     activate: Activate
     gated_activate: GatedActivate
-    add_lora: AddLora
     reshape_and_cache: ReshapeAndCache
+    rotate_and_cache: RotateAndCache
+    apply_token_bitmask: ApplyTokenBitmask
+    add_lora: AddLora
     plan_varlen_attention: PlanVarlenAttention
     varlen_attention: VarlenAttention
     plan_paged_attention: PlanPagedAttention
     paged_attention: PagedAttention
-    apply_token_bitmask: ApplyTokenBitmask
 
 
 def select_kernels(device: torch.device) -> Kernels:
     """The fastest implementation of each op for `device`. Raises ValueError where there is none."""
-    if device.type != "cpu":
-        raise ValueError(f"there are no kernels for device {device.type!r}, only for 'cpu'")
+    match device.type:
+        case "cpu":
+            return _torch_kernels()
+        case "cuda":
+            return _triton_kernels()
+        case other:
+            raise ValueError(f"there are no kernels for device {other!r}, only for 'cpu' and 'cuda'")
+
+
+def _torch_kernels() -> Kernels:
     return Kernels(
         rms_norm=reference.rms_norm,
+        add_rms_norm=reference.add_rms_norm,
         layer_norm=reference.layer_norm,
+        add_layer_norm=reference.add_layer_norm,
         rotary_embedding=reference.rotary_embedding,
         activate=reference.activate,
         gated_activate=reference.gated_activate,
-        add_lora=reference.add_lora,
         reshape_and_cache=reference.reshape_and_cache,
+        rotate_and_cache=reference.rotate_and_cache,
+        apply_token_bitmask=reference.apply_token_bitmask,
+        add_lora=reference.add_lora,
         plan_varlen_attention=reference.plan_varlen_attention,
         varlen_attention=reference.varlen_attention,
         plan_paged_attention=reference.plan_paged_attention,
         paged_attention=reference.paged_attention,
-        apply_token_bitmask=reference.apply_token_bitmask,
+    )
+
+
+def _triton_kernels() -> Kernels:
+    """Triton is imported here and nowhere else: a machine without a GPU need not have it."""
+    try:
+        from trivium_kernels import gpu
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "triton":
+            raise
+        raise ValueError("device 'cuda' needs Triton: pip install 'trivium[gpu]'") from error
+    return Kernels(
+        rms_norm=gpu.rms_norm,
+        add_rms_norm=gpu.add_rms_norm,
+        layer_norm=gpu.layer_norm,
+        add_layer_norm=gpu.add_layer_norm,
+        rotary_embedding=gpu.rotary_embedding,
+        activate=gpu.activate,
+        gated_activate=gpu.gated_activate,
+        reshape_and_cache=gpu.reshape_and_cache,
+        rotate_and_cache=gpu.rotate_and_cache,
+        apply_token_bitmask=gpu.apply_token_bitmask,
+        add_lora=reference.add_lora,
+        plan_varlen_attention=reference.plan_varlen_attention,
+        varlen_attention=reference.varlen_attention,
+        plan_paged_attention=reference.plan_paged_attention,
+        paged_attention=reference.paged_attention,
     )

@@ -13,50 +13,15 @@ the tables, lengths and masks: PlanPagedAttention runs once per step, PagedAtten
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class SingleQueryBatch:
-    """Rows [start, end) with one query each, which are also the tokens [start, end): one batched attention.
-
-    Each `num_sharing` rows on end read the same keys, which are read once: they are one of the
-    num_groups = (end - start) // num_sharing. blocks: [num_groups * blocks_per_group]. mask: additive
-    [num_groups, num_heads or 1, 1, keys of blocks_per_group], or None.
-    """
-
-    start: int
-    end: int
-    blocks: Tensor
-    mask: Tensor | None
-    num_sharing: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class QuerySegment:
-    """One row with tokens [start, end).
-
-    mask: additive [num_heads or 1, end - start, context_len], last query first, or None.
-    is_causal: a plain causal mask over equally many queries and keys applies.
-    """
-
-    start: int
-    end: int
-    blocks: Tensor
-    context_len: int
-    is_causal: bool
-    mask: Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
 class PagedAttentionPlan:
-    """What all layers of one step share. Made by PlanPagedAttention, read only by PagedAttention."""
+    """What all layers of one step share. Made by PlanPagedAttention, read only by PagedAttention of its device."""
 
-    batches: tuple[SingleQueryBatch, ...]
-    segments: tuple[QuerySegment, ...]
+    __slots__ = ()
 
 
 class PlanPagedAttention(Protocol):

@@ -5,27 +5,15 @@ out[i] = softmax_j(scale * q[i] . k[j] + bias[j - i]) v[j],   j in the sequence 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class VarlenSequence:
-    """Tokens [start, end) of the pack. mask: additive [num_heads or 1, length, length], last query first, or None."""
-
-    start: int
-    end: int
-    mask: Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
 class VarlenAttentionPlan:
-    """What all layers of one pass share. Made by PlanVarlenAttention, read only by VarlenAttention."""
+    """What all layers of one pass share. Made by PlanVarlenAttention, read only by VarlenAttention of its device."""
 
-    sequences: tuple[VarlenSequence, ...]
-    causal: bool
+    __slots__ = ()
 
 
 class PlanVarlenAttention(Protocol):

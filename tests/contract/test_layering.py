@@ -87,6 +87,24 @@ def test_light_processes_import_without_torch(module: str) -> None:
     subprocess.run([sys.executable, "-P", "-c", code], check=True, env=env)
 
 
+def test_a_cpu_needs_no_triton() -> None:
+    code = """
+import sys
+sys.modules["triton"] = None  # importing it fails, as if it were not installed
+import torch, trivium.executor.server
+from trivium_kernels.dispatch import select_kernels
+select_kernels(torch.device("cpu"))
+try:
+    select_kernels(torch.device("cuda"))
+except ValueError as error:
+    assert "needs Triton" in str(error)
+else:
+    raise AssertionError("Triton was not needed")
+"""
+    env = {"PYTHONPATH": ":".join(str(ROOT / root) for root in ("services", "kernels"))}
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, env=env)
+
+
 def test_no_package_shadows_the_kernels_package_of_transformers() -> None:
     for folder in ("services", "kernels", "gateway", "protos"):
         assert not (ROOT / folder / "__init__.py").exists()

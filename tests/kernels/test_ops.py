@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
 
-from trivium_kernels.activation import Activation
 from trivium_kernels.add_lora import LoraExpand, LoraWeights
-from trivium_kernels.dispatch import Kernels, select_kernels
+from trivium_kernels.dispatch import Kernels
 
 BLOCK_SIZE = 3
 NUM_BLOCKS = 40
-
-
-@pytest.fixture(params=["cpu"])
-def kernels(request: pytest.FixtureRequest) -> Kernels:
-    return select_kernels(torch.device(request.param))
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -181,91 +173,6 @@ def test_rows_of_very_different_length_are_not_padded_to_the_longest(kernels: Ke
         keys, values = (cache[tables[row]].flatten(0, 1)[: context_lens[row]] for cache in (key_cache, value_cache))
         expected = plain_attention(query[row : row + 1], keys, values, 1.0, causal=True)
         torch.testing.assert_close(output[row : row + 1], expected)
-
-
-def test_reshape_and_cache_writes_the_slots_and_nothing_else(kernels: Kernels) -> None:
-    pool = torch.zeros(4, 3, 2, BLOCK_SIZE, 2, 5)
-    key, value = randn(6, 7, 5)[:, 2:4], randn(6, 2, 5, seed=1)  # the key is a slice of a wider projection
-    slots = torch.tensor([11, 0, 4, 3, 8, 7])
-    kernels.reshape_and_cache(key, value, pool[:, 1, 0], pool[:, 1, 1], slots)
-    expected = torch.zeros_like(pool)
-    for row, slot in enumerate(slots.tolist()):
-        expected[slot // BLOCK_SIZE, 1, 0, slot % BLOCK_SIZE] = key[row]
-        expected[slot // BLOCK_SIZE, 1, 1, slot % BLOCK_SIZE] = value[row]
-    assert torch.equal(pool, expected)
-
-
-@pytest.mark.parametrize("shape", [(1, 7), (5, 3, 9)])
-def test_norms(kernels: Kernels, shape: tuple[int, ...]) -> None:
-    x, weight, bias = randn(*shape), randn(shape[-1], seed=1), randn(shape[-1], seed=2)
-    square = (x * x).mean(-1, keepdim=True)
-    torch.testing.assert_close(kernels.rms_norm(x, weight, 1e-3), x / (square + 1e-3).sqrt() * weight)
-    centred = x - x.mean(-1, keepdim=True)
-    variance = (centred * centred).mean(-1, keepdim=True)
-    expected = centred / (variance + 1e-3).sqrt() * weight + bias
-    torch.testing.assert_close(kernels.layer_norm(x, weight, bias, 1e-3), expected)
-
-
-def test_rotary_embedding_rotates_pairs_of_the_two_halves(kernels: Kernels) -> None:
-    x, angles = randn(5, 3, 8), randn(5, 4)
-    cos = torch.cat((angles.cos(), angles.cos()), -1)[:, None]
-    sin = torch.cat((-angles.sin(), angles.sin()), -1)[:, None]
-    rotated = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones_like(angles), angles)[:, None]
-    torch.testing.assert_close(kernels.rotary_embedding(x, cos, sin), torch.cat((rotated.real, rotated.imag), -1))
-
-
-def test_partial_rotary_embedding_leaves_the_rest_of_a_head(kernels: Kernels) -> None:
-    x, angles = randn(5, 3, 7), randn(5, 2)
-    cos, sin = torch.cat((angles.cos(),) * 2, -1)[:, None], torch.cat((-angles.sin(), angles.sin()), -1)[:, None]
-    rotated = kernels.rotary_embedding(x, cos, sin)
-    torch.testing.assert_close(rotated[..., :4], kernels.rotary_embedding(x[..., :4].contiguous(), cos, sin))
-    assert torch.equal(rotated[..., 4:], x[..., 4:])
-
-
-_FORMULAS = {
-    Activation.RELU: lambda x: max(x, 0.0),
-    Activation.SILU: lambda x: x / (1 + math.exp(-x)),
-    Activation.GELU: lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2))),
-    Activation.GELU_TANH: lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
-    Activation.QUICK_GELU: lambda x: x / (1 + math.exp(-1.702 * x)),
-    Activation.RELU2: lambda x: max(x, 0.0) ** 2,
-    Activation.RELU6: lambda x: min(max(x, 0.0), 6.0),
-    Activation.LEAKY_RELU: lambda x: x if x > 0 else 0.01 * x,
-    Activation.HARDSWISH: lambda x: x * min(max(x + 3, 0.0), 6.0) / 6,
-    Activation.MISH: lambda x: x * math.tanh(math.log1p(math.exp(x))),
-    Activation.TANH: math.tanh,
-    Activation.SIGMOID: lambda x: 1 / (1 + math.exp(-x)),
-    Activation.LINEAR: lambda x: x,
-}
-
-
-@pytest.mark.parametrize("kind", list(Activation))
-def test_activations(kernels: Kernels, kind: Activation) -> None:
-    gate, up = 4 * randn(3, 5), randn(3, 5, seed=1)
-    expected = torch.tensor([_FORMULAS[kind](value) for value in gate.flatten().tolist()]).view(3, 5)
-    torch.testing.assert_close(kernels.gated_activate(torch.cat((gate, up), -1), kind), expected * up)
-    torch.testing.assert_close(kernels.activate(gate.clone(), kind), expected)
-
-
-@pytest.mark.parametrize("vocab_size", [1, 31, 32, 33, 100])
-def test_token_bitmask_keeps_the_tokens_whose_bit_is_set(kernels: Kernels, vocab_size: int) -> None:
-    logits = randn(5, vocab_size)
-    rows = torch.tensor([3, 0, 4])
-    allowed = randn(3, vocab_size, seed=1) > 0
-    words = [[0] * -(-vocab_size // 32) for _ in rows]
-    for row, token in allowed.nonzero().tolist():
-        words[row][token // 32] |= 1 << token % 32
-    signed = [[word - 2**32 if word >= 2**31 else word for word in row] for row in words]
-    expected = logits.clone()
-    for row, mask in zip(rows.tolist(), allowed, strict=True):
-        expected[row, ~mask] = -torch.inf
-    kernels.apply_token_bitmask(logits, torch.tensor(signed, dtype=torch.int32), rows)
-    assert torch.equal(logits, expected)
-
-
-def test_a_device_without_kernels_is_named() -> None:
-    with pytest.raises(ValueError, match="no kernels for device 'meta'"):
-        select_kernels(torch.device("meta"))
 
 
 @pytest.mark.parametrize("groups", [((0, 3, 4), (2,)), (None,), ((5,), (0, 1, 2, 3, 4)), ()])

@@ -1,0 +1,28 @@
+"""The ops in Triton, for a GPU: one file per op, with its launcher and its kernels. Imported by `dispatch.py` alone.
+
+Rules that all of them keep. Launchers read nothing back from the device and allocate by shapes alone, so that a CUDA
+graph can record them. Offsets into pools are 64 bits wide. Arithmetic is float32, sums that decide something are
+integers. How a row is computed depends on that row and on the shapes of the model, never on the other rows of a batch;
+where that cannot be held, the file says so. The kernels run on the current device.
+"""
+
+from trivium_kernels.gpu.activation import activate, gated_activate
+from trivium_kernels.gpu.layer_norm import add_layer_norm, layer_norm
+from trivium_kernels.gpu.reshape_and_cache import reshape_and_cache
+from trivium_kernels.gpu.rms_norm import add_rms_norm, rms_norm
+from trivium_kernels.gpu.rotary_embedding import rotary_embedding
+from trivium_kernels.gpu.rotate_and_cache import rotate_and_cache
+from trivium_kernels.gpu.token_bitmask import apply_token_bitmask
+
+__all__ = [
+    "activate",
+    "add_layer_norm",
+    "add_rms_norm",
+    "apply_token_bitmask",
+    "gated_activate",
+    "layer_norm",
+    "reshape_and_cache",
+    "rms_norm",
+    "rotary_embedding",
+    "rotate_and_cache",
+]

@@ -1,0 +1,33 @@
+"""What the tests of the kernels have in common: inputs, and how near a result must be."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# As shares of the largest number of a result. bfloat16 has 8 bits, and Triton's interpreter cuts off what it should
+# round; a sum over more than a few numbers needs the rest.
+_TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(dtype)
+
+
+def bounds(lens: list[int]) -> Tensor:
+    """[len(lens) + 1] running sums that start with 0."""
+    return torch.tensor([0, *lens]).cumsum(0)
+
+
+def assert_near(found: Tensor, expected: Tensor, *, factor: float = 1.0) -> None:
+    """`found` is `expected`, float64 of the same inputs, but for the rounding of its type. No number may be missing."""
+    assert found.shape == expected.shape
+    assert not found.isnan().any(), f"{int(found.isnan().sum())} of {found.numel()} numbers were never written"
+    if not found.numel():
+        return
+    expected = expected.double()
+    error = (found.double() - expected).abs()
+    allowed = factor * _TOLERANCES[found.dtype]
+    worst = float((error / (expected.abs() + expected.abs().max() / 4 + 1e-30)).max())
+    assert worst <= allowed, f"off by {worst:.1e} of the largest number, {allowed:.1e} are allowed"

@@ -1,0 +1,20 @@
+"""Which kernels a device gets."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import torch
+
+from trivium_kernels.dispatch import Kernels, select_kernels
+
+
+def test_a_device_without_kernels_is_named() -> None:
+    with pytest.raises(ValueError, match="no kernels for device 'meta'"):
+        select_kernels(torch.device("meta"))
+
+
+def test_every_op_has_an_implementation_of_its_own_on_each_device(kernels: Kernels) -> None:
+    names = [field.name for field in fields(Kernels)]
+    assert {getattr(kernels, name).__name__ for name in names} == set(names)
