@@ -91,8 +91,8 @@ def _triton_kernels() -> Kernels:
         rotate_and_cache=gpu.rotate_and_cache,
         apply_token_bitmask=gpu.apply_token_bitmask,
         add_lora=reference.add_lora,
-        plan_varlen_attention=reference.plan_varlen_attention,
-        varlen_attention=reference.varlen_attention,
-        plan_paged_attention=reference.plan_paged_attention,
-        paged_attention=reference.paged_attention,
+        plan_varlen_attention=gpu.plan_varlen_attention,
+        varlen_attention=gpu.varlen_attention,
+        plan_paged_attention=gpu.plan_paged_attention,
+        paged_attention=gpu.paged_attention,
     )

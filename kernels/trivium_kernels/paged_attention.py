@@ -40,9 +40,10 @@ class PlanPagedAttention(Protocol):
 
         block_tables: [num_rows, max_blocks] integer; columns past a row's context are ignored, but must name blocks of
         the pool. context_lens: [num_rows], each at least the row's number of queries if causal, at least 1 otherwise.
-        cu_seqlens_q: [num_rows + 1], starts with 0. Rows with one query run fastest when they come first and in the
-        order of their context; neighbours with the same blocks, as the beams of a request have for
-        cross-attention, read them once. window: a causal query sees itself and window - 1 keys before it; needs causal.
+        cu_seqlens_q: [num_rows + 1], starts with 0; it is read on the host, so it had better be there. Rows with one
+        query run fastest when they come first and in the order of their context; neighbours with the same blocks, as
+        the beams of a request have for cross-attention, read them once. window: a causal query sees itself and
+        window - 1 keys before it; needs causal.
         bias_table: [num_heads, 2 * max_distance + 1], the bias of distance d = key position - query position in column
         clamp(d, -max_distance, max_distance) + max_distance.
         """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -17,10 +18,18 @@ class VarlenAttentionPlan:
 
 
 class PlanVarlenAttention(Protocol):
-    def __call__(self, cu_seqlens: Tensor, *, causal: bool, bias_table: Tensor | None = None) -> VarlenAttentionPlan:
+    def __call__(
+        self,
+        cu_seqlens: Tensor,
+        *,
+        causal: bool,
+        bias_table: Tensor | None = None,
+        device: torch.device | None = None,
+    ) -> VarlenAttentionPlan:
         """Prepare attention over sequences [cu_seqlens[i], cu_seqlens[i + 1]) of a pack.
 
-        cu_seqlens: [num_sequences + 1], starts with 0. bias_table: see `paged_attention.PlanPagedAttention`.
+        cu_seqlens: [num_sequences + 1], starts with 0; it is read on the host, so it had better be there. device: of
+        the pack, if that is not the device of `cu_seqlens`. bias_table: see `paged_attention.PlanPagedAttention`.
         """
         ...
 

@@ -7,23 +7,22 @@ run in a process of its own.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 
+from kernel_checks import TRITON
 from trivium_kernels.dispatch import Kernels, select_kernels
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-if INTERPRETED:
+if TRITON:
     np.seterr(all="ignore")  # a GPU does not warn about infinities either
 
 
 @pytest.fixture(scope="session")
 def kernels() -> Kernels:
-    return select_kernels(torch.device("cuda" if INTERPRETED else "cpu"))
+    return select_kernels(torch.device("cuda" if TRITON else "cpu"))
 
 
 @pytest.fixture(autouse=True)

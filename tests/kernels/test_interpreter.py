@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from kernel_checks import TRITON
+
 FOLDER = Path(__file__).parent
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that run")
+@pytest.mark.skipif(TRITON, reason="this is that run")
 @pytest.mark.timeout(900)
 def test_the_triton_sources_pass_the_same_tests() -> None:
     faulthandler.cancel_dump_traceback_later()  # each test of the other process has that watchdog for itself

@@ -8,11 +8,13 @@ where that cannot be held, the file says so. The kernels run on the current devi
 
 from trivium_kernels.gpu.activation import activate, gated_activate
 from trivium_kernels.gpu.layer_norm import add_layer_norm, layer_norm
+from trivium_kernels.gpu.paged_attention import paged_attention, plan_paged_attention
 from trivium_kernels.gpu.reshape_and_cache import reshape_and_cache
 from trivium_kernels.gpu.rms_norm import add_rms_norm, rms_norm
 from trivium_kernels.gpu.rotary_embedding import rotary_embedding
 from trivium_kernels.gpu.rotate_and_cache import rotate_and_cache
 from trivium_kernels.gpu.token_bitmask import apply_token_bitmask
+from trivium_kernels.gpu.varlen_attention import plan_varlen_attention, varlen_attention
 
 __all__ = [
     "activate",
@@ -21,8 +23,12 @@ __all__ = [
     "apply_token_bitmask",
     "gated_activate",
     "layer_norm",
+    "paged_attention",
+    "plan_paged_attention",
+    "plan_varlen_attention",
     "reshape_and_cache",
     "rms_norm",
     "rotary_embedding",
     "rotate_and_cache",
+    "varlen_attention",
 ]

@@ -87,6 +87,8 @@ def plan_paged_attention(
     segments = []
     for row in range(num_single, len(contexts)):
         start, end, context = bounds[row], bounds[row + 1], contexts[row]
+        if start == end:
+            continue
         blocks = block_tables[row, : -(-context // block_size)]
         masked = bias_table is not None or (causal and (context > end - start > 1 or (window or context) < context))
         mask = None

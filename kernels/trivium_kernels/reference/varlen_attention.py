@@ -27,12 +27,14 @@ class TorchVarlenPlan(VarlenAttentionPlan):
     causal: bool
 
 
-def plan_varlen_attention(cu_seqlens: Tensor, *, causal: bool, bias_table: Tensor | None = None) -> TorchVarlenPlan:
+def plan_varlen_attention(
+    cu_seqlens: Tensor, *, causal: bool, bias_table: Tensor | None = None, device: torch.device | None = None
+) -> TorchVarlenPlan:
     bounds = cu_seqlens.tolist()
     sequences = []
     for start, end in pairwise(bounds):
         mask = None
-        if bias_table is not None:
+        if start < end and bias_table is not None:
             mask = mask_of_reversed_queries(end - start, end - start, causal=causal, window=None, bias_table=bias_table)
         sequences.append(VarlenSequence(start, end, mask))
     return TorchVarlenPlan(tuple(sequences), causal)
