@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODELS ?=
 SERVE_FLAGS ?=
+NATIVE := $(wildcard kernels/trivium_kernels/cpu/native/*)
 PYTEST_FLAGS ?=
 BENCH_FLAGS ?=
 SOAK := $(BIN)/pytest -q --timeout 0 -o faulthandler_timeout=0
@@ -56,11 +57,11 @@ clean:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.serve: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.serve: $(VENV)/bin/python pyproject.toml constraints.txt $(NATIVE)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt $(NATIVE)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/.serve
 

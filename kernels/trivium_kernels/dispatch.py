@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,6 +18,8 @@ from trivium_kernels.rotary_embedding import RotaryEmbedding
 from trivium_kernels.rotate_and_cache import RotateAndCache
 from trivium_kernels.token_bitmask import ApplyTokenBitmask
 from trivium_kernels.varlen_attention import PlanVarlenAttention, VarlenAttention
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +47,15 @@ def select_kernels(device: torch.device) -> Kernels:
     """The fastest implementation of each op for `device`. Raises ValueError where there is none."""
     match device.type:
         case "cpu":
-            return _torch_kernels()
+            return native_kernels() or torch_kernels()
         case "cuda":
             return _triton_kernels()
         case other:
             raise ValueError(f"there are no kernels for device {other!r}, only for 'cpu' and 'cuda'")
 
 
-def _torch_kernels() -> Kernels:
+def torch_kernels() -> Kernels:
+    """The reference: plain torch, on any device."""
     return Kernels(
         rms_norm=reference.rms_norm,
         add_rms_norm=reference.add_rms_norm,
@@ -68,6 +72,29 @@ def _torch_kernels() -> Kernels:
         varlen_attention=reference.varlen_attention,
         plan_paged_attention=reference.plan_paged_attention,
         paged_attention=reference.paged_attention,
+    )
+
+
+def native_kernels() -> Kernels | None:
+    """Those in C++ for CPUs, where the extension was built; the rarer ops are plain torch's."""
+    try:
+        from trivium_kernels import cpu
+    except ImportError as error:
+        logger.warning("the C++ kernels cannot be used, plain torch is slower: %s", error)
+        return None
+    return replace(
+        torch_kernels(),
+        rms_norm=cpu.rms_norm,
+        layer_norm=cpu.layer_norm,
+        rotary_embedding=cpu.rotary_embedding,
+        activate=cpu.activate,
+        gated_activate=cpu.gated_activate,
+        reshape_and_cache=cpu.reshape_and_cache,
+        rotate_and_cache=cpu.rotate_and_cache,
+        plan_varlen_attention=cpu.plan_varlen_attention,
+        varlen_attention=cpu.varlen_attention,
+        plan_paged_attention=cpu.plan_paged_attention,
+        paged_attention=cpu.paged_attention,
     )
 
 

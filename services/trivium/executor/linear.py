@@ -6,15 +6,20 @@ of rows of a call then decides which of them is used. Owner: the model graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Product: TypeAlias = Callable[[Tensor], Tensor]  # x [num_rows >= 1, in_features] -> [num_rows, out_features]
+
+class Product(Protocol):
+    """How a layer multiplies, bias included."""
+
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """x [num_rows >= 1, in_features] -> a new tensor [num_rows, out_features], with `add` like it added."""
+        ...
 
 
 class StoredWeight(Protocol):
@@ -56,12 +61,12 @@ class Linear:
         self._large: Product = self._plain
         self._max_small_rows = 0
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [num_rows, in_features] -> [num_rows, out_features]."""
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """x [num_rows, in_features] -> [num_rows, out_features], with `add` like it added: a residual."""
         num_rows = x.shape[0]
         if num_rows == 0:
             return x.new_empty((0, self.shape[0]))
-        y = self._small(x) if num_rows <= self._max_small_rows else self._large(x)
+        y = self._small(x, add) if num_rows <= self._max_small_rows else self._large(x, add)
         if self.delta is not None:
             self.delta.add_to(y, x)
         return y
@@ -76,8 +81,9 @@ class Linear:
         self.weight = None
         self._small, self._large, self._max_small_rows = small, large, max_small_rows
 
-    def _plain(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.dense_weight(), self.bias)
+    def _plain(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        y = F.linear(x, self.dense_weight(), self.bias)
+        return y if add is None else y.add_(add)
 
 
 def find_linears(graph: object) -> list[Linear]:

@@ -16,7 +16,19 @@ import torch
 from torch import Tensor
 
 from trivium.executor.linear import Linear
-from trivium.executor.products import HALF, INT8, ONEDNN, PLAIN, Packing, fits_half, why_unavailable
+from trivium.executor.products import (
+    HALF,
+    INT8,
+    NATIVE,
+    NATIVE_BF16,
+    NATIVE_FP16,
+    NATIVE_INT8,
+    ONEDNN,
+    PLAIN,
+    Packing,
+    why_unavailable,
+)
+from trivium.executor.threads import one_thread
 
 logger = logging.getLogger(__name__)
 
@@ -41,22 +53,20 @@ class Choice:
 
 
 def tune(linears: Sequence[Linear], *, allow_half: bool, quantization: str | None) -> None:
-    """Pack the weights of `linears`. allow_half: the checkpoint stores 16-bit floats, so that fp16 loses nothing.
+    """Pack the weights of `linears`. allow_half: the checkpoint stores 16-bit floats, and they may stay so.
 
     With quantization "int8" every layer multiplies in int8.
     """
     begin = time.perf_counter()
     packings = _packings(allow_half=allow_half, quantization=quantization)
     shapes = {linear.shape for linear in linears if linear.shape[0] * linear.shape[1] >= _MIN_ELEMENTS}
-    first = Choice(packings[0], packings[0])
-    choices = choose(shapes, packings) if len(packings) > 1 else dict.fromkeys(shapes, first)
-    small = first if quantization else Choice(PLAIN, PLAIN)
+    first = (Choice(packings[0], packings[0]),)
+    ranking = choose(shapes, packings) if len(packings) > 1 else dict.fromkeys(shapes, first)
+    small = first if quantization else (Choice(PLAIN, PLAIN),)
     chosen_at = time.perf_counter()
     used: Counter[str] = Counter()
     for linear in linears:
-        choice = choices.get(linear.shape, small)
-        if HALF in (choice.small, choice.large) and not fits_half(linear.dense_weight()):
-            choice = Choice(packings[0], packings[0])
+        choice = _first_that_fits(ranking.get(linear.shape, small), linear)
         apply(linear, choice)
         used[str(choice)] += 1
     logger.info(
@@ -75,19 +85,30 @@ def apply(linear: Linear, choice: Choice) -> None:
     linear.use(small, large, max_small_rows=MAX_SMALL_ROWS)
 
 
-def choose(shapes: Iterable[Shape], packings: Sequence[Packing]) -> dict[Shape, Choice]:
-    """For each shape the packing that is fastest over all trials, and another for many rows where that pays."""
+def choose(shapes: Iterable[Shape], packings: Sequence[Packing]) -> dict[Shape, tuple[Choice, ...]]:
+    """For each shape the packings for few rows, the fastest first, each with another for many rows where that pays."""
     trials = [_Trial(shape, packing) for shape in sorted(shapes) for packing in packings]
     for num_rows in (*_SMALL_TRIALS, *_LARGE_TRIALS):
         _run(trials, num_rows)
-    choices = {}
+    ranking = {}
     for shape in {trial.shape for trial in trials}:
         of_shape = [trial for trial in trials if trial.shape == shape]
-        small = min(of_shape, key=lambda trial: trial.share(of_shape, _SMALL_TRIALS))
         large = min(of_shape, key=lambda trial: trial.share(of_shape, _LARGE_TRIALS))
-        pays = large.seconds[_LARGE_TRIALS[0]] < _SECOND_PACKING_GAIN * small.seconds[_LARGE_TRIALS[0]]
-        choices[shape] = Choice(small.packing, large.packing if pays else small.packing)
-    return choices
+        best = sorted(of_shape, key=lambda trial: trial.share(of_shape, _SMALL_TRIALS))
+        ranking[shape] = tuple(_with_large(trial, large) for trial in best)
+    return ranking
+
+
+def _with_large(small: _Trial, large: _Trial) -> Choice:
+    rows = _LARGE_TRIALS[0]
+    pays = large.seconds[rows] < _SECOND_PACKING_GAIN * small.seconds[rows]
+    return Choice(small.packing, large.packing if pays else small.packing)
+
+
+def _first_that_fits(choices: Sequence[Choice], linear: Linear) -> Choice:
+    """There is one: those in float32 fit every weight."""
+    weight = linear.dense_weight()
+    return next(choice for choice in choices if choice.small.fits(weight) and choice.large.fits(weight))
 
 
 class _Trial:
@@ -113,6 +134,12 @@ class _Trial:
 
 
 def _run(trials: Sequence[_Trial], num_rows: int) -> None:
+    """On one thread, so that CPU time is what a product takes, however the threads of each kind wait."""
+    with one_thread():
+        _run_here(trials, num_rows)
+
+
+def _run_here(trials: Sequence[_Trial], num_rows: int) -> None:
     other_data = torch.zeros(_CACHE_BYTES // 4)
     inputs = {trial.shape[1]: torch.full((num_rows, trial.shape[1]), 0.5) for trial in trials}
     for repeat in range(_REPEATS + 1):
@@ -124,8 +151,9 @@ def _run(trials: Sequence[_Trial], num_rows: int) -> None:
 
 def _packings(*, allow_half: bool, quantization: str | None) -> list[Packing]:
     """What there is, an exact one first, with a log line for what there should be."""
-    exact = [ONEDNN, HALF] if allow_half else [ONEDNN]
-    wanted = [INT8] if quantization == "int8" else exact
+    exact = [NATIVE, ONEDNN]
+    half = [NATIVE_BF16, NATIVE_FP16, HALF] if allow_half else []
+    wanted = [NATIVE_INT8, INT8] if quantization == "int8" else [*exact, *half]
     found = []
     for packing in wanted:
         reason = why_unavailable(packing)

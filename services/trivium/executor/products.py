@@ -1,7 +1,7 @@
-"""Packed matrix products of torch for a CPU: what `linear_tuning` chooses from.
+"""Packed matrix products for a CPU: what `linear_tuning` chooses from.
 
-They are private operators of torch. Each is optional: `why_unavailable` tries it on this processor.
-All read packed weights that are made once; arithmetic is float32, but for int8.
+Ours in C++ (`trivium_kernels.cpu`), and private operators of torch. Each is optional: `why_unavailable` tries it on
+this processor. All read packed weights that are made once; arithmetic is float32, but for int8.
 """
 
 from __future__ import annotations
@@ -26,30 +26,41 @@ class Packing:
     """pack: weight [out_features, in_features] and bias -> product.
 
     weight_bytes: of a packed weight element. tolerance: the largest error against `linear`, as a share of the largest
-    result, that a working operator makes with random numbers.
+    result, that a working operator makes with random numbers. fits: whether a weight may be packed so.
     """
 
     name: str
     pack: Callable[[Tensor, Tensor | None], Product]
     weight_bytes: int
     tolerance: float
+    fits: Callable[[Tensor], bool] = lambda weight: True
+
+
+def _adding(multiply: Callable[[Tensor], Tensor]) -> Product:
+    """`multiply`, which returns a new tensor, as a Product."""
+
+    def product(x: Tensor, add: Tensor | None = None) -> Tensor:
+        y = multiply(x)
+        return y if add is None else y.add_(add)
+
+    return product
 
 
 def _pack_plain(weight: Tensor, bias: Tensor | None) -> Product:
-    return lambda x: F.linear(x, weight, bias)
+    return _adding(lambda x: F.linear(x, weight, bias))
 
 
 def _pack_onednn(weight: Tensor, bias: Tensor | None) -> Product:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, _LAYOUT_ROWS)
     multiply = torch.ops.mkldnn._linear_pointwise.default
     no_scalars: list[Any] = []
-    return lambda x: multiply(x, packed, bias, "none", no_scalars, "")
+    return _adding(lambda x: multiply(x, packed, bias, "none", no_scalars, ""))
 
 
 def _pack_half(weight: Tensor, bias: Tensor | None) -> Product:
     packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
     multiply = torch.ops.quantized.linear_dynamic_fp16.default
-    return lambda x: multiply(x, packed)
+    return _adding(lambda x: multiply(x, packed))
 
 
 def _pack_int8(weight: Tensor, bias: Tensor | None) -> Product:
@@ -61,19 +72,41 @@ def _pack_int8(weight: Tensor, bias: Tensor | None) -> Product:
         quantized = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
     packed = torch.ops.quantized.linear_prepack(quantized, bias)
     multiply = torch.ops.quantized.linear_dynamic.default
-    return lambda x: multiply(x, packed, True)
+    return _adding(lambda x: multiply(x, packed, True))
+
+
+def _pack_native(weight_type: str) -> Callable[[Tensor, Tensor | None], Product]:
+    """As a weight type of `trivium_kernels.cpu`; ImportError or NotImplementedError where there is none."""
+
+    def pack(weight: Tensor, bias: Tensor | None) -> Product:
+        from trivium_kernels import cpu
+
+        kind = cpu.WeightType[weight_type]
+        if not cpu.can_pack(kind):
+            raise NotImplementedError("this processor lacks the instructions")
+        return cpu.PackedWeight(weight, bias, kind)
+
+    return pack
+
+
+def _is_exact_in(dtype: torch.dtype) -> Callable[[Tensor], bool]:
+    return lambda weight: torch.equal(weight.to(dtype).to(weight.dtype), weight)
+
+
+def fits_half(weight: Tensor) -> bool:
+    """Whether float16 can hold every number of `weight`; the smallest lose digits."""
+    low, high = torch.aminmax(weight)
+    return bool(max(-low, high) < _MAX_HALF)
 
 
 PLAIN = Packing("linear", _pack_plain, 4, 1e-6)
 ONEDNN = Packing("onednn", _pack_onednn, 4, 1e-5)
-HALF = Packing("fp16", _pack_half, 2, 2e-3)
+HALF = Packing("fp16", _pack_half, 2, 2e-3, fits_half)
 INT8 = Packing("int8", _pack_int8, 1, 4e-2)
-
-
-def fits_half(weight: Tensor) -> bool:
-    """Whether float16 can hold every number of `weight`."""
-    low, high = torch.aminmax(weight)
-    return bool(max(-low, high) < _MAX_HALF)
+NATIVE = Packing("native float32", _pack_native("FLOAT32"), 4, 1e-5)
+NATIVE_BF16 = Packing("native bfloat16", _pack_native("BFLOAT16"), 2, 2e-2, _is_exact_in(torch.bfloat16))
+NATIVE_FP16 = Packing("native float16", _pack_native("FLOAT16"), 2, 2e-3, _is_exact_in(torch.float16))
+NATIVE_INT8 = Packing("native int8", _pack_native("INT8"), 1, 4e-2)
 
 
 def why_unavailable(packing: Packing) -> str | None:
@@ -84,7 +117,7 @@ def why_unavailable(packing: Packing) -> str | None:
     expected = F.linear(x, weight, bias)
     try:
         found = packing.pack(weight, bias)(x)
-    except (AttributeError, RuntimeError, NotImplementedError) as error:
+    except (AttributeError, ImportError, RuntimeError) as error:
         return str(error).partition("\n")[0][:120]
     deviation = float((found - expected).abs().max() / expected.abs().max())
     return None if deviation <= packing.tolerance else f"its results are wrong by {deviation:.1e}"

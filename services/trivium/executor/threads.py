@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -29,9 +30,30 @@ def choose_num_threads(config: ExecutorConfig, weight_bytes: int, num_cores: int
 def set_num_threads(num_threads: int) -> None:
     """Takes effect for operators that the calling thread starts, and for no other thread."""
     torch.set_num_threads(num_threads)
+    _set_native_threads(num_threads)
     if torch.get_num_interop_threads() != 1:
         with contextlib.suppress(RuntimeError):  # torch has run in parallel before: it is somebody else's process
             torch.set_num_interop_threads(1)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Operators that the calling thread starts here have one thread."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    _set_native_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+        _set_native_threads(num_threads)
+
+
+def _set_native_threads(num_threads: int) -> None:
+    with contextlib.suppress(ImportError):  # the extension was not built
+        from trivium_kernels.cpu import _native
+
+        _native.set_num_threads(num_threads)
 
 
 def count_cores() -> int:

@@ -12,16 +12,37 @@ from torch import Tensor
 from trivium.executor import linear_tuning, products
 from trivium.executor.linear import Linear, find_linears
 from trivium.executor.linear_tuning import Choice, apply, choose, tune
-from trivium.executor.products import HALF, INT8, ONEDNN, PLAIN, Packing
+from trivium.executor.products import (
+    HALF,
+    INT8,
+    NATIVE,
+    NATIVE_BF16,
+    NATIVE_FP16,
+    NATIVE_INT8,
+    ONEDNN,
+    PLAIN,
+    Packing,
+)
 
 # Largest error, as a share of the largest result.
-TOLERANCE = {PLAIN.name: 0.0, ONEDNN.name: 1e-6, HALF.name: 1e-6, INT8.name: 3e-2}
+TOLERANCE = {
+    PLAIN.name: 0.0,
+    ONEDNN.name: 1e-6,
+    HALF.name: 1e-6,
+    INT8.name: 3e-2,
+    NATIVE.name: 1e-6,
+    NATIVE_BF16.name: 1e-6,
+    NATIVE_FP16.name: 1e-6,
+    NATIVE_INT8.name: 2e-2,
+}
+ALL = (PLAIN, ONEDNN, HALF, INT8, NATIVE, NATIVE_BF16, NATIVE_FP16, NATIVE_INT8)
 
 
 def make_weight(out_features: int, in_features: int) -> tuple[Tensor, Tensor]:
-    """A weight that fp16 holds exactly, and a bias."""
+    """A weight that bfloat16 and float16 hold exactly, and a bias."""
     generator = torch.Generator().manual_seed(out_features)
     weight = torch.randn((out_features, in_features), generator=generator).bfloat16().float()
+    weight = weight.masked_fill_(weight.abs() < 1e-3, 0.0)
     return weight, torch.randn(out_features, generator=generator)
 
 
@@ -29,7 +50,7 @@ def deviation(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize("packing", [PLAIN, ONEDNN, HALF, INT8], ids=lambda packing: packing.name)
+@pytest.mark.parametrize("packing", ALL, ids=lambda packing: packing.name)
 @pytest.mark.parametrize("shape", [(48, 32), (7, 129), (576, 192)], ids=str)
 @pytest.mark.parametrize("has_bias", [False, True], ids=["plain", "bias"])
 def test_every_packing_computes_what_linear_computes(packing: Packing, shape: tuple[int, int], has_bias: bool) -> None:
@@ -38,7 +59,12 @@ def test_every_packing_computes_what_linear_computes(packing: Packing, shape: tu
     product = packing.pack(weight, given_bias)
     for num_rows in (1, 2, 17, 40):
         x = torch.randn((num_rows, shape[1]), generator=torch.Generator().manual_seed(num_rows))
-        assert deviation(product(x), F.linear(x, weight, given_bias)) <= TOLERANCE[packing.name]
+        expected = F.linear(x, weight, given_bias)
+        assert deviation(product(x), expected) <= TOLERANCE[packing.name]
+        residual = torch.randn((num_rows, 2 * shape[0]), generator=torch.Generator().manual_seed(1))[:, : shape[0]]
+        before = residual.clone()
+        assert deviation(product(x, residual) - residual, expected) <= TOLERANCE[packing.name] + 1e-6
+        assert torch.equal(residual, before)
 
 
 def test_rows_of_a_step_decide_between_two_packings() -> None:
@@ -48,7 +74,7 @@ def test_rows_of_a_step_decide_between_two_packings() -> None:
 
     def packing(name: str) -> Packing:
         def pack(weight: Tensor, bias: Tensor | None) -> object:
-            def multiply(x: Tensor) -> Tensor:
+            def multiply(x: Tensor, add: Tensor | None = None) -> Tensor:
                 seen.append((name, len(x)))
                 return F.linear(x, weight, bias)
 
@@ -63,9 +89,7 @@ def test_rows_of_a_step_decide_between_two_packings() -> None:
     assert [name for name, _ in seen] == ["few", "few", "many"]
 
 
-@pytest.mark.parametrize(
-    "packing", [None, ONEDNN, HALF, INT8], ids=lambda packing: packing.name if packing else "plain"
-)
+@pytest.mark.parametrize("packing", [None, *ALL], ids=lambda packing: packing.name if packing else "none")
 def test_no_rows_give_no_rows(packing: Packing | None) -> None:
     linear = Linear(*make_weight(48, 32))
     if packing:
@@ -86,7 +110,8 @@ def test_tuning_keeps_the_function_and_gives_the_weights_up(caplog: pytest.LogCa
 
 
 def test_a_weight_beyond_fp16_is_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_tuning, "choose", lambda shapes, packings: dict.fromkeys(shapes, Choice(HALF, HALF)))
+    ranking = tuple(Choice(packing, packing) for packing in (HALF, NATIVE_FP16, NATIVE_BF16, PLAIN))
+    monkeypatch.setattr(linear_tuning, "choose", lambda shapes, packings: dict.fromkeys(shapes, ranking))
     weight, _ = make_weight(256, 160)
     weight[3, 5] = 1e6
     linear = Linear(weight)
@@ -110,7 +135,8 @@ def test_a_missing_operator_is_reported_and_done_without(
     def missing(weight: Tensor, bias: Tensor | None) -> products.Product:
         raise AttributeError("no such operator")
 
-    for name, packing in (("ONEDNN", ONEDNN), ("INT8", INT8)):
+    for name in ("NATIVE", "NATIVE_INT8", "ONEDNN", "INT8"):
+        packing = getattr(products, name)
         broken = Packing(packing.name, missing, packing.weight_bytes, packing.tolerance)
         monkeypatch.setattr(linear_tuning, name, broken)
     for quantization in (None, "int8"):
@@ -119,24 +145,25 @@ def test_a_missing_operator_is_reported_and_done_without(
         tune([linear], allow_half=False, quantization=quantization)
         x = torch.randn((3, 160))
         assert torch.equal(linear(x), F.linear(x, weight, bias))
-    assert "no onednn on this machine: no such operator" in caplog.text
-    assert "no int8 on this machine: no such operator" in caplog.text
+    for name in ("onednn", "int8", "native float32", "native int8"):
+        assert f"no {name} on this machine: no such operator" in caplog.text
 
 
 def test_an_operator_that_computes_something_else_is_not_used() -> None:
     def wrong(weight: Tensor, bias: Tensor | None) -> products.Product:
-        return lambda x: F.linear(x, weight, bias) * 1.01
+        return lambda x, add=None: F.linear(x, weight, bias) * 1.01
 
     assert products.why_unavailable(Packing("wrong", wrong, 4, 1e-5)) == "its results are wrong by 1.0e-02"
-    assert all(products.why_unavailable(packing) is None for packing in (ONEDNN, HALF, INT8))
+    assert all(products.why_unavailable(packing) is None for packing in ALL)
 
 
 def test_the_fastest_of_the_trials_is_chosen() -> None:
     def slow(weight: Tensor, bias: Tensor | None) -> products.Product:
-        return lambda x: torch.stack([F.linear(x, weight, bias) for _ in range(8)])[0]
+        return lambda x, add=None: torch.stack([F.linear(x, weight, bias) for _ in range(8)])[0]
 
-    chosen = choose([(256, 160), (512, 64)], [Packing("slow", slow, 4, 0.0), PLAIN])
-    assert chosen == dict.fromkeys([(256, 160), (512, 64)], Choice(PLAIN, PLAIN))
+    never = Packing("slow", slow, 4, 0.0)
+    ranking = choose([(256, 160), (512, 64)], [never, PLAIN])
+    assert ranking == dict.fromkeys([(256, 160), (512, 64)], (Choice(PLAIN, PLAIN), Choice(never, PLAIN)))
 
 
 class Int4:

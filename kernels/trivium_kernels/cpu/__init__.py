@@ -1,0 +1,33 @@
+"""Every op in C++ for the processor at hand (`native/`): the fast path on a CPU, where the extension was built.
+
+Importing this package raises ImportError where it was not; `dispatch` then takes plain torch. Nothing here keeps state.
+The module passes addresses: whatever is not float32 in the layout of the contract goes to plain torch instead.
+"""
+
+from trivium_kernels.cpu.activation import activate, gated_activate
+from trivium_kernels.cpu.attention import (
+    paged_attention,
+    plan_paged_attention,
+    plan_varlen_attention,
+    varlen_attention,
+)
+from trivium_kernels.cpu.norms import layer_norm, rms_norm
+from trivium_kernels.cpu.packed_weight import PackedWeight, WeightType, can_pack
+from trivium_kernels.cpu.rotate_and_cache import reshape_and_cache, rotary_embedding, rotate_and_cache
+
+__all__ = [
+    "PackedWeight",
+    "WeightType",
+    "activate",
+    "can_pack",
+    "gated_activate",
+    "layer_norm",
+    "paged_attention",
+    "plan_paged_attention",
+    "plan_varlen_attention",
+    "reshape_and_cache",
+    "rms_norm",
+    "rotary_embedding",
+    "rotate_and_cache",
+    "varlen_attention",
+]

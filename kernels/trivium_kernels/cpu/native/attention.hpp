@@ -1,0 +1,366 @@
+// Attention of packed queries to keys and values in blocks, or side by side.
+//
+// A task is up to QUERIES queries of one segment (a token's heads that share a key head are as many queries) and some key
+// heads. It goes over the keys that the queries see, KEYS at a time, and for these over the heads: keys and values of
+// all heads of a token lie side by side. Softmax has a running maximum and sum (https://arxiv.org/abs/2205.14135).
+
+constexpr int QUERIES = 16;
+constexpr int KEYS = 64;
+constexpr int KEY_VECTORS = KEYS / VW;
+constexpr int HEADS = 16;      // key heads of a task at most
+constexpr int FEW_QUERIES = 4;  // up to here a product per key is faster than to transpose the keys
+constexpr float HIDDEN = -1e30f;
+
+// Keys of one segment, from some position on: where they and their values lie, of the first key head of the task.
+struct KeyTile {
+    const float *keys[KEYS], *values[KEYS], *next_keys[KEYS];
+    int count, next_count;
+    int padded;  // count rounded up to whole vectors: so many scores are computed
+};
+
+// The queries of one key head.
+struct Tile {
+    const Attention *a;
+    const float *query[QUERIES];
+    int64_t position[QUERIES];  // of each query in its sequence
+    int64_t head[QUERIES];
+    int num_queries;
+    int64_t key_offset;  // of the key head, in a row of the task
+    float scores[QUERIES][KEYS];
+    float most[QUERIES], sum[QUERIES];
+    float *sums;  // [QUERIES][head_dim]
+};
+
+// [i] of the result is the sum of all lanes of v[i].
+INLINE vf sums_of_lanes(vf *v) {
+#pragma GCC unroll 8
+    for (int stride = 1; stride < VW; stride *= 2) {
+        vi straight, crossed;
+#pragma GCC unroll 16
+        for (int i = 0; i < VW; i++) {
+            straight[i] = i & stride ? VW + i : i;
+            crossed[i] = (i & stride ? VW : 0) + (i ^ stride);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < VW; i += 2 * stride)
+            v[i] = SHUFFLE(v[i], v[i + stride], straight) + SHUFFLE(v[i], v[i + stride], crossed);
+    }
+    return v[0];
+}
+
+// The values of a tile are asked for while its keys are used, and the keys of the next one while its values are: to the
+// second-level cache, because a tile of both does not fit into the first.
+INLINE void prefetch_row(const float *row, int64_t size) {
+    for (int64_t at = 0; at < size; at += 16) __builtin_prefetch(row + at, 0, 2);
+}
+
+template <int NUM_QUERIES>
+static void score_queries(Tile &t, const KeyTile &tile) {
+    const int64_t dim = t.a->head_dim, whole = dim / VW * VW;
+    vf partial[NUM_QUERIES][VW];
+    for (int first = 0; first < tile.count; first += VW) {
+        int count = tile.count - first < VW ? tile.count - first : VW;
+        for (int i = 0; i < count; i++) {
+            const float *key = tile.keys[first + i] + t.key_offset;
+            prefetch_row(tile.values[first + i] + t.key_offset, dim);
+            vf sums[NUM_QUERIES] = {};
+            for (int64_t d = 0; d < whole; d += VW) {
+                vf k = load(key + d);
+#pragma GCC unroll 8
+                for (int q = 0; q < NUM_QUERIES; q++) sums[q] += load(t.query[q] + d) * k;
+            }
+            if (whole < dim)
+                for (int q = 0; q < NUM_QUERIES; q++)
+                    sums[q] += load_some(t.query[q] + whole, dim - whole) * load_some(key + whole, dim - whole);
+            for (int q = 0; q < NUM_QUERIES; q++) partial[q][i] = sums[q];
+        }
+        for (int q = 0; q < NUM_QUERIES; q++) {
+            for (int i = count; i < VW; i++) partial[q][i] = vf{};
+            store(t.scores[q] + first, sums_of_lanes(partial[q]) * t.a->scale);
+        }
+    }
+}
+
+INLINE void score_few(Tile &t, const KeyTile &tile) {
+    static_assert(FEW_QUERIES == 4);
+    switch (t.num_queries) {
+        case 1: return score_queries<1>(t, tile);
+        case 2: return score_queries<2>(t, tile);
+        case 3: return score_queries<3>(t, tile);
+        default: return score_queries<4>(t, tile);
+    }
+}
+
+INLINE void score_many(Tile &t, const KeyTile &tile, float *transposed) {
+    const int64_t dim = t.a->head_dim;
+    for (int i = 0; i < tile.count; i++) {
+        prefetch_row(tile.values[i] + t.key_offset, dim);
+        for (int64_t d = 0; d < dim; d++) transposed[d * KEYS + i] = tile.keys[i][t.key_offset + d];
+    }
+    for (int64_t i = tile.count; i < KEYS; i++)
+        for (int64_t d = 0; d < dim; d++) transposed[d * KEYS + i] = 0;
+    constexpr int TOGETHER = VW == 16 ? 6 : 1;
+    for (int q = 0; q < t.num_queries; q += TOGETHER) {
+        vf sums[TOGETHER][KEY_VECTORS] = {};
+        const float *query[TOGETHER];
+        for (int i = 0; i < TOGETHER; i++) query[i] = t.query[q + i < t.num_queries ? q + i : q];
+        for (int64_t d = 0; d < dim; d++) {
+            vf keys[KEY_VECTORS];
+            for (int k = 0; k < KEY_VECTORS; k++) keys[k] = load(transposed + d * KEYS + k * VW);
+#pragma GCC unroll 8
+            for (int i = 0; i < TOGETHER; i++) {
+                vf x = splat(query[i][d]);
+#pragma GCC unroll 16
+                for (int k = 0; k < KEY_VECTORS; k++) sums[i][k] += x * keys[k];
+            }
+        }
+        for (int i = 0; i < TOGETHER && q + i < t.num_queries; i++)
+            for (int k = 0; k < KEY_VECTORS; k++) store(t.scores[q + i] + k * VW, sums[i][k] * t.a->scale);
+    }
+}
+
+// Soft cap, bias, and what a query does not see, for the keys from position `first` on.
+INLINE void edit_scores(Tile &t, const KeyTile &tile, int64_t first) {
+    const int count = tile.count, padded = tile.padded;
+    const Attention &a = *t.a;
+    for (int q = 0; q < t.num_queries; q++) {
+        float *scores = t.scores[q];
+        if (a.soft_cap > 0)
+            for (int k = 0; k < padded; k += VW)
+                store(scores + k, vtanh(load(scores + k) * (1.0f / a.soft_cap)) * a.soft_cap);
+        if (a.bias) {
+            const float *row = a.bias + t.head[q] * (2 * a.max_distance + 1) + a.max_distance;
+            for (int k = 0; k < count; k++) {
+                int64_t distance = first + k - t.position[q];
+                if (distance > a.max_distance) distance = a.max_distance;
+                if (distance < -a.max_distance) distance = -a.max_distance;
+                scores[k] += row[distance];
+            }
+        }
+        int64_t from = 0, to = count;
+        if (a.is_causal) {
+            if (t.position[q] - first + 1 < to) to = t.position[q] - first + 1;
+            if (a.window > 0 && t.position[q] - first - a.window + 1 > from) from = t.position[q] - first - a.window + 1;
+        }
+        for (int64_t k = 0; k < from && k < padded; k++) scores[k] = HIDDEN;
+        for (int64_t k = to > 0 ? to : 0; k < padded; k++) scores[k] = HIDDEN;
+    }
+}
+
+// Scores become weights; sums so far are brought to the new maximum.
+INLINE void soften(Tile &t, int padded) {
+    const int64_t dim = t.a->head_dim;
+    for (int q = 0; q < t.num_queries; q++) {
+        vf most = load(t.scores[q]);
+        for (int k = VW; k < padded; k += VW) most = vmax(most, load(t.scores[q] + k));
+        float largest = max_of(most);
+        if (largest > t.most[q]) {
+            float factor = vexp(splat(t.most[q] - largest))[0];
+            t.most[q] = largest;
+            t.sum[q] *= factor;
+            for (int64_t d = 0; d < dim; d++) t.sums[q * dim + d] *= factor;
+        }
+        vf total = {};
+        for (int k = 0; k < padded; k += VW) {
+            vf weights = vexp(load(t.scores[q] + k) - t.most[q]);
+            store(t.scores[q] + k, weights);
+            total += weights;
+        }
+        t.sum[q] += sum_of(total);
+    }
+}
+
+template <int TOGETHER, int VECTORS>
+INLINE void add_values_of(Tile &t, const KeyTile &tile, int q, int64_t d) {
+    const int64_t dim = t.a->head_dim;
+    vf acc[TOGETHER][VECTORS];
+#pragma GCC unroll 8
+    for (int i = 0; i < TOGETHER; i++)
+        for (int v = 0; v < VECTORS; v++) acc[i][v] = load(t.sums + (q + i) * dim + d + v * VW);
+    for (int k = 0; k < tile.count; k++) {
+        if (d == 0 && q == 0 && k < tile.next_count) prefetch_row(tile.next_keys[k] + t.key_offset, dim);
+        const float *value = tile.values[k] + t.key_offset + d;
+        vf values[VECTORS];
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++) values[v] = load(value + v * VW);
+#pragma GCC unroll 8
+        for (int i = 0; i < TOGETHER; i++) {
+            vf weight = splat(t.scores[q + i][k]);
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; v++) acc[i][v] += weight * values[v];
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < TOGETHER; i++)
+        for (int v = 0; v < VECTORS; v++) store(t.sums + (q + i) * dim + d + v * VW, acc[i][v]);
+}
+
+template <int TOGETHER>
+static void add_values_to(Tile &t, const KeyTile &tile, int q) {
+    const int64_t dim = t.a->head_dim, whole = dim / VW * VW;
+    constexpr int WIDE = VW == 16 ? 4 : 2;
+    int64_t d = 0;
+    for (; d + WIDE * VW <= whole; d += WIDE * VW) add_values_of<TOGETHER, WIDE>(t, tile, q, d);
+    for (; d < whole; d += VW) add_values_of<TOGETHER, 1>(t, tile, q, d);
+    for (int i = 0; i < TOGETHER; i++)
+        for (d = whole; d < dim; d++)
+            for (int k = 0; k < tile.count; k++)
+                t.sums[(q + i) * dim + d] += t.scores[q + i][k] * tile.values[k][t.key_offset + d];
+}
+
+INLINE void add_values(Tile &t, const KeyTile &tile) {
+    int q = 0;
+    for (; q + 4 <= t.num_queries; q += 4) add_values_to<4>(t, tile, q);
+    switch (t.num_queries - q) {
+        case 1: return add_values_to<1>(t, tile, q);
+        case 2: return add_values_to<2>(t, tile, q);
+        case 3: return add_values_to<3>(t, tile, q);
+    }
+}
+
+// Where `count` keys and values from position `first` on lie; values may be null.
+INLINE void find_rows(
+    const Attention &a, const Segment &segment, int64_t head, int64_t first, int count, const float **keys,
+    const float **values) {
+    if (count == 0) return;
+    const float *key = a.keys + head * a.head_dim;
+    const int64_t to_value = a.values - a.keys;
+    const int32_t *block = a.tables ? a.tables + segment.row * a.table_stride + first / a.block_size : nullptr;
+    int64_t offset = block ? first % a.block_size : 0;
+    int64_t place = (block ? *block * a.block_stride : (segment.begin + first) * a.token_stride) + offset * a.token_stride;
+    for (int k = 0; k < count; k++, offset++, place += a.token_stride) {
+        if (block && offset == a.block_size) offset = 0, place = *++block * a.block_stride;
+        keys[k] = key + place;
+        if (values) values[k] = key + place + to_value;
+    }
+}
+
+// What a task works on: tile `first_query / QUERIES` of the queries of every key head in [head, end_head).
+struct Task {
+    const Attention *a;
+    Segment segment;
+    int64_t first_query, head, end_head;
+};
+
+static void start(Tile &t, const Task &task, int64_t head, float *sums) {
+    const Attention &a = *task.a;
+    const int64_t shared = a.num_heads / a.num_kv_heads, num_queries = task.segment.end - task.segment.begin;
+    const int64_t left = num_queries * shared - task.first_query;
+    t.a = &a;
+    t.num_queries = int(left < QUERIES ? left : QUERIES);
+    t.key_offset = (head - task.head) * a.head_dim;
+    t.sums = sums;
+    memset(sums, 0, size_t(QUERIES * a.head_dim) * sizeof(float));
+    for (int q = 0; q < t.num_queries; q++) {
+        int64_t token = (task.first_query + q) / shared;
+        t.head[q] = head * shared + (task.first_query + q) % shared;
+        t.query[q] = a.query + (task.segment.begin + token) * a.query_stride + t.head[q] * a.head_dim;
+        t.position[q] = task.segment.context - num_queries + token;
+        t.most[q] = HIDDEN, t.sum[q] = 0;
+    }
+}
+
+static void finish(const Tile &t, const Task &task) {
+    const Attention &a = *t.a;
+    const int64_t shared = a.num_heads / a.num_kv_heads;
+    for (int q = 0; q < t.num_queries; q++) {
+        int64_t token = task.segment.begin + (task.first_query + q) / shared;
+        float *out = a.output + (token * a.num_heads + t.head[q]) * a.head_dim, inverse = 1.0f / t.sum[q];
+        for (int64_t d = 0; d < a.head_dim; d++) out[d] = t.sums[q * a.head_dim + d] * inverse;
+    }
+}
+
+struct Scratch {
+    Tile tiles[HEADS];
+    KeyTile keys;
+    float *floats;  // sums of every head, then transposed keys
+    int64_t size;
+};
+
+static void run(const Task &task, Scratch &scratch) {
+    const Attention &a = *task.a;
+    const int num_heads = int(task.end_head - task.head);
+    float *transposed = scratch.floats + HEADS * QUERIES * a.head_dim;
+    for (int h = 0; h < num_heads; h++)
+        start(scratch.tiles[h], task, task.head + h, scratch.floats + h * QUERIES * a.head_dim);
+    const Tile &any = scratch.tiles[0];
+    int64_t from = 0, to = task.segment.context;
+    if (a.is_causal) {
+        to = any.position[any.num_queries - 1] + 1;
+        if (a.window > 0 && any.position[0] - a.window + 1 > 0) from = (any.position[0] - a.window + 1) / KEYS * KEYS;
+    }
+    for (int64_t first = from; first < to; first += KEYS) {
+        KeyTile &tile = scratch.keys;
+        int64_t left = to - first, behind = left - KEYS;
+        tile.count = int(left < KEYS ? left : KEYS);
+        tile.padded = (tile.count + VW - 1) / VW * VW;
+        tile.next_count = int(behind < 0 ? 0 : behind < KEYS ? behind : KEYS);
+        find_rows(a, task.segment, task.head, first, tile.count, tile.keys, tile.values);
+        if (first == from)
+            for (int k = 0; k < tile.count; k++) prefetch_row(tile.keys[k], num_heads * a.head_dim);
+        find_rows(a, task.segment, task.head, first + KEYS, tile.next_count, tile.next_keys, nullptr);
+        for (int h = 0; h < num_heads; h++) {
+            Tile &t = scratch.tiles[h];
+            if (t.num_queries <= FEW_QUERIES) {
+                score_few(t, tile);
+            } else {
+                score_many(t, tile, transposed);
+            }
+            edit_scores(t, tile, first);
+            soften(t, tile.padded);
+            add_values(t, tile);
+        }
+    }
+    for (int h = 0; h < num_heads; h++) finish(scratch.tiles[h], task);
+}
+
+struct Attending {
+    const Attention *a;
+    int64_t heads_per_task, head_groups;
+};
+
+static int64_t query_tiles(const Attention &a, const Segment &segment) {
+    int64_t queries = (segment.end - segment.begin) * (a.num_heads / a.num_kv_heads);
+    return (queries + QUERIES - 1) / QUERIES;
+}
+
+// Tasks are numbered segment by segment, group of heads by group, tile by tile.
+static void attend_tasks(const void *arg, int64_t begin, int64_t end) {
+    const Attending &job = *static_cast<const Attending *>(arg);
+    const Attention &a = *job.a;
+    static thread_local Scratch scratch;
+    const int64_t wanted = (HEADS * QUERIES + KEYS) * a.head_dim;
+    if (wanted > scratch.size) {
+        free(scratch.floats);
+        scratch.floats = static_cast<float *>(malloc(size_t(wanted) * sizeof(float)));
+        scratch.size = wanted;
+    }
+    int64_t number = 0;
+    for (int64_t s = 0; s < a.num_segments && number < end; s++) {
+        const int64_t tiles = query_tiles(a, a.segments[s]), count = tiles * job.head_groups;
+        for (int64_t i = begin > number ? begin - number : 0; i < count && number + i < end; i++) {
+            int64_t head = i / tiles * job.heads_per_task, end_head = head + job.heads_per_task;
+            if (end_head > a.num_kv_heads) end_head = a.num_kv_heads;
+            run({&a, a.segments[s], i % tiles * QUERIES, head, end_head}, scratch);
+        }
+        number += count;
+    }
+}
+
+// A task takes as many heads as there are, if the threads have enough tasks so.
+static void attend(const Attention &a, int num_threads) {
+    int64_t tiles = 0, work = 0;
+    for (int64_t s = 0; s < a.num_segments; s++) {
+        tiles += query_tiles(a, a.segments[s]);
+        work += (a.segments[s].end - a.segments[s].begin) * a.segments[s].context;
+    }
+    if (work * a.num_heads * a.head_dim < 100000) num_threads = 1;
+    int64_t groups = tiles >= 4 * num_threads ? 1 : (4 * num_threads + tiles - 1) / (tiles > 0 ? tiles : 1);
+    if (num_threads == 1) groups = 1;
+    if (groups > a.num_kv_heads) groups = a.num_kv_heads;
+    int64_t heads = (a.num_kv_heads + groups - 1) / groups;
+    if (heads > HEADS) heads = HEADS;
+    Attending job = {&a, heads, (a.num_kv_heads + heads - 1) / heads};
+    int64_t count = tiles * job.head_groups, grain = count / (16 * num_threads);
+    pool_run(attend_tasks, &job, count, grain > 1 ? grain : 1, num_threads);
+}

@@ -1,0 +1,166 @@
+// Products of few or many rows with a packed weight.
+//
+// A panel is PANEL = 2 * VW output columns: for every k, their weights lie side by side, so that a product of one row reads
+// the weight once from beginning to end. A tile of up to MAX_ROWS rows of x is multiplied with a panel in registers.
+
+constexpr int PANEL = 2 * VW;
+constexpr int MAX_ROWS = VW == 16 ? 12 : 6;  // 2 * MAX_ROWS sums fit into the registers
+constexpr int FEW_ROWS = 2;                  // so few sums would wait for each other: every other k has its own
+
+static int64_t num_panels(int64_t n) { return (n + PANEL - 1) / PANEL; }
+
+struct F32 {
+    using Element = float;
+    INLINE vf load_weights(const Element *p) { return load(p); }
+    static Element of(float x) { return x; }
+};
+
+struct BF16 {
+    using Element = uint16_t;
+    INLINE vf load_weights(const Element *p) { return from_bf16(p); }
+    static Element of(float x) {  // rounds to nearest, ties to even
+        uint32_t bits;
+        memcpy(&bits, &x, sizeof bits);
+        return Element((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+    }
+};
+
+#ifdef HAS_F16
+struct F16 {
+    using Element = uint16_t;
+    INLINE vf load_weights(const Element *p) { return from_f16(p); }
+    static Element of(float x) { return to_f16(x); }
+};
+#endif
+
+// Bias and residual of one row of a tile, and the store.
+INLINE void finish(const Gemm &g, int64_t row, int64_t column, vf y0, vf y1) {
+    float *y = g.y + row * g.y_stride + column;
+    const float *add = g.add ? g.add + row * g.add_stride + column : nullptr;
+    int64_t left = g.n - column;
+    if (left >= PANEL) {
+        if (g.bias) y0 += load(g.bias + column), y1 += load(g.bias + column + VW);
+        if (add) y0 += load(add), y1 += load(add + VW);
+        store(y, y0), store(y + VW, y1);
+        return;
+    }
+    int64_t first = left < VW ? left : VW, second = left - first;
+    if (g.bias) y0 += load_some(g.bias + column, first), y1 += load_some(g.bias + column + first, second);
+    if (add) y0 += load_some(add, first), y1 += load_some(add + first, second);
+    store_some(y, y0, first), store_some(y + first, y1, second);
+}
+
+template <class W, int ROWS>
+static void multiply_tile(const Gemm &g, const typename W::Element *panel, int64_t row, int64_t column) {
+    const float *x = g.x + row * g.x_stride;
+    constexpr int STEP = ROWS <= FEW_ROWS ? 2 : 1;
+    vf sums[STEP][ROWS][2] = {};
+    int64_t k = 0;
+    for (; k + STEP <= g.k; k += STEP) {
+#pragma GCC unroll 2
+        for (int s = 0; s < STEP; s++) {
+            vf w0 = W::load_weights(panel + (k + s) * PANEL), w1 = W::load_weights(panel + (k + s) * PANEL + VW);
+#pragma GCC unroll 16
+            for (int r = 0; r < ROWS; r++) {
+                vf a = splat(x[r * g.x_stride + k + s]);
+                sums[s][r][0] += a * w0;
+                sums[s][r][1] += a * w1;
+            }
+        }
+    }
+    if (k < g.k) {  // STEP is 2 and k odd
+        vf w0 = W::load_weights(panel + k * PANEL), w1 = W::load_weights(panel + k * PANEL + VW);
+        for (int r = 0; r < ROWS; r++) {
+            vf a = splat(x[r * g.x_stride + k]);
+            sums[0][r][0] += a * w0;
+            sums[0][r][1] += a * w1;
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; r++) {
+        if (STEP == 2) sums[0][r][0] += sums[STEP - 1][r][0], sums[0][r][1] += sums[STEP - 1][r][1];
+        finish(g, row + r, column, sums[0][r][0], sums[0][r][1]);
+    }
+}
+
+template <class W>
+struct Tiles {
+    using Tile = void (*)(const Gemm &, const typename W::Element *, int64_t, int64_t);
+    Tile of[MAX_ROWS + 1];
+    template <int ROWS>
+    constexpr void fill() {
+        of[ROWS] = multiply_tile<W, ROWS>;
+        if constexpr (ROWS > 1) fill<ROWS - 1>();
+    }
+    constexpr Tiles() : of() { fill<MAX_ROWS>(); }
+};
+
+template <class W>
+static void multiply_panels(const void *arg, int64_t begin, int64_t end) {
+    static constexpr Tiles<W> tiles;
+    const Gemm &g = *static_cast<const Gemm *>(arg);
+    const auto *panels = static_cast<const typename W::Element *>(g.panels);
+    int64_t num_tiles = (g.m + MAX_ROWS - 1) / MAX_ROWS;
+    for (int64_t panel = begin; panel < end; panel++) {
+        for (int64_t t = 0; t < num_tiles; t++) {
+            int64_t row = g.m * t / num_tiles, next = g.m * (t + 1) / num_tiles;
+            tiles.of[next - row](g, panels + panel * g.k * PANEL, row, panel * PANEL);
+        }
+    }
+}
+
+struct Packing {
+    const float *w;
+    int64_t n, k;
+    void *panels;
+};
+
+template <class W>
+static void pack_panels(const void *arg, int64_t begin, int64_t end) {
+    const Packing &p = *static_cast<const Packing *>(arg);
+    for (int64_t panel = begin; panel < end; panel++) {
+        auto *out = static_cast<typename W::Element *>(p.panels) + panel * p.k * PANEL;
+        for (int c = 0; c < PANEL; c++) {
+            int64_t column = panel * PANEL + c;
+            for (int64_t k = 0; k < p.k; k++) out[k * PANEL + c] = column < p.n ? W::of(p.w[column * p.k + k]) : 0;
+        }
+    }
+}
+
+#ifdef HAS_INT8
+#include "gemm_int8.hpp"
+#endif
+
+static int64_t packed_bytes(WeightType type, int64_t n, int64_t k) {
+#ifdef HAS_INT8
+    if (type == WEIGHT_INT8) return num_panels(n) * int8_panel_bytes(k);
+#endif
+    return num_panels(n) * PANEL * k * (type == WEIGHT_F32 ? 4 : 2);
+}
+
+static void pack(WeightType type, const float *w, int64_t n, int64_t k, void *panels, int num_threads) {
+    Packing p = {w, n, k, panels};
+    PoolTask task = pack_panels<F32>;
+    if (type == WEIGHT_BF16) task = pack_panels<BF16>;
+#ifdef HAS_F16
+    if (type == WEIGHT_F16) task = pack_panels<F16>;
+#endif
+#ifdef HAS_INT8
+    if (type == WEIGHT_INT8) task = pack_int8_panels;
+#endif
+    pool_run(task, &p, num_panels(n), 1, num_threads);
+}
+
+static void multiply(const Gemm &g, int num_threads) {
+    int64_t count = num_panels(g.n), grain = count / (8 * num_threads);
+    grain = grain > 1 ? grain : 1;
+    PoolTask task = multiply_panels<F32>;
+    if (g.type == WEIGHT_BF16) task = multiply_panels<BF16>;
+#ifdef HAS_F16
+    if (g.type == WEIGHT_F16) task = multiply_panels<F16>;
+#endif
+#ifdef HAS_INT8
+    if (g.type == WEIGHT_INT8) return multiply_int8(g, grain, num_threads);
+#endif
+    pool_run(task, &g, count, grain, num_threads);
+}

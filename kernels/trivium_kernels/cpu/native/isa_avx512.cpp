@@ -1,0 +1,41 @@
+// AVX-512 with VNNI, as of Cascade Lake and Zen 4: 16 floats in a vector.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels.hpp"
+#include "pool.hpp"
+
+#define TARGET "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c"
+#include "target.hpp"
+
+namespace avx512 {
+#define VW 16
+#include "vec.hpp"
+
+#define HAS_F16
+INLINE vf from_f16(const uint16_t *p) {
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+}
+INLINE uint16_t to_f16(float x) { return _cvtss_sh(x, 0); }
+
+#define HAS_INT8
+// 16 columns of 4 weights; x comes with 128 added, as unsigned bytes.
+struct DotBytes {
+    static constexpr int OFFSET = 128;
+    __m512i weights;
+    INLINE DotBytes of(const int8_t *p) { return {_mm512_loadu_si512(p)}; }
+    INLINE vi add_products(vi sums, const DotBytes &w, int32_t four) {
+        return (vi)_mm512_dpbusd_epi32((__m512i)sums, _mm512_set1_epi32(four), w.weights);
+    }
+};
+
+#include "table.hpp"
+}  // namespace avx512
+
+constinit const Kernels kernels_avx512 = avx512::make_table("avx512");
+#include "target_end.hpp"
+#endif

@@ -1,0 +1,112 @@
+"""PackedWeight of every type, for every instruction set of this processor, against products in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernel_checks import TRITON, assert_near, randn
+from kernels.conftest import INSTRUCTION_SETS
+from trivium_kernels.cpu import PackedWeight, WeightType, _native, can_pack
+
+pytestmark = pytest.mark.skipif(TRITON, reason="of the C++ kernels")
+
+SHAPES = [(1, 1), (5, 3), (16, 8), (33, 7), (48, 129), (100, 64), (192, 577)]  # (out_features, in_features)
+ROWS = [1, 2, 3, 5, 7, 12, 13, 25, 40]
+DTYPES = {
+    WeightType.FLOAT32: torch.float32,
+    WeightType.BFLOAT16: torch.bfloat16,
+    WeightType.FLOAT16: torch.float16,
+}
+
+
+@pytest.fixture(params=INSTRUCTION_SETS, autouse=True)
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    usual = _native.instruction_set()
+    _native.use_instruction_set(request.param)
+    yield request.param
+    _native.use_instruction_set(usual)
+
+
+def need(weight_type: WeightType) -> None:
+    if not can_pack(weight_type):
+        assert (_native.instruction_set(), weight_type) in {
+            ("base", WeightType.FLOAT16),
+            ("base", WeightType.INT8),
+        }, "every other combination is there"
+        pytest.skip("no instructions for it")
+
+
+def padded(x: Tensor) -> Tensor:
+    """`x` as a view of something wider: rows do not lie one behind the other."""
+    wide = torch.full((x.shape[0], x.shape[1] + 5), torch.nan)
+    wide[:, 2 : 2 + x.shape[1]] = x
+    return wide[:, 2 : 2 + x.shape[1]]
+
+
+@pytest.mark.parametrize("weight_type", list(DTYPES), ids=lambda kind: kind.name)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products_of_any_number_of_rows(weight_type: WeightType, shape: tuple[int, int]) -> None:
+    need(weight_type)
+    weight = randn(*shape).to(DTYPES[weight_type]).float()
+    bias = randn(shape[0], seed=1)
+    plain, biased = PackedWeight(weight, None, weight_type), PackedWeight(weight, bias, weight_type)
+    for num_rows in ROWS:
+        x, residual = randn(num_rows, shape[1], seed=2), randn(num_rows, shape[0], seed=3)
+        expected = x.double() @ weight.double().T
+        assert_near(plain(padded(x)), expected, factor=4)
+        assert_near(biased(x), expected + bias, factor=4)
+        assert_near(biased(x, padded(residual)), expected + bias + residual, factor=4)
+
+
+@pytest.mark.parametrize("weight_type", list(WeightType), ids=lambda kind: kind.name)
+def test_a_row_has_the_result_that_it_has_beside_any_others(weight_type: WeightType) -> None:
+    """Whatever the others are; how many they are decides in which order a sum is taken."""
+    need(weight_type)
+    packed = PackedWeight(randn(70, 90), None, weight_type)
+    for num_rows in (4, 12, 30):
+        x, others = randn(num_rows, 90, seed=1), randn(num_rows, 90, seed=2)
+        others[num_rows // 2] = x[num_rows // 2]
+        assert torch.equal(packed(x)[num_rows // 2], packed(others)[num_rows // 2])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_int8_sums_are_exact(shape: tuple[int, int]) -> None:
+    """Against integer arithmetic on the same quantized numbers: no sum overflows, no row shares another's scale."""
+    need(WeightType.INT8)
+    weight, bias = randn(*shape), randn(shape[0], seed=1)
+    weight[0] = weight[0].sign() * weight[0].abs().max()  # the largest products there can be
+    packed = PackedWeight(weight, bias, WeightType.INT8)
+    scales, quantized = quantize(weight)
+    for num_rows in ROWS:
+        x = randn(num_rows, shape[1], seed=2) * torch.logspace(-3, 3, num_rows)[:, None]
+        x[0] = x[0].sign() * 3
+        x_scales, x_quantized = quantize(x)
+        exact = (x_quantized @ quantized.T).double() * x_scales * scales.T + bias
+        assert_near(packed(padded(x)), exact, factor=4)
+
+
+def test_int8_of_zeros_is_the_bias() -> None:
+    need(WeightType.INT8)
+    bias = randn(20)
+    assert torch.equal(PackedWeight(torch.zeros(20, 9), bias, WeightType.INT8)(torch.ones(2, 9)), bias.expand(2, 20))
+    assert torch.equal(PackedWeight(randn(20, 9), bias, WeightType.INT8)(torch.zeros(2, 9)), bias.expand(2, 20))
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3, 8])
+def test_any_number_of_threads(num_threads: int) -> None:
+    weight, x = randn(500, 300), randn(20, 300)
+    packed = PackedWeight(weight, None, WeightType.FLOAT32)
+    _native.set_num_threads(num_threads)
+    for _ in range(50):
+        assert_near(packed(x), x.double() @ weight.double().T, factor=4)
+    _native.set_num_threads(2)
+
+
+def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(scales [rows, 1] float64, integers of -127 .. 127 [rows, columns] int64)."""
+    largest = x.abs().amax(dim=1, keepdim=True)
+    return largest.double() / 127, (x * (127 / largest)).round().long()
