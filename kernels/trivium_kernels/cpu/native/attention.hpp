@@ -250,7 +250,7 @@ static void start(Tile &t, const Task &task, int64_t head, float *sums) {
     t.num_queries = int(left < QUERIES ? left : QUERIES);
     t.key_offset = (head - task.head) * a.head_dim;
     t.sums = sums;
-    memset(sums, 0, size_t(QUERIES * a.head_dim) * sizeof(float));
+    memset(sums, 0, size_t(t.num_queries * a.head_dim) * sizeof(float));
     for (int q = 0; q < t.num_queries; q++) {
         int64_t token = (task.first_query + q) / shared;
         t.head[q] = head * shared + (task.first_query + q) % shared;
