@@ -37,6 +37,7 @@ _SMALL_TRIALS, _LARGE_TRIALS = (1, 8), (96,)  # rows of the trials
 _REPEATS = 3
 _MAX_TRIAL_ELEMENTS = 2**19  # of a larger weight, its first rows stand for all
 _MIN_ELEMENTS = 2**14  # smaller weights: the call costs more than the product
+_MIN_TRIED_ELEMENTS = 2**23  # a smaller model lies in the caches, and its start is dearer than its steps: no trials
 _SECOND_PACKING_GAIN = 0.8  # a second copy of a weight must bring large calls to this share of their time
 _CACHE_BYTES = 48 * 2**20
 
@@ -61,7 +62,8 @@ def tune(linears: Sequence[Linear], *, allow_half: bool, quantization: str | Non
     packings = _packings(allow_half=allow_half, quantization=quantization)
     shapes = {linear.shape for linear in linears if linear.shape[0] * linear.shape[1] >= _MIN_ELEMENTS}
     first = (Choice(packings[0], packings[0]),)
-    ranking = choose(shapes, packings) if len(packings) > 1 else dict.fromkeys(shapes, first)
+    is_small = sum(linear.shape[0] * linear.shape[1] for linear in linears) < _MIN_TRIED_ELEMENTS
+    ranking = dict.fromkeys(shapes, first) if len(packings) == 1 or is_small else choose(shapes, packings)
     small = first if quantization else (Choice(PLAIN, PLAIN),)
     chosen_at = time.perf_counter()
     used: Counter[str] = Counter()
