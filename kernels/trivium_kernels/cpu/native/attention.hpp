@@ -31,23 +31,6 @@ struct Tile {
     float *sums;  // [QUERIES][head_dim]
 };
 
-// [i] of the result is the sum of all lanes of v[i].
-INLINE vf sums_of_lanes(vf *v) {
-#pragma GCC unroll 8
-    for (int stride = 1; stride < VW; stride *= 2) {
-        vi straight, crossed;
-#pragma GCC unroll 16
-        for (int i = 0; i < VW; i++) {
-            straight[i] = i & stride ? VW + i : i;
-            crossed[i] = (i & stride ? VW : 0) + (i ^ stride);
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < VW; i += 2 * stride)
-            v[i] = SHUFFLE(v[i], v[i + stride], straight) + SHUFFLE(v[i], v[i + stride], crossed);
-    }
-    return v[0];
-}
-
 // The values of a tile are asked for while its keys are used, and the keys of the next one while its values are: to the
 // second-level cache, because a tile of both does not fit into the first.
 INLINE void prefetch_row(const float *row, int64_t size) {

@@ -33,54 +33,67 @@ struct F16 {
 };
 #endif
 
-// Bias and residual of one row of a tile, and the store.
-INLINE void finish(const Gemm &g, int64_t row, int64_t column, vf y0, vf y1) {
-    float *y = g.y + row * g.y_stride + column;
-    const float *add = g.add ? g.add + row * g.add_stride + column : nullptr;
-    int64_t left = g.n - column;
-    if (left >= PANEL) {
-        if (g.bias) y0 += load(g.bias + column), y1 += load(g.bias + column + VW);
-        if (add) y0 += load(add), y1 += load(add + VW);
-        store(y, y0), store(y + VW, y1);
-        return;
+// Sums of a tile, on their way out of the registers: what `finish` calls would push them there one by one.
+template <int ROWS>
+struct Sums {
+    float rows[ROWS][PANEL];
+
+    INLINE_MEMBER void put(int row, vf left, vf right) { store(rows[row], left), store(rows[row] + VW, right); }
+};
+
+// Add bias and residual to the sums of a tile, and write them to y.
+template <int ROWS>
+static void finish(const Gemm &g, int64_t row, int64_t column, const Sums<ROWS> &sums) {
+    const int64_t left = g.n - column, width = left < PANEL ? left : PANEL;
+    for (int r = 0; r < ROWS; r++) {
+        float *y = g.y + (row + r) * g.y_stride + column;
+        const float *from = sums.rows[r], *bias = g.bias ? g.bias + column : nullptr;
+        const float *add = g.add ? g.add + (row + r) * g.add_stride + column : nullptr;
+        if (width == PANEL) {
+            for (int c = 0; c < PANEL; c += VW) {
+                vf value = load(from + c);
+                if (bias) value += load(bias + c);
+                if (add) value += load(add + c);
+                store(y + c, value);
+            }
+        } else {
+            for (int64_t c = 0; c < width; c++) y[c] = from[c] + (bias ? bias[c] : 0.0f) + (add ? add[c] : 0.0f);
+        }
     }
-    int64_t first = left < VW ? left : VW, second = left - first;
-    if (g.bias) y0 += load_some(g.bias + column, first), y1 += load_some(g.bias + column + first, second);
-    if (add) y0 += load_some(add, first), y1 += load_some(add + first, second);
-    store_some(y, y0, first), store_some(y + first, y1, second);
 }
 
-template <class W, int ROWS>
-static void multiply_tile(const Gemm &g, const typename W::Element *panel, int64_t row, int64_t column) {
+// Rows are written out by fold expressions: compilers keep an array in registers if all its indices are constants.
+template <class W, int... ROWS>
+INLINE void multiply_rows(
+    const Gemm &g, const typename W::Element *panel, int64_t row, int64_t column, std::integer_sequence<int, ROWS...>) {
+    constexpr int NUM_ROWS = sizeof...(ROWS), STEP = NUM_ROWS <= FEW_ROWS ? 2 : 1;
     const float *x = g.x + row * g.x_stride;
-    constexpr int STEP = ROWS <= FEW_ROWS ? 2 : 1;
-    vf sums[STEP][ROWS][2] = {};
+    const int64_t stride = g.x_stride;
+    vf left[NUM_ROWS] = {}, right[NUM_ROWS] = {}, odd_left[NUM_ROWS] = {}, odd_right[NUM_ROWS] = {};
     int64_t k = 0;
     for (; k + STEP <= g.k; k += STEP) {
-#pragma GCC unroll 2
-        for (int s = 0; s < STEP; s++) {
-            vf w0 = W::load_weights(panel + (k + s) * PANEL), w1 = W::load_weights(panel + (k + s) * PANEL + VW);
-#pragma GCC unroll 16
-            for (int r = 0; r < ROWS; r++) {
-                vf a = splat(x[r * g.x_stride + k + s]);
-                sums[s][r][0] += a * w0;
-                sums[s][r][1] += a * w1;
-            }
+        const typename W::Element *p = panel + k * PANEL;
+        vf w0 = W::load_weights(p), w1 = W::load_weights(p + VW), a;
+        ((a = splat(x[ROWS * stride + k]), left[ROWS] += a * w0, right[ROWS] += a * w1), ...);
+        if constexpr (STEP == 2) {
+            vf v0 = W::load_weights(p + PANEL), v1 = W::load_weights(p + PANEL + VW);
+            ((a = splat(x[ROWS * stride + k + 1]), odd_left[ROWS] += a * v0, odd_right[ROWS] += a * v1), ...);
         }
     }
-    if (k < g.k) {  // STEP is 2 and k odd
-        vf w0 = W::load_weights(panel + k * PANEL), w1 = W::load_weights(panel + k * PANEL + VW);
-        for (int r = 0; r < ROWS; r++) {
-            vf a = splat(x[r * g.x_stride + k]);
-            sums[0][r][0] += a * w0;
-            sums[0][r][1] += a * w1;
-        }
+    if (STEP == 2 && k < g.k) {
+        const typename W::Element *p = panel + k * PANEL;
+        vf w0 = W::load_weights(p), w1 = W::load_weights(p + VW), a;
+        ((a = splat(x[ROWS * stride + k]), left[ROWS] += a * w0, right[ROWS] += a * w1), ...);
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < ROWS; r++) {
-        if (STEP == 2) sums[0][r][0] += sums[STEP - 1][r][0], sums[0][r][1] += sums[STEP - 1][r][1];
-        finish(g, row + r, column, sums[0][r][0], sums[0][r][1]);
-    }
+    if (STEP == 2) ((left[ROWS] += odd_left[ROWS], right[ROWS] += odd_right[ROWS]), ...);
+    Sums<NUM_ROWS> sums;
+    (sums.put(ROWS, left[ROWS], right[ROWS]), ...);
+    finish(g, row, column, sums);
+}
+
+template <class W, int NUM_ROWS>
+static void multiply_tile(const Gemm &g, const typename W::Element *panel, int64_t row, int64_t column) {
+    multiply_rows<W>(g, panel, row, column, std::make_integer_sequence<int, NUM_ROWS>());
 }
 
 template <class W>

@@ -39,34 +39,36 @@ static void quantize_rows(const void *arg, int64_t begin, int64_t end) {
     }
 }
 
-template <int ROWS>
-static void multiply_int8_tile(const Int8Gemm &job, const int8_t *panel, int64_t row, int64_t column) {
+template <int... ROWS>
+INLINE void multiply_int8_rows(
+    const Int8Gemm &job, const int8_t *panel, int64_t row, int64_t column, std::integer_sequence<int, ROWS...>) {
     const Gemm &g = *job.g;
     const int64_t depth = int8_depth(g.k);
     const uint8_t *x = job.rows + row * depth;
-    vi sums[ROWS][2] = {};
+    vi left[sizeof...(ROWS)] = {}, right[sizeof...(ROWS)] = {};
     for (int64_t k = 0; k < depth; k += 4) {
         const DotBytes w0 = DotBytes::of(panel + k * PANEL), w1 = DotBytes::of(panel + k * PANEL + 4 * VW);
-#pragma GCC unroll 16
-        for (int r = 0; r < ROWS; r++) {
-            int32_t four;
-            memcpy(&four, x + r * depth + k, sizeof four);
-            sums[r][0] = DotBytes::add_products(sums[r][0], w0, four);
-            sums[r][1] = DotBytes::add_products(sums[r][1], w1, four);
-        }
+        int32_t four;
+        ((memcpy(&four, x + ROWS * depth + k, sizeof four), left[ROWS] = DotBytes::add_products(left[ROWS], w0, four),
+          right[ROWS] = DotBytes::add_products(right[ROWS], w1, four)),
+         ...);
     }
     const auto *column_sums = reinterpret_cast<const int32_t *>(panel + depth * PANEL);
     const auto *scales = reinterpret_cast<const float *>(column_sums + PANEL);
-    for (int r = 0; r < ROWS; r++) {
-        vf y[2];
-        for (int half = 0; half < 2; half++) {
-            vi of_column;
-            memcpy(&of_column, column_sums + half * VW, sizeof of_column);
-            vi exact = sums[r][half] - of_column * DotBytes::OFFSET;
-            y[half] = __builtin_convertvector(exact, vf) * (load(scales + half * VW) * job.row_scales[row + r]);
-        }
-        finish(g, row + r, column, y[0], y[1]);
-    }
+    vi sums0, sums1;
+    memcpy(&sums0, column_sums, sizeof sums0), memcpy(&sums1, column_sums + VW, sizeof sums1);
+    sums0 *= DotBytes::OFFSET, sums1 *= DotBytes::OFFSET;
+    const vf scales0 = load(scales), scales1 = load(scales + VW);
+    Sums<sizeof...(ROWS)> sums;
+    (sums.put(ROWS, to_floats(left[ROWS] - sums0) * (scales0 * job.row_scales[row + ROWS]),
+              to_floats(right[ROWS] - sums1) * (scales1 * job.row_scales[row + ROWS])),
+     ...);
+    finish(g, row, column, sums);
+}
+
+template <int NUM_ROWS>
+static void multiply_int8_tile(const Int8Gemm &job, const int8_t *panel, int64_t row, int64_t column) {
+    multiply_int8_rows(job, panel, row, column, std::make_integer_sequence<int, NUM_ROWS>());
 }
 
 struct Int8Tiles {

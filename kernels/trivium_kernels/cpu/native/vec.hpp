@@ -5,13 +5,8 @@
 typedef float vf __attribute__((vector_size(4 * VW)));
 typedef int32_t vi __attribute__((vector_size(4 * VW)));
 
-#if defined(__clang__)
-#define SHUFFLE(a, b, lanes) shuffle_lanes(a, b, lanes)
-#else
-#define SHUFFLE(a, b, lanes) __builtin_shuffle(a, b, lanes)
-#endif
-
 #define INLINE static inline __attribute__((always_inline))
+#define INLINE_MEMBER inline __attribute__((always_inline))
 
 INLINE vf load(const float *p) {
     vf v;
@@ -22,6 +17,8 @@ INLINE vf load(const float *p) {
 INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 
 INLINE vf splat(float x) { return x - vf{}; }
+
+INLINE vf to_floats(vi v) { return __builtin_convertvector(v, vf); }
 
 INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
 
@@ -54,6 +51,41 @@ INLINE void store_some(float *p, vf v, int64_t count) {
     float lanes[VW];
     store(lanes, v);
     memcpy(p, lanes, size_t(count) * sizeof(float));
+}
+
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, vi{__VA_ARGS__})
+#endif
+
+template <int... LANES>
+struct Lanes {};
+template <int COUNT, int... LANES>
+struct FirstLanes : FirstLanes<COUNT - 1, COUNT - 1, LANES...> {};
+template <int... LANES>
+struct FirstLanes<0, LANES...> {
+    using Type = Lanes<LANES...>;
+};
+
+// Lane i of a and b, whose lanes stand STRIDE apart: a[i] + a[i ^ STRIDE] where i has the bit STRIDE not set, else of b.
+template <int STRIDE, int... LANES>
+INLINE vf add_lanes(vf a, vf b, Lanes<LANES...>) {
+    return SHUFFLE(a, b, ((LANES & STRIDE ? VW : 0) + LANES)...) +
+           SHUFFLE(a, b, ((LANES & STRIDE ? VW : 0) + (LANES ^ STRIDE))...);
+}
+
+// [i] of the result is the sum of all lanes of v[i].
+template <int STRIDE = 1>
+INLINE vf sums_of_lanes(vf *v) {
+    if constexpr (STRIDE == VW) {
+        return v[0];
+    } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < VW; i += 2 * STRIDE)
+            v[i] = add_lanes<STRIDE>(v[i], v[i + STRIDE], typename FirstLanes<VW>::Type());
+        return sums_of_lanes<2 * STRIDE>(v);
+    }
 }
 
 // Floats whose upper halves are stored.
