@@ -133,7 +133,7 @@ def test_preemption_loses_and_repeats_no_position(
     def preempt_in_prompt(scheduler: Scheduler) -> object:
         nonlocal in_prompt
         for request in list(scheduler._running.values()):
-            if request.num_preemptions < 2 and 3 < request.num_computed_tokens < request.num_prompt_tokens:
+            if request.num_preemptions < 2 and 3 < scheduler.num_computed_tokens(request) < request.num_prompt_tokens:
                 in_prompt += 1
                 scheduler._preempt(request)
         return schedule(scheduler)
