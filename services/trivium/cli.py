@@ -98,6 +98,7 @@ def serve(
     swap_space: flags.SwapSpace = 0.0,
     quantization: flags.Quantization = None,
     num_threads: flags.NumThreads = 0,
+    tensor_parallel_size: flags.TensorParallelSize = 1,
     generation_config: flags.GenerationConfig = "auto",
     enable_lora: flags.EnableLora = False,
     lora_modules: flags.LoraModules = [],  # noqa: B006
@@ -146,6 +147,7 @@ def serve(
             swap_space=swap_space,
             quantization=quantization,
             num_threads=num_threads,
+            tensor_parallel_size=tensor_parallel_size,
             generation_config=generation_config,
         ),
         scheduler_flags=(
@@ -268,6 +270,7 @@ def executor(
     quantization: flags.Quantization = None,
     num_threads: flags.NumThreads = 0,
     num_local_executors: flags.NumLocalExecutors = 1,
+    tensor_parallel_size: flags.TensorParallelSize = 1,
     generation_config: flags.GenerationConfig = "auto",
     enable_lora: flags.EnableLora = False,
     lora_modules: flags.LoraModules = [],  # noqa: B006
@@ -292,6 +295,7 @@ def executor(
         quantization=quantization,
         num_threads=num_threads,
         num_local_executors=num_local_executors,
+        tensor_parallel_size=tensor_parallel_size,
         generation_config=generation_config,
         enable_lora=enable_lora,
         lora_modules=parse_lora_modules(lora_modules, [served]),

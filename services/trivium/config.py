@@ -128,10 +128,12 @@ class ExecutorConfig:
     of preempted requests; 0 has them compute it again. quantization: None, or "int8": 8-bit weights and activations in
     every linear layer. max_model_len: None takes the model's own, or what the KV cache holds if that is less.
     num_threads: 0 decides by the size of the model and the cores, of which `num_local_executors` executors on this
-    machine take equal shares. generation_config: "auto" for the checkpoint's own generation_config.json, "none", or the
-    path of another; override_generation_config: what to replace in it. tokenizer: where the model's own is not what
-    texts are made of; grammars need it. enable_lora: LoRA adapters can be used, of at most max_lora_rank, at most
-    max_loras of them in one batch; lora_modules are loaded at start.
+    machine take equal shares. tensor_parallel_size: how many processes, ranks, share the work of every step, and the
+    threads; each has its part of the weights, a KV pool of kv_cache_memory_bytes and host memory of swap_space_gib.
+    generation_config: "auto" for the checkpoint's own generation_config.json, "none", or the path of another;
+    override_generation_config: what to replace in it. tokenizer: where the model's own is not what texts are made of;
+    grammars need it. enable_lora: LoRA adapters can be used, of at most max_lora_rank, at most max_loras of them in one
+    batch; lora_modules are loaded at start.
     """
 
     model: str
@@ -149,6 +151,7 @@ class ExecutorConfig:
     block_size: int = BLOCK_SIZE
     num_threads: int = 0
     num_local_executors: int = 1
+    tensor_parallel_size: int = 1
     generation_config: str = "auto"
     override_generation_config: Mapping[str, Any] = field(default_factory=dict, hash=False)
     enable_lora: bool = False
@@ -163,6 +166,7 @@ class ExecutorConfig:
             "max_num_batched_tokens",
             "block_size",
             "num_local_executors",
+            "tensor_parallel_size",
             "max_lora_rank",
             "max_loras",
         )

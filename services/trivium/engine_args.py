@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 UNBOUNDED_QUEUE = 2**31  # offline, the caller's own list of prompts is the queue
 
 _NO_GRAPHS = "no graphs are captured: every step runs eagerly"
-_ONE_PROCESS = "the model runs in one process"
+_ONE_MODEL = "one object is one model, which tensor_parallel_size splits"
 _TEXT_ONLY = "prompts are text"
 
 # name -> (type of its values, why it holds)
@@ -42,7 +42,7 @@ HOLDS: dict[str, tuple[tuple[type, ...], str]] = {
     "enforce_eager": ((bool, type(None)), _NO_GRAPHS),
     "max_seq_len_to_capture": ((int,), _NO_GRAPHS),
     "max_context_len_to_capture": ((int, type(None)), _NO_GRAPHS),
-    "disable_custom_all_reduce": ((bool,), _ONE_PROCESS + ": there is no all-reduce"),
+    "disable_custom_all_reduce": ((bool,), "ranks add up by torch.distributed"),
     "disable_log_stats": ((bool,), "offline no statistics are logged"),
     "use_v2_block_manager": ((bool,), "there is one block manager"),
 }
@@ -52,11 +52,10 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "tokenizer_mode": (("auto", None), "transformers has one tokenizer for each model: leave it at 'auto'"),
     "trust_remote_code": ((False, None), "code from a checkpoint is never run: the supported families need none"),
     "code_revision": ((None,), "code from a checkpoint is never run"),
-    "tensor_parallel_size": ((1,), _ONE_PROCESS),
-    "pipeline_parallel_size": ((1,), _ONE_PROCESS),
-    "data_parallel_size": ((1,), _ONE_PROCESS + ": start one LLM per process"),
-    "enable_expert_parallel": ((False,), _ONE_PROCESS),
-    "distributed_executor_backend": ((None, "uni"), _ONE_PROCESS),
+    "pipeline_parallel_size": ((1,), _ONE_MODEL),
+    "data_parallel_size": ((1,), _ONE_MODEL + ": start one LLM per process"),
+    "enable_expert_parallel": ((False,), _ONE_MODEL + ": every rank has a part of every expert"),
+    "distributed_executor_backend": ((None, "uni", "mp"), "ranks are this process and others that it starts"),
     "cpu_offload_gb": ((0, None), "the weights are in host memory already"),
     "load_format": (("auto", "safetensors", None), "weights are read from safetensors, else from pytorch_model.bin"),
     "download_dir": ((None,), "the hub's own cache is used: set the environment variable HF_HUB_CACHE"),
@@ -113,6 +112,8 @@ class EngineArgs:
     seed: drives the requests that have no seed of their own, in the order in which they are given.
     max_model_len: None and "auto" take the model's own, or what the KV cache holds if that is less.
     kv_cache_memory_bytes: None takes a share of free memory, and the log says how many tokens that is.
+    tensor_parallel_size: processes that share the model, this one and others that it starts; kv_cache_memory_bytes
+    and swap_space are of each.
     gpu_memory_utilization: the share of a GPU's memory to use, 0.9 by default; it has no effect on a CPU.
     swap_space: GiB of host memory for the keys and values of preempted requests; 0 has them computed again.
     generation_config: "auto" for the model's own generation_config.json, "none", or the path of another;
@@ -143,6 +144,7 @@ class EngineArgs:
     swap_space: float = 0.0
     quantization: str | None = None
     num_threads: int = 0
+    tensor_parallel_size: int = 1
     enable_prefix_caching: bool = True
     scheduling_policy: str = "fcfs"
     max_num_queued_reqs: int | None = None
@@ -175,6 +177,7 @@ class EngineArgs:
             "max_num_batched_tokens",
             "block_size",
             "num_threads",
+            "tensor_parallel_size",
             "seed",
             "max_logprobs",
             "max_lora_rank",
@@ -214,6 +217,7 @@ class EngineArgs:
             quantization=self.quantization,
             tokenizer=self.tokenizer,
             num_threads=self.num_threads,
+            tensor_parallel_size=self.tensor_parallel_size,
             generation_config=self.generation_config,
             override_generation_config=self.override_generation_config,
             enable_lora=self.enable_lora,

@@ -53,6 +53,9 @@ Quantization = Annotated[
     str | None, _flag("quantization", "int8: multiply in 8-bit integers; faster, a little less exact. Default: no.")
 ]
 NumThreads = Annotated[int, _flag("num-threads", "Threads of one executor; 0 decides by the model's size.", min=0)]
+TensorParallelSize = Annotated[
+    int, _flag("tensor-parallel-size", "Processes of one executor, each with its part of the model.", min=1)
+]
 NumLocalExecutors = Annotated[int, _flag("num-local-executors", "Executors that share this machine's cores.", min=1)]
 GenerationConfig = Annotated[
     str,

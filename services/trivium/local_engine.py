@@ -312,7 +312,7 @@ class InProcessExecutorClient:
         def done(error: InvalidRequestError | None) -> None:
             thread.call_in_loop(_settle, compiled, error)
 
-        thread.submit(lambda runner: runner.grammars.prepare(params, done))
+        thread.submit(lambda runner: runner.prepare_grammar(params, done))
         error = await compiled
         if error is not None:
             raise error

@@ -51,6 +51,7 @@ VALUE_SETS: dict[str, tuple[str, dict[str, Any]]] = {  # id -> (release name, va
                         "gpuMemoryUtilization": 0.85,
                         "swapSpace": 4,
                         "numThreads": 0,
+                        "tensorParallelSize": 2,
                     },
                     "lora": {"modules": {"sql": "/cache/sql", "a=b": "hub/x"}, "maxLoraRank": 64, "maxLoras": 2},
                 }
@@ -66,6 +67,7 @@ VALUE_SETS: dict[str, tuple[str, dict[str, Any]]] = {  # id -> (release name, va
                 {
                     "name": "big",
                     "gpus": 2,
+                    "engine": {"tensorParallelSize": 2},
                     "resources": {"requests": {"cpu": "8"}, "limits": {"memory": "64Gi"}},
                     "nodeSelector": {"gpu": "h200"},
                     "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
@@ -325,6 +327,7 @@ def test_engine_flags_arrive_exactly(releases: dict[str, Release]) -> None:
     parsed = parse(container_of(release.workloads("executor")[0]))
     expected = {"dtype": "float32", "device": "cpu", "revision": "1e10", "max_model_len": 2**31, "max_num_seqs": 8}
     expected |= {"max_num_batched_tokens": 10_000_000, "kv_cache_memory": 2 * 2**30, "num_threads": 0}
+    expected |= {"tensor_parallel_size": 2}
     expected |= {"gpu_memory_utilization": 0.85, "swap_space": 4.0}
     expected |= {"enable_lora": True, "max_lora_rank": 64, "max_loras": 2}
     assert {name: parsed[name] for name in expected} == expected
@@ -442,6 +445,25 @@ def test_notes_hold_a_command_that_can_be_pasted(release: Release) -> None:
     has_key = bool(release.values["apiKey"]["existingSecret"])
     assert ("Authorization: Bearer $TRIVIUM_API_KEY" in words) is has_key
     assert ("Anyone who reaches" in release.notes) is not has_key
+
+
+@pytest.mark.parametrize(("gpus", "ranks"), [(2, None), (1, 2), (2, 4)])
+def test_gpus_and_ranks_that_disagree_are_refused(chart: helm_python.Chart, gpus: int, ranks: int | None) -> None:
+    engine = {} if ranks is None else {"tensorParallelSize": ranks}
+    match = f'"a" has gpus {gpus} and engine.tensorParallelSize {ranks or 1}'
+    with pytest.raises(helm_python.HelmError, match=match):
+        chart.render({"models": [{"name": "a", "gpus": gpus, "engine": engine}]}, name="demo")
+
+
+def test_ranks_on_gpus_have_shared_memory_and_no_other_pod_has(chart: helm_python.Chart) -> None:
+    models = [
+        {"name": "two", "gpus": 2, "engine": {"tensorParallelSize": 2}},
+        {"name": "one", "gpus": 1},
+        {"name": "cpu", "engine": {"tensorParallelSize": 2}},
+    ]
+    for workload in render(chart, "demo", {"models": models}).workloads("executor"):
+        mounts = {each["mountPath"] for each in container_of(workload)["volumeMounts"]}
+        assert ("/dev/shm" in mounts) is ("-two" in workload["metadata"]["name"])
 
 
 def test_a_model_named_twice_is_refused(chart: helm_python.Chart) -> None:

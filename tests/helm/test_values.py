@@ -21,6 +21,7 @@ import yaml
         ({"models": [{"name": "a", "gpu": 1}]}, "/models/0"),
         ({"models": [{"name": "a", "gpus": "one"}]}, "/models/0/gpus"),
         ({"models": [{"name": "a", "engine": {"maxNumSeqs": 0}}]}, "/models/0/engine/maxNumSeqs"),
+        ({"models": [{"name": "a", "engine": {"tensorParallelSize": 0}}]}, "/models/0/engine/tensorParallelSize"),
         ({"models": [{"name": "a", "lora": {"modules": {"b": ""}}}]}, "/models/0/lora/modules/b"),
         ({"models": [{"name": "a", "engine": {"kvCacheMemory": "2 GB"}}]}, "/models/0/engine/kvCacheMemory"),
         ({"models": [{"name": "a", "engine": {"maxModelLength": 9}}]}, "/models/0/engine"),

@@ -329,8 +329,8 @@ def test_offline_page_constructor(make_model: MakeModel, llms: Callable[..., LLM
     )
     assert llm.model_info.num_host_blocks > 0
     assert llm.generate("a", SamplingParams(max_tokens=2))[0].finished
-    with pytest.raises(ConfigurationError, match="tensor_parallel_size=2 is not supported"):
-        LLM(model="trivium-chat", tensor_parallel_size=2)
+    with pytest.raises(ConfigurationError, match="tensor_parallel_size 3 is not a multiple of the model's 2 key heads"):
+        LLM(model="trivium-chat", tensor_parallel_size=3)
 
 
 def test_offline_page_generate(make_model: MakeModel, llms: Callable[..., LLM]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +14,10 @@ import psutil
 import pytest
 
 from cluster import Cluster, serve
+from streams import Stream, run_streams
 from tiny import save_tiny
 
 pytestmark = pytest.mark.xdist_group("recovery")
-
-NUM_STREAMS = 4
-MAX_TOKENS = 1200  # a second or two of decoding, so that a kill finds every stream in the middle
 
 
 @pytest.fixture(scope="module")
@@ -35,62 +32,11 @@ def cluster(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield cluster
 
 
-class Stream(threading.Thread):
-    """One streamed completion. `first` is set with its first text."""
-
-    def __init__(self, cluster: Cluster, prompt: str, *, temperature: float) -> None:
-        super().__init__(daemon=True)
-        self.client = openai.OpenAI(base_url=cluster.url, api_key="none", max_retries=0)
-        self.prompt = prompt
-        self.temperature = temperature
-        self.first = threading.Event()
-        self.text = ""
-        self.finish_reason: str | None = None
-        self.error: Exception | None = None
-
-    def run(self) -> None:
-        try:
-            chunks = self.client.completions.create(
-                model="llama",
-                prompt=self.prompt,
-                max_tokens=MAX_TOKENS,
-                temperature=self.temperature,
-                seed=7,
-                stream=True,
-                extra_body={"ignore_eos": True},
-            )
-            for chunk in chunks:
-                self.text += chunk.choices[0].text
-                self.finish_reason = chunk.choices[0].finish_reason or self.finish_reason
-                self.first.set()
-        except Exception as error:
-            self.error = error
-        finally:
-            self.first.set()
-            self.client.close()
-
-
-def run_streams(cluster: Cluster, service: str | None) -> list[str]:
-    """Texts of concurrent streams, greedy and sampled, with one process killed once all of them have begun."""
-    streams = [Stream(cluster, "x" * index, temperature=float(index % 2)) for index in range(1, NUM_STREAMS + 1)]
-    for stream in streams:
-        stream.start()
-    for stream in streams:
-        assert stream.first.wait(60)
-    if service is not None:
-        cluster.kill(service)
-    for stream in streams:
-        stream.join(90)
-        assert stream.error is None and not stream.is_alive(), f"{stream.error}\n{cluster.log.read_text()[-3000:]}"
-        assert stream.finish_reason == "length"
-    return [stream.text for stream in streams]
-
-
 @pytest.mark.parametrize("service", ["executor", "scheduler", "tokenizer"])
 def test_a_killed_process_is_a_pause_for_its_streams(cluster: Cluster, service: str) -> None:
-    expected = run_streams(cluster, None)
+    expected = run_streams(cluster)
     before = cluster.children()[service].pid
-    assert run_streams(cluster, service) == expected
+    assert run_streams(cluster, lambda: cluster.kill(service)) == expected
     assert cluster.children()[service].pid != before
     cluster.wait_ready()
 

@@ -102,7 +102,7 @@ def test_serve_hands_its_engine_flags_to_the_executors(configured: Callable[...,
         "t5=hub/t5", "hub/bart", "--port", "0", "--dtype", "float32", "--max-model-len", "99", "--num-threads", "3",
         "--kv-cache-memory", "2GiB", "--api-key", "k", "--revision", "main", "--device", "cpu", "--max-num-seqs", "5",
         "--swap-space", "1.5", "--gpu-memory-utilization", "0.8", "--quantization", "int8",
-        "--generation-config", "none",
+        "--generation-config", "none", "--tensor-parallel-size", "2",
     )  # fmt: skip
     assert config.models == (ServedModel("t5", "hub/t5"), ServedModel("hub/bart", "hub/bart"))
     assert (config.port, config.api_key) == (0, "k")
@@ -119,6 +119,7 @@ def test_serve_hands_its_engine_flags_to_the_executors(configured: Callable[...,
         "--swap-space": "1.5",
         "--quantization": "int8",
         "--num-threads": "3",
+        "--tensor-parallel-size": "2",
         "--generation-config": "none",
     }
 
@@ -237,7 +238,7 @@ def test_executor_hands_over_every_flag(served: Callable[..., Any]) -> None:
         "--quantization",
         "int8",
     )
-    flags += ("--generation-config", "/etc/generation")
+    flags += ("--generation-config", "/etc/generation", "--tensor-parallel-size", "4")
     flags += ("--enable-lora", "--lora-modules", "x=/x", "y=/y", "--max-lora-rank", "64", "--max-loras", "2")
     (config, *_), _ = served("executor", "a", *LISTEN, *flags)
     assert config == ExecutorConfig(
@@ -255,6 +256,7 @@ def test_executor_hands_over_every_flag(served: Callable[..., Any]) -> None:
         quantization="int8",
         num_threads=6,
         num_local_executors=5,
+        tensor_parallel_size=4,
         generation_config="/etc/generation",
         enable_lora=True,
         lora_modules=(LoRAModule("x", "/x", "a"), LoRAModule("y", "/y", "a")),

@@ -33,6 +33,7 @@ WORKING: dict[str, tuple[Any, tuple[str, str, Any]]] = {
     "swap_space": (2, ("executor", "swap_space_gib", 2)),
     "quantization": ("int8", ("executor", "quantization", "int8")),
     "num_threads": (2, ("executor", "num_threads", 2)),
+    "tensor_parallel_size": (2, ("executor", "tensor_parallel_size", 2)),
     "enable_prefix_caching": (False, ("scheduler", "enable_prefix_caching", False)),
     "scheduling_policy": ("priority", ("scheduler", "scheduling_policy", "priority")),
     "max_num_queued_reqs": (5, ("scheduler", "max_waiting_requests", 5)),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trivium.errors import ConfigurationError
+from trivium.executor.parallel.shard import Split
 from trivium.executor.peft import HUB_PATTERNS, LoraModule, read_adapter
 from trivium.model_source import find_model
 from trivium_kernels.add_lora import AddLora, LoraExpand, LoraWeights
@@ -25,11 +26,15 @@ logger = logging.getLogger(__name__)
 class LoraDelta:
     """The adapters of one layer, or of several that are stacked into one. Owner: AdapterPool.
 
-    weights: adapter index -> its matrices, for the adapters that change this layer.
+    weights: adapter index -> its matrices, for the adapters that change this layer. Of a layer that is split it is the
+    part that goes with the layer's: rows of B, or columns of A, whose products are summed with those of the layer.
     """
 
-    def __init__(self, pool: AdapterPool, names: Sequence[str], widths: Sequence[int], in_features: int) -> None:
+    def __init__(
+        self, pool: AdapterPool, names: Sequence[str], widths: Sequence[int], in_features: int, split: Split | None
+    ) -> None:
         self.names = tuple(names)
+        self._split = split or Split()
         self.weights: dict[int, LoraWeights] = {}
         self._pool = pool
         self._widths = tuple(widths)
@@ -47,7 +52,8 @@ class LoraDelta:
         shrink: list[Tensor] = []
         expand: list[LoraExpand] = []
         start = first_rank = 0
-        for name, width in zip(self.names, self._widths, strict=True):
+        rows = self._split.rows or [(slice(0, width),) for width in self._widths]
+        for name, width, ranges in zip(self.names, self._widths, rows, strict=True):
             module = modules.get(name)
             if module is not None:
                 shape = len(module.expand), module.shrink.shape[1]
@@ -56,10 +62,10 @@ class LoraDelta:
                         f"{name} of the adapter is for a layer {list(shape)}, "
                         f"the model's is {[width, self._in_features]}"
                     )
-                shrink.append(module.shrink)
-                expand.append(LoraExpand(start, first_rank, module.expand))
+                shrink.append(module.shrink[:, self._split.columns or slice(None)].contiguous())
+                expand.append(LoraExpand(start, first_rank, torch.cat([module.expand[part] for part in ranges])))
                 first_rank += module.rank
-            start += width
+            start += sum(part.stop - part.start for part in ranges)
         if shrink:
             self.weights[index] = LoraWeights(torch.cat(shrink), tuple(expand))
 
@@ -78,9 +84,11 @@ class AdapterPool:
         self._max_rank = max_rank
         self._layers: dict[str, LoraDelta] = {}  # layer name -> where its adapters are
 
-    def add_layer(self, names: Sequence[str], widths: Sequence[int], in_features: int) -> LoraDelta:
-        """The delta of the layers `names`, each `widths`[i] wide, stacked into one."""
-        delta = LoraDelta(self, names, widths, in_features)
+    def add_layer(
+        self, names: Sequence[str], widths: Sequence[int], in_features: int, split: Split | None = None
+    ) -> LoraDelta:
+        """The delta of the layers `names`, each `widths`[i] wide, stacked into one; `split`: of what of them."""
+        delta = LoraDelta(self, names, widths, in_features, split)
         self._layers.update(dict.fromkeys(names, delta))
         return delta
 

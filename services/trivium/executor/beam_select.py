@@ -18,10 +18,10 @@ from trivium.beam_search import BeamSearch, move_blocks
 from trivium.executor.grammars import GrammarRows
 from trivium.executor.history import History
 from trivium.executor.input_batch import InputBatch, Longs
-from trivium.executor.largest import top_k
 from trivium.executor.logits_processors import edit_logits, force_scores
 from trivium.executor.logprobs import token_logprobs
 from trivium.executor.model_config import SpecialTokens
+from trivium.executor.vocabulary import WHOLE, Vocabulary
 from trivium.params import BeamSettings
 from trivium.step import BeamCandidates, NewRequestData, SlotFailure
 
@@ -59,9 +59,10 @@ class Selection:
 class BeamGroups:
     """The beam searches of a standing batch. Owner: the ModelRunner. `grammars` are those of all rows."""
 
-    def __init__(self, special: SpecialTokens, grammars: GrammarRows) -> None:
+    def __init__(self, special: SpecialTokens, grammars: GrammarRows, vocabulary: Vocabulary = WHOLE) -> None:
         self._special = special
         self._grammars = grammars
+        self._vocabulary = vocabulary
         self._groups: dict[int, BeamGroup] = {}  # slot of the first beam -> group
 
     def __len__(self) -> int:
@@ -85,16 +86,15 @@ class BeamGroups:
         logits [num_rows, vocab_size] of those rows. Appends the chosen tokens to the rows and marks rows of searches
         that are done as ended.
         """
-        scores = torch.log_softmax(logits.float(), dim=-1)
+        vocabulary = self._vocabulary
+        scores = vocabulary.log_softmax(logits.float())
         if len(self._grammars):
             self._grammars.mask(scores, slots)
         self._edit(scores, batch, slots)
-        num_best = min(
-            scores.shape[1], max(s.num_candidates for group in self._groups.values() for s in group.searches)
-        )
-        values, token_ids = top_k(scores, num_best)
+        num_candidates = max(search.num_candidates for group in self._groups.values() for search in group.searches)
+        values, token_ids = vocabulary.top_k(scores, min(vocabulary.size(scores), num_candidates))
         row_of = {int(slot): row for row, slot in enumerate(slots)}
-        best = _Best(values.numpy(), token_ids.numpy(), row_of, scores, logits)
+        best = _Best(values.numpy(), token_ids.numpy(), row_of, scores, logits, vocabulary)
         candidates: list[BeamCandidates] = []
         first_copies: list[tuple[int, int]] = []
         copies: list[tuple[int, int]] = []
@@ -135,13 +135,12 @@ class BeamGroups:
             index = torch.from_numpy(edited)
             rows = scores if len(edited) == len(scores) else scores[index]
             params = [columns.params[slot] for slot in slots[edited]]
-            edit_logits(rows, params, History.of(batch, slots[edited]), self._special)
+            edit_logits(rows, params, History.of(batch, slots[edited]), self._special, self._vocabulary)
             if rows is not scores:
                 scores[index] = rows
         params = [columns.params[slot] for slot in slots]
-        force_scores(
-            scores, params, batch.num_tokens[slots], output_positions, self._special, columns.max_tokens[slots]
-        )
+        num_tokens, max_tokens, start = batch.num_tokens[slots], columns.max_tokens[slots], self._vocabulary.start
+        force_scores(scores, params, num_tokens, output_positions, self._special, max_tokens, start=start)
 
 
 @dataclass(slots=True)
@@ -156,6 +155,7 @@ class _Best:
     row_of: dict[int, int]  # slot -> row
     scores: Tensor
     logits: Tensor
+    vocabulary: Vocabulary
 
     def alias(self, slot: int, others: Longs) -> None:
         """Let `others` have the row of `slot`."""
@@ -167,10 +167,10 @@ def _find_candidates(group: BeamGroup, index: int, best: _Best, chosen: Longs) -
     slots = group.slots_of(index)
     rows = np.array([best.row_of[int(slot)] for slot in slots])
     if len(chosen) and group.beam.diversity_penalty:
-        scores = best.scores[torch.from_numpy(rows)].clone()
-        counts = torch.bincount(torch.from_numpy(chosen), minlength=scores.shape[1])
-        top = (scores - group.beam.diversity_penalty * counts).topk(best.values.shape[1], dim=-1)
-        values, token_ids = top.values.numpy(), top.indices.numpy()
+        scores, vocabulary = best.scores[torch.from_numpy(rows)], best.vocabulary
+        counts = torch.bincount(torch.from_numpy(chosen), minlength=vocabulary.size(scores))[None]
+        scores = scores - group.beam.diversity_penalty * vocabulary.own(counts)
+        values, token_ids = (found.numpy() for found in vocabulary.top_k(scores, best.values.shape[1]))
     else:
         values, token_ids = best.values[rows], best.token_ids[rows]
     sums = values + np.array(search.scores, np.float32)[:, None]
@@ -187,7 +187,7 @@ def _with_logprobs(candidates: BeamCandidates, best: _Best, slots: Longs, num_to
     """`candidates` with the model's own log-probabilities of their tokens."""
     rows = [best.row_of[int(slots[beam])] for beam in candidates.beams]
     token_ids = np.array(candidates.token_ids, np.int64)
-    logprobs = token_logprobs(best.logits[rows], token_ids, [num_top] * len(rows))
+    logprobs = token_logprobs(best.logits[rows], token_ids, [num_top] * len(rows), best.vocabulary)
     return replace(candidates, logprobs=tuple(logprobs))
 
 

@@ -92,17 +92,24 @@ class GrammarService:
 class GrammarRows:
     """The matchers of the standing batch. Owner: the ModelRunner, in whose thread all of this runs.
 
+    first_token: that of the first column of the scores to mask, a multiple of 32.
     A row without a matcher among `_matchers` has no grammar; one with None follows a beam that its grammar has ended
     without an EOS: whatever comes there is impossible.
     """
 
     def __init__(
-        self, service: GrammarService, special: SpecialTokens, vocab_size: int, apply: ApplyTokenBitmask
+        self,
+        service: GrammarService,
+        special: SpecialTokens,
+        vocab_size: int,
+        apply: ApplyTokenBitmask,
+        first_token: int = 0,
     ) -> None:
         self._service = service
         self._special = special
         self._width = bitmask_width(vocab_size)
         self._apply = apply
+        self._first_word = first_token // 32
         self._eos_mask: Bitmask = np.zeros(self._width, np.int32)
         for token_id in (token_id for token_id in special.eos if token_id < vocab_size):
             self._eos_mask[token_id // 32] |= np.int32(np.uint32(1 << token_id % 32).view(np.int32))
@@ -142,7 +149,8 @@ class GrammarRows:
         bitmask = np.zeros((len(rows), self._width), np.int32)
         for index, row in enumerate(rows):
             self._fill(bitmask[index], int(slots[row]))
-        self._apply(scores, torch.from_numpy(bitmask), torch.tensor(rows))
+        words = slice(self._first_word, self._first_word + bitmask_width(scores.shape[1]))
+        self._apply(scores, torch.from_numpy(bitmask[:, words]), torch.tensor(rows))
 
     def advance(self, slots: Longs, token_ids: Longs, batch: InputBatch) -> None:
         """The rows `slots` have got `token_ids`, which `batch` has appended already."""

@@ -33,7 +33,7 @@ def argmax(scores: Tensor) -> Tensor:
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """(values, indices), both [num_rows, k] in descending order, of `scores` [num_rows, n]; k <= n."""
     num_chunks = scores.shape[1] // _CHUNK
-    if num_chunks < _MIN_CHUNKS_PER_RESULT * k:
+    if k == 0 or num_chunks < _MIN_CHUNKS_PER_RESULT * k:
         values, indices = scores.topk(k, dim=-1)
         return values, indices
     whole, rest = scores[:, : num_chunks * _CHUNK], scores[:, num_chunks * _CHUNK :]

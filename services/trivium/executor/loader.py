@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from trivium.config import ExecutorConfig
 from trivium.errors import ConfigurationError
 from trivium.executor.adapter_pool import AdapterPool
 from trivium.executor.linear import Linear
+from trivium.executor.parallel.shard import Shard, Split
 from trivium.executor.quantization.scheme import Quantization
 from trivium.executor.tensor_files import TensorFile, open_tensor_file
 from trivium.model_source import find_model
@@ -50,13 +51,20 @@ class Checkpoint:
 
     `loaded_bytes` counts what was read and kept, in float32. quantization: how it stores what it has packed. A packed
     weight is `LAYER.weight` here as any other. adapters: of the linear layers to come; None if there can be none.
-    `stores_half`: every matrix read so far was stored in 16 bits.
+    `stores_half`: every matrix read so far was stored in 16 bits. shard: the part of the model that is wanted; of what
+    is split, only that part is kept. `whole_layers`: those that every rank of a split model has and computes.
     """
 
     def __init__(
-        self, directory: Path, quantization: Quantization | None = None, adapters: AdapterPool | None = None
+        self,
+        directory: Path,
+        quantization: Quantization | None = None,
+        adapters: AdapterPool | None = None,
+        shard: Shard | None = None,
     ) -> None:
         self.directory = directory
+        self.shard = shard or Shard()
+        self.whole_layers: list[Linear] = []
         self._quantization = quantization
         self._adapters = adapters
         self.loaded_bytes = 0
@@ -69,7 +77,14 @@ class Checkpoint:
         for file in sorted({file for file, _ in self._tensors.values()}):
             self._handles[file] = open_tensor_file(self.directory / file)
         self._progress = self._stack.enter_context(
-            tqdm(total=len(self._tensors), desc="weights", unit="tensor", disable=None, file=sys.stderr, leave=False)
+            tqdm(
+                total=len(self._tensors),
+                desc="weights",
+                unit="tensor",
+                disable=self.shard.rank > 0 or None,
+                file=sys.stderr,
+                leave=False,
+            )
         )
         return self
 
@@ -106,7 +121,14 @@ class Checkpoint:
     def tensor(self, name: str, *shape: int) -> Tensor:
         """One tensor as float32. Raises ConfigurationError if it is missing or not of `shape`."""
         target = torch.empty(shape, dtype=torch.float32)
-        self._read_into(target, name)
+        self._fill(target, [self._read(name, shape)], [(slice(None),)])
+        return target
+
+    def rows(self, name: str, rows: range, *shape: int) -> Tensor:
+        """As `tensor`, but of the tensor of `shape` only these rows, as far as it has them."""
+        kept = slice(min(rows.start, shape[0]), min(rows.stop, shape[0]))
+        target = torch.empty((kept.stop - kept.start, *shape[1:]), dtype=torch.float32)
+        self._fill(target, [self._read(name, shape)], [(kept,)])
         return target
 
     def linear(
@@ -118,41 +140,58 @@ class Checkpoint:
         bias: bool,
         transposed: bool = False,
         adaptable: bool = True,
+        split: Split | None = None,
     ) -> Linear:
         """The layers `names`[i], each `out_features`[i] wide, stacked into one. Raises ConfigurationError.
 
         transposed: their weights are stored as [in_features, out_features]. adaptable: adapters may change them.
+        split: what of them is wanted, None for all. Of several ranks that each have some inputs, the first one adds
+        the bias.
         """
-        weight = torch.empty((sum(out_features), in_features), dtype=torch.float32)
-        for name, target in zip(names, torch.split_with_sizes(weight, list(out_features)), strict=True):
-            is_packed = self._packed_layer(f"{name}.weight") is not None  # and then [out_features, in_features]
-            self._read_into(target.T if transposed and not is_packed else target, f"{name}.weight")
+        part = split or Split()
+        rows = part.rows or [(slice(0, width),) for width in out_features]
+        columns = part.columns or slice(0, in_features)
+        num_rows = sum(each.stop - each.start for ranges in rows for each in ranges)
+        weight = torch.empty((num_rows, columns.stop - columns.start), dtype=torch.float32)
+        weights = (
+            self._read(f"{name}.weight", (width, in_features), transposed=transposed)[:, columns]
+            for name, width in zip(names, out_features, strict=True)
+        )
+        self._fill(weight, weights, rows)
+        stacked_bias = None
+        if bias and not (part.columns and self.shard.rank):
+            stacked_bias = torch.empty(num_rows, dtype=torch.float32)
+            biases = (self._read(f"{name}.bias", (width,)) for name, width in zip(names, out_features, strict=True))
+            self._fill(stacked_bias, biases, rows)
         delta = None
         if self._adapters is not None and adaptable:
-            delta = self._adapters.add_layer(names, out_features, in_features)
-        if not bias:
-            return Linear(weight, delta=delta)
-        stacked_bias = torch.empty(sum(out_features), dtype=torch.float32)
-        for name, target in zip(names, torch.split_with_sizes(stacked_bias, list(out_features)), strict=True):
-            self._read_into(target, f"{name}.bias")
-        return Linear(weight, stacked_bias, delta)
+            delta = self._adapters.add_layer(names, out_features, in_features, split)
+        linear = Linear(weight, stacked_bias, delta)
+        if split is None:
+            self.whole_layers.append(linear)
+        return linear
 
-    def tensor_or(self, name: str, tied: Tensor) -> Tensor:
-        """The tensor `name`, of the shape of `tied`, or `tied` itself if nothing else is stored.
+    def rows_or(self, name: str, tied: Tensor, rows: range, num_rows: int) -> Tensor:
+        """As `rows` of a tensor of `num_rows`, or `tied` itself, which has the same part, if nothing else is stored.
 
         As in transformers, a stored tensor that differs from the one it should be tied to wins over the setting.
         """
         if name not in self:
             return tied
-        stored = self.tensor(name, *tied.shape)
+        stored = self.rows(name, rows, num_rows, tied.shape[1])
         if not torch.equal(stored, tied):
             return stored
         self.loaded_bytes -= stored.nbytes
         return tied
 
-    def output_weight(self, name: str, embedding: Tensor, *, tied: bool) -> Tensor:
-        """The output projection [vocab_size, hidden]. Raises ConfigurationError if an untied one is missing."""
-        return self.tensor_or(name, embedding) if tied else self.tensor(name, *embedding.shape)
+    def output_weight(self, name: str, embedding: Tensor, rows: range, num_rows: int, *, tied: bool) -> Tensor:
+        """The output projection of these rows of [num_rows, hidden], like the `embedding` of them.
+
+        Raises ConfigurationError if an untied one is missing.
+        """
+        if tied:
+            return self.rows_or(name, embedding, rows, num_rows)
+        return self.rows(name, rows, num_rows, embedding.shape[1])
 
     def _packed_layer(self, name: str) -> str | None:
         """The layer whose weight `name` is, if it is stored packed."""
@@ -161,40 +200,54 @@ class Checkpoint:
             return None
         return layer
 
-    def _unpack_into(self, target: Tensor, layer: str) -> None:
-        assert self._quantization is not None, "only a quantized checkpoint has packed layers"
-        weight = self._quantization.weight(layer, target.shape[-1], self)
-        if weight.shape != target.shape:
-            raise ConfigurationError(
-                f"{self.directory}: the packed weight of {layer} has shape {list(weight.shape)}, "
-                f"but config.json asks for {list(target.shape)}"
-            )
-        target.copy_(weight)
-        self.loaded_bytes += target.nbytes
-        self.stores_half = False
+    def _read(self, name: str, shape: tuple[int, ...], *, transposed: bool = False) -> Tensor:
+        """The tensor of `shape` as it is stored, or unpacked. Of a safetensors file it is a view.
 
-    def _read_into(self, target: Tensor, name: str) -> None:
+        transposed: it is stored with its two dimensions the other way round, unless it is packed.
+        """
         layer = self._packed_layer(name)
         if layer is not None:
-            return self._unpack_into(target, layer)
+            return self._unpacked(layer, shape)
+        return self._read_floats(name, shape[::-1]).T if transposed else self._read_floats(name, shape)
+
+    def _unpacked(self, layer: str, shape: tuple[int, ...]) -> Tensor:
+        assert self._quantization is not None, "only a quantized checkpoint has packed layers"
+        weight = self._quantization.weight(layer, shape[-1], self)
+        if weight.shape != shape:
+            raise ConfigurationError(
+                f"{self.directory}: the packed weight of {layer} has shape {list(weight.shape)}, "
+                f"but config.json asks for {list(shape)}"
+            )
+        self.stores_half = False
+        return weight
+
+    def _read_floats(self, name: str, expected: tuple[int, ...]) -> Tensor:
         if name not in self._tensors:
             raise ConfigurationError(f"{self.directory} has no tensor {name}")
         file, stored_name = self._tensors[name]
         shape, unreadable = self._handles[file].describe(stored_name)
-        if shape != tuple(target.shape):
+        if shape != expected:
             raise ConfigurationError(
                 f"{self.directory / file}: tensor {stored_name} has shape {list(shape)}, "
-                f"but config.json asks for {list(target.shape)}"
+                f"but config.json asks for {list(expected)}"
             )
         if unreadable is not None:
             raise ConfigurationError(
                 f"{self.directory / file}: tensor {stored_name} is stored as {unreadable}, not as floats"
             )
         stored = self._handles[file].read(stored_name)
-        target.copy_(stored)
-        self.loaded_bytes += target.nbytes
         self.stores_half &= stored.dtype in _HALF_DTYPES or len(shape) < 2
         self._progress.update()
+        return stored
+
+    def _fill(self, target: Tensor, sources: Iterable[Tensor], rows: Sequence[Sequence[slice]]) -> None:
+        """Copy to `target` rows[i] of source i, one range behind the other, and count them."""
+        start = 0
+        for source, ranges in zip(sources, rows, strict=True):
+            for part in (source[each] for each in ranges):
+                target[start : start + len(part)].copy_(part)
+                start += len(part)
+        self.loaded_bytes += target.nbytes
 
 
 def _tensor_files(directory: Path) -> dict[str, str]:

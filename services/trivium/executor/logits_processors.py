@@ -20,6 +20,7 @@ from torch import Tensor
 from trivium.executor.history import PAD, History, encoder_matches, last, suffix_matches
 from trivium.executor.input_batch import Longs
 from trivium.executor.model_config import SpecialTokens
+from trivium.executor.vocabulary import WHOLE, Vocabulary
 from trivium.params import SamplingParams
 
 _MAX_DRY_PENALTY = 1e5  # more than any difference of logits, and small enough to keep their order in float32
@@ -29,23 +30,33 @@ NOT_FORCED = -1
 Pairs = tuple[Sequence[int] | Longs, Sequence[int] | Longs]  # rows, token ids
 
 
-def edit_logits(logits: Tensor, params: Sequence[SamplingParams], history: History, special: SpecialTokens) -> None:
+def edit_logits(
+    logits: Tensor,
+    params: Sequence[SamplingParams],
+    history: History,
+    special: SpecialTokens,
+    vocabulary: Vocabulary = WHOLE,
+) -> None:
     """Change `logits` [num_rows, vocab_size], contiguous float32, in place, by all but forced tokens.
 
     `params` and `history` are of its rows. Log-probabilities may take the place of logits.
     """
-    _allow(logits, params)
-    _ban(logits, _early_stops(params, history, special.eos))
-    _ban(logits, _bad_word_ends(params, history, special.eos))
-    _ban(logits, _repeated_ngram_ends(params, history))
-    _ban(logits, _encoder_ngram_ends(params, history))
-    _ban(logits, _suppressed(params))
-    _ban(logits, _suppressed_at_begin(params, history, special))
-    _add_bias(logits, params)
-    _penalise_encoder_tokens(logits, params, history)
-    _penalise_repetition(logits, params, history)
-    _penalise_output(logits, params, history)
-    _penalise_repeated_sequences(logits, params, history)
+    _allow(logits, params, vocabulary)
+    for pairs in (
+        _early_stops(params, history, special.eos),
+        _bad_word_ends(params, history, special.eos),
+        _repeated_ngram_ends(params, history),
+        _encoder_ngram_ends(params, history),
+        _suppressed(params),
+        _suppressed_at_begin(params, history, special),
+    ):
+        _ban(logits, pairs, vocabulary)
+    start = vocabulary.start
+    _add_bias(logits, params, start)
+    _penalise_encoder_tokens(logits, params, history, start)
+    _penalise_repetition(logits, params, history, start)
+    _penalise_output(logits, params, history, start)
+    _penalise_repeated_sequences(logits, params, history, start)
 
 
 def force_scores(
@@ -55,17 +66,18 @@ def force_scores(
     output_positions: Longs,
     special: SpecialTokens,
     max_tokens: Longs,
+    *,
+    start: int = 0,
 ) -> None:
     """Change `scores` [num_rows, vocab_size] in place: where a token is forced, 0 for it and -inf for all others.
 
-    Arguments as of `forced_tokens`. Comes after `edit_logits`.
+    Arguments as of `forced_tokens`; start: the token of the first column. Comes after `edit_logits`.
     """
     forced = forced_tokens(params, num_tokens, output_positions, special, max_tokens)
     rows = np.flatnonzero(forced != NOT_FORCED)
     if len(rows):
-        index = torch.from_numpy(rows)
-        scores[index] = -torch.inf
-        scores[index, torch.from_numpy(forced[rows])] = 0.0
+        scores[torch.from_numpy(rows)] = -torch.inf
+        scores.view(-1)[torch.from_numpy(_flat((rows, forced[rows]), scores, start))] = 0.0
 
 
 def forced_tokens(
@@ -101,41 +113,49 @@ def _rows_where(params: Sequence[SamplingParams], wanted: Callable[[SamplingPara
     return np.array([row for row, row_params in enumerate(params) if wanted(row_params)], np.int64)
 
 
-def _flat(pairs: Pairs, vocab_size: int) -> Longs:
-    """Indices into the flattened logits; ids that the model does not have are left out."""
+def _known(pairs: Pairs, vocab_size: int) -> tuple[Longs, Longs]:
+    """The pairs whose token the model has."""
     rows, token_ids = np.asarray(pairs[0], np.int64), np.asarray(pairs[1], np.int64)
     known = token_ids < vocab_size
-    flat: Longs = (rows * vocab_size + token_ids)[known]
+    return rows[known], token_ids[known]
+
+
+def _flat(pairs: Pairs, logits: Tensor, start: int) -> Longs:
+    """Indices into the flattened logits, whose columns are of the tokens from `start` on; others are left out."""
+    rows, columns = np.asarray(pairs[0], np.int64), np.asarray(pairs[1], np.int64) - start
+    here = (columns >= 0) & (columns < logits.shape[1])
+    flat: Longs = (rows * logits.shape[1] + columns)[here]
     return flat
 
 
-def _allow(logits: Tensor, params: Sequence[SamplingParams]) -> None:
+def _allow(logits: Tensor, params: Sequence[SamplingParams], vocabulary: Vocabulary) -> None:
     rows = _rows_where(params, lambda row_params: row_params.allowed_token_ids)
     if not len(rows):
         return
     allowed = [params[row].allowed_token_ids or () for row in rows]
-    flat = _flat((np.repeat(rows, [len(ids) for ids in allowed]), list(chain(*allowed))), logits.shape[1])
-    kept = np.unique(flat // logits.shape[1])  # rows with an allowed token that the model has
-    index = torch.from_numpy(flat)
+    every = np.repeat(rows, [len(ids) for ids in allowed]), list(chain(*allowed))
+    pairs = _known(every, vocabulary.size(logits))
+    kept = np.unique(pairs[0])  # rows with an allowed token that the model has
+    index = torch.from_numpy(_flat(pairs, logits, vocabulary.start))
     values = logits.view(-1)[index]
     logits[torch.from_numpy(kept)] = -torch.inf
     logits.view(-1)[index] = values
 
 
-def _ban(logits: Tensor, pairs: Pairs) -> None:
-    flat = _flat(pairs, logits.shape[1])
-    if not len(flat):
+def _ban(logits: Tensor, pairs: Pairs, vocabulary: Vocabulary) -> None:
+    pairs = _known(pairs, vocabulary.size(logits))
+    if not len(pairs[0]):
         return
+    flat = _flat(pairs, logits, vocabulary.start)
     index = torch.from_numpy(flat)
     before = logits.view(-1)[index]
     logits.view(-1)[index] = -torch.inf
-    rows = flat // logits.shape[1]
-    banned_rows = np.unique(rows)
+    banned_rows = np.unique(pairs[0])
     nothing_left = np.zeros(len(logits), np.bool_)
     edited = logits if len(banned_rows) == len(logits) else logits[torch.from_numpy(banned_rows)]
-    nothing_left[banned_rows] = edited.amax(dim=-1).isneginf().numpy()
+    nothing_left[banned_rows] = vocabulary.amax(edited).squeeze(1).isneginf().numpy()
     if nothing_left.any():
-        lifted = torch.from_numpy(nothing_left[rows])
+        lifted = torch.from_numpy(nothing_left[flat // logits.shape[1]])
         logits.view(-1)[index[lifted]] = before[lifted]
 
 
@@ -222,50 +242,50 @@ def _suppressed_at_begin(params: Sequence[SamplingParams], history: History, spe
     return rows, token_ids
 
 
-def _add_bias(logits: Tensor, params: Sequence[SamplingParams]) -> None:
+def _add_bias(logits: Tensor, params: Sequence[SamplingParams], start: int) -> None:
     triples = [
-        (row, token_id, bias)
+        (row, token_id - start, bias)
         for row, row_params in enumerate(params)
         for token_id, bias in row_params.logit_bias.items()
-        if token_id < logits.shape[1]
+        if 0 <= token_id - start < logits.shape[1]
     ]
     if triples:
-        rows, token_ids, biases = zip(*triples, strict=True)
-        logits[list(rows), list(token_ids)] += torch.tensor(biases, dtype=logits.dtype)
+        rows, columns, biases = zip(*triples, strict=True)
+        logits[list(rows), list(columns)] += torch.tensor(biases, dtype=logits.dtype)
 
 
-def _penalise_encoder_tokens(logits: Tensor, params: Sequence[SamplingParams], history: History) -> None:
+def _penalise_encoder_tokens(logits: Tensor, params: Sequence[SamplingParams], history: History, start: int) -> None:
     """As transformers' EncoderRepetitionPenaltyLogitsProcessor: a penalty above 1 favours what the encoder has read."""
     rows = _rows_where(params, lambda row_params: row_params.encoder_repetition_penalty != 1.0)
     if len(rows):
         penalties = [1 / row_params.encoder_repetition_penalty for row_params in params]
-        _scale(logits, history.encoder_pairs(rows), penalties)
+        _scale(logits, history.encoder_pairs(rows), penalties, start)
 
 
-def _penalise_repetition(logits: Tensor, params: Sequence[SamplingParams], history: History) -> None:
+def _penalise_repetition(logits: Tensor, params: Sequence[SamplingParams], history: History, start: int) -> None:
     """As transformers' RepetitionPenaltyLogitsProcessor: prompt and output count, and how often does not matter."""
     rows = _rows_where(params, lambda row_params: row_params.repetition_penalty != 1.0)
     if len(rows):
         found_rows, token_ids = history.subset(rows).pairs()
-        _scale(logits, (rows[found_rows], token_ids), [row_params.repetition_penalty for row_params in params])
+        _scale(logits, (rows[found_rows], token_ids), [row_params.repetition_penalty for row_params in params], start)
 
 
-def _scale(logits: Tensor, pairs: Pairs, penalties: Sequence[float]) -> None:
+def _scale(logits: Tensor, pairs: Pairs, penalties: Sequence[float], start: int) -> None:
     """Make the tokens `pairs` less likely by the penalty of their row, more likely if that is below 1."""
-    flat = torch.from_numpy(_flat(pairs, logits.shape[1]))
+    flat = torch.from_numpy(_flat(pairs, logits, start))
     penalty = torch.tensor(penalties, dtype=logits.dtype)[flat // logits.shape[1]]
     scores = logits.view(-1)[flat]
     # A token that occurs twice is written twice, with the same value.
     logits.view(-1)[flat] = torch.where(scores < 0, scores * penalty, scores / penalty)
 
 
-def _penalise_output(logits: Tensor, params: Sequence[SamplingParams], history: History) -> None:
+def _penalise_output(logits: Tensor, params: Sequence[SamplingParams], history: History, start: int) -> None:
     """OpenAI's penalties: logit - count * frequency_penalty - (count > 0) * presence_penalty, count in the output."""
     rows = _rows_where(params, lambda row_params: row_params.frequency_penalty or row_params.presence_penalty)
     if not len(rows):
         return
     found_rows, token_ids = history.subset(rows).pairs(only_output=True)
-    flat, counts = np.unique(_flat((rows[found_rows], token_ids), logits.shape[1]), return_counts=True)
+    flat, counts = np.unique(_flat((rows[found_rows], token_ids), logits, start), return_counts=True)
     index, row = torch.from_numpy(flat), torch.from_numpy(flat // logits.shape[1])
     frequency = torch.tensor([row_params.frequency_penalty for row_params in params], dtype=logits.dtype)
     presence = torch.tensor([row_params.presence_penalty for row_params in params], dtype=logits.dtype)
@@ -273,7 +293,9 @@ def _penalise_output(logits: Tensor, params: Sequence[SamplingParams], history: 
     logits.view(-1)[index] -= presence[row]
 
 
-def _penalise_repeated_sequences(logits: Tensor, params: Sequence[SamplingParams], history: History) -> None:
+def _penalise_repeated_sequences(
+    logits: Tensor, params: Sequence[SamplingParams], history: History, start: int
+) -> None:
     """DRY (https://github.com/oobabooga/textgen/pull/5677): the longest match that a token would extend counts."""
     rows = _rows_where(params, lambda row_params: row_params.dry_multiplier > 0)
     if not len(rows):
@@ -287,13 +309,14 @@ def _penalise_repeated_sequences(logits: Tensor, params: Sequence[SamplingParams
     limits = np.array([_dry_length_limit(row_params) for row_params in dry], np.int64)
     found_rows, columns, lengths = suffix_matches(tokens, usable, limits)
     allowed = np.array([row_params.dry_allowed_length for row_params in dry], np.int64)
-    counts = (lengths >= allowed[found_rows]) & usable[found_rows, columns + 1]
-    found_rows, columns, lengths = found_rows[counts], columns[counts], lengths[counts]
+    next_columns = tokens[found_rows, columns + 1] - start
+    here = (next_columns >= 0) & (next_columns < logits.shape[1])
+    counts = (lengths >= allowed[found_rows]) & usable[found_rows, columns + 1] & here
+    found_rows, next_columns, lengths = found_rows[counts], next_columns[counts], lengths[counts]
     if not len(found_rows):
         return
     order = np.argsort(lengths, kind="stable")  # of several writes to one place the last must be the longest
-    next_ids = tokens[found_rows, columns + 1]
-    keys = (rows[found_rows] * logits.shape[1] + next_ids)[order]
+    keys = (rows[found_rows] * logits.shape[1] + next_columns)[order]
     flat, first_from_end = np.unique(keys[::-1], return_index=True)
     best_rows, best = found_rows[order][::-1][first_from_end], lengths[order][::-1][first_from_end]
     penalties = [_dry_penalty(dry[row], int(length)) for row, length in zip(best_rows, best, strict=True)]

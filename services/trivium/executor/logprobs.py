@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trivium.executor.input_batch import InputBatch, Longs, ScheduledRows
+from trivium.executor.vocabulary import WHOLE, Vocabulary
 from trivium.outputs import TokenLogprobs
 from trivium.step import SlotLogprobs
 
@@ -21,18 +22,19 @@ PIECE_ROWS = 256  # prompt tokens whose logits are in memory at a time
 ComputeLogits = Callable[[Tensor], Tensor]  # [num_tokens, hidden] -> [num_tokens, vocab_size]
 
 
-def token_logprobs(logits: Tensor, token_ids: Longs, num_top: Sequence[int]) -> list[TokenLogprobs]:
+def token_logprobs(
+    logits: Tensor, token_ids: Longs, num_top: Sequence[int], vocabulary: Vocabulary = WHOLE
+) -> list[TokenLogprobs]:
     """logits [num_rows, vocab_size] as the model made them, the token of each row, how many top tokens it reports.
 
     rank: 1 + the number of tokens that are more likely.
     """
     if not len(token_ids):
         return []
-    largest = min(max(num_top), logits.shape[1])
-    norm = logits.logsumexp(dim=-1, keepdim=True)
-    chosen = logits.gather(1, torch.from_numpy(token_ids)[:, None])
-    ranks = ((logits > chosen).sum(dim=-1) + 1).tolist()
-    top_logits, indices = logits.topk(largest, dim=-1)
+    norm = vocabulary.logsumexp(logits)
+    chosen = vocabulary.pick(logits, torch.from_numpy(token_ids))
+    ranks = (vocabulary.sum(logits > chosen) + 1).tolist()
+    top_logits, indices = vocabulary.top_k(logits, min(max(num_top), vocabulary.size(logits)))
     top_values, top_ids = (top_logits - norm).tolist(), indices.tolist()
     rows = zip((chosen - norm).squeeze(1).tolist(), ranks, top_ids, top_values, num_top, strict=True)
     return [
@@ -44,7 +46,8 @@ def token_logprobs(logits: Tensor, token_ids: Longs, num_top: Sequence[int]) -> 
 class SampledLogprobs:
     """The rows of one step that report what they sample. Keeps their logits, which the sampler may overwrite."""
 
-    def __init__(self, logits: Tensor, batch: InputBatch, slots: Longs) -> None:
+    def __init__(self, logits: Tensor, batch: InputBatch, slots: Longs, vocabulary: Vocabulary = WHOLE) -> None:
+        self._vocabulary = vocabulary
         self._num_top = batch.sampling.num_logprobs[slots]
         self._rows = np.flatnonzero(self._num_top >= 0)
         self._logits = logits[torch.from_numpy(self._rows)] if len(self._rows) else None
@@ -53,12 +56,17 @@ class SampledLogprobs:
         """Row -> the log-probabilities of what it sampled; token_ids [num_rows]."""
         if self._logits is None:
             return {}
-        found = token_logprobs(self._logits, token_ids[self._rows], self._num_top[self._rows].tolist())
+        num_top = self._num_top[self._rows].tolist()
+        found = token_logprobs(self._logits, token_ids[self._rows], num_top, self._vocabulary)
         return dict(zip(self._rows.tolist(), found, strict=True))
 
 
 def prompt_logprobs(
-    batch: InputBatch, rows: ScheduledRows, hidden: Tensor, compute_logits: ComputeLogits
+    batch: InputBatch,
+    rows: ScheduledRows,
+    hidden: Tensor,
+    compute_logits: ComputeLogits,
+    vocabulary: Vocabulary = WHOLE,
 ) -> dict[int, tuple[int, list[TokenLogprobs]]]:
     """Slot -> (position of the first one, log-probabilities of the prompt tokens that follow its tokens of this step).
 
@@ -77,16 +85,19 @@ def prompt_logprobs(
         if start < end:
             token_ids = batch.token_ids[slot, start + 1 : end + 1].astype(np.int64)
             row_hidden = hidden[first_tokens[row] : first_tokens[row] + end - start]
-            found[slot] = start + 1, _in_pieces(row_hidden, token_ids, int(num_top[row]), compute_logits)
+            pieces = _in_pieces(row_hidden, token_ids, int(num_top[row]), compute_logits, vocabulary)
+            found[slot] = start + 1, pieces
     return found
 
 
-def _in_pieces(hidden: Tensor, token_ids: Longs, num_top: int, compute_logits: ComputeLogits) -> list[TokenLogprobs]:
+def _in_pieces(
+    hidden: Tensor, token_ids: Longs, num_top: int, compute_logits: ComputeLogits, vocabulary: Vocabulary
+) -> list[TokenLogprobs]:
     found = []
     for start in range(0, len(token_ids), PIECE_ROWS):
         piece = token_ids[start : start + PIECE_ROWS]
         logits = compute_logits(hidden[start : start + PIECE_ROWS])
-        found += token_logprobs(logits, piece, [num_top] * len(piece))
+        found += token_logprobs(logits, piece, [num_top] * len(piece), vocabulary)
     return found
 
 

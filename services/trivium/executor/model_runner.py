@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from trivium.config import ExecutorConfig, ModelInfo
-from trivium.errors import ConfigurationError
+from trivium.errors import ConfigurationError, InvalidRequestError
 from trivium.executor.adapter_pool import AdapterPool
 from trivium.executor.attention import AttentionMetadata, PagedRows
 from trivium.executor.beam_select import BeamGroups
@@ -28,28 +28,27 @@ from trivium.executor.generation_config import (
     read_generation_defaults,
 )
 from trivium.executor.grammars import GrammarRows, GrammarService
-from trivium.executor.input_batch import BatchLimits, Floats, InputBatch, Longs, ScheduledRows
-from trivium.executor.kv_cache import (
-    KVCache,
-    affordable_model_len,
-    available_memory_bytes,
-    choose_num_blocks,
-    choose_num_host_blocks,
-)
-from trivium.executor.linear import find_linears
+from trivium.executor.input_batch import Floats, InputBatch, Longs, ScheduledRows
+from trivium.executor.kv_cache import KVCache
+from trivium.executor.limits import choose_limits, describe_model
+from trivium.executor.linear import Linear, find_linears
 from trivium.executor.linear_tuning import tune
 from trivium.executor.loader import Checkpoint, find_checkpoint
 from trivium.executor.logprobs import SampledLogprobs, prompt_logprobs, slot_logprobs
-from trivium.executor.model_config import CONFIG_FILE, SpecialTokens, read_json, read_special_tokens
+from trivium.executor.model_config import CONFIG_FILE, read_json, read_special_tokens
 from trivium.executor.models.model import InputEmbeds, LanguageModel
 from trivium.executor.models.registry import find_architecture
+from trivium.executor.parallel.communicator import ALONE, Communicator, agree_on_least, rank_device
+from trivium.executor.parallel.shard import Shard
 from trivium.executor.plan_check import check_plan
 from trivium.executor.prompt_lookup import Drafts, add_drafts, draft_positions, verify
 from trivium.executor.quantization.config import read_quantization
 from trivium.executor.sampler import Sampler
 from trivium.executor.threads import choose_num_threads, count_cores, set_num_threads
+from trivium.executor.vocabulary import make_vocabulary
 from trivium.pooling import PoolingType
 from trivium.step import BeamCandidates, ModelRunnerOutput, SchedulerOutput, SlotFailure, TokenRun
+from trivium.structured_outputs import StructuredOutputsParams
 from trivium_kernels.dispatch import select_kernels
 
 logger = logging.getLogger(__name__)
@@ -61,11 +60,14 @@ _HALF_NAMES = ("half", "float16", "bfloat16")
 class ModelRunner:
     """Owns model, KV pool and InputBatch. Construct it in the thread that will run it.
 
+    Of a model that is split it is one rank: all ranks are told the same, and find the same results.
     Raises ConfigurationError if the model cannot be loaded as configured.
     """
 
-    def __init__(self, config: ExecutorConfig) -> None:
-        device = _choose_device(config.device)
+    def __init__(self, config: ExecutorConfig, communicator: Communicator = ALONE) -> None:
+        shard = Shard(communicator)
+        self._communicator = communicator
+        device = rank_device(choose_device(config.device), shard.rank)
         _check_dtype(config.dtype)
         directory = find_checkpoint(config)
         model_json = read_json(directory / CONFIG_FILE)
@@ -79,40 +81,43 @@ class ModelRunner:
         self._adapters: AdapterPool | None = None
         if config.enable_lora:
             self._adapters = AdapterPool(self._kernels.add_lora, max_rank=config.max_lora_rank)
-        with Checkpoint(directory, quantization, self._adapters) as checkpoint, torch.inference_mode():
+        with Checkpoint(directory, quantization, self._adapters, shard) as checkpoint, torch.inference_mode():
             self._model = architecture.build(model_json, checkpoint, self._kernels)
-            num_threads = choose_num_threads(config, checkpoint.loaded_bytes, count_cores())
+            (weight_bytes,) = agree_on_least(communicator, [checkpoint.loaded_bytes])
+            num_threads = choose_num_threads(config, weight_bytes, count_cores())
             set_num_threads(num_threads)
             tune(
-                find_linears((self._model.decoder, self._model.encoder)),
+                _layers_to_tune(self._model, checkpoint),
                 allow_half=checkpoint.stores_half,
                 quantization=config.quantization,
             )
         logger.info(
-            "model %s: %s, float32, %.1f MiB of weights in %.1f s, %d threads",
+            "model %s: %s, float32, %.1f MiB of weights%s in %.1f s, %d threads",
             config.served_model_name,
             architecture.name,
             checkpoint.loaded_bytes / 2**20,
+            f" in each of {shard.size} ranks" if shard.size > 1 else "",
             time.perf_counter() - start,
             num_threads,
         )
         self._special = special
-        self._sampler = Sampler(special)
-        self._limits = _choose_limits(config, self._model, device)
+        self._vocabulary = make_vocabulary(shard, self._model.vocab_size)
+        self._sampler = Sampler(special, self._vocabulary)
+        self._limits = choose_limits(config, self._model, device, communicator)
         self._kv_cache = KVCache(
             self._model.kv_shape,
             self._limits.num_blocks,
             self._limits.block_size,
             num_host_blocks=self._limits.num_host_blocks,
         )
-        self.grammars = GrammarService(
+        self._grammars = GrammarService(
             config.tokenizer or config.model, config.revision, self._model.vocab_size, special.eos
         )
         for module in config.lora_modules:
-            self.load_adapter(module.name, module.source)
+            self._load_adapter(module.name, module.source)
         self._reset()
         self._model_info = replace(
-            _describe(config, architecture.name, self._model, self._limits, special),
+            describe_model(config, architecture.name, self._model, self._limits, special),
             generation_defaults=read_generation_defaults(generation, special.eos),
             adapters=tuple(module.name for module in config.lora_modules),
             max_loras=config.max_loras if config.enable_lora else 0,
@@ -136,11 +141,33 @@ class ModelRunner:
         """Forget every row. Weights and pool stay; what the pool holds means nothing any more."""
         self._reset()
 
+    def close(self) -> None:
+        """End what runs beside the steps. Nothing may be called afterwards."""
+        self._grammars.close()
+
+    def prepare_grammar(
+        self, params: StructuredOutputsParams, done: Callable[[InvalidRequestError | None], None]
+    ) -> None:
+        """Have a grammar compiled beside the steps; see `GrammarService.prepare`."""
+        self._grammars.prepare(params, done)
+
     def load_adapter(self, name: str, source: str) -> None:
         """Load a LoRA adapter. Raises ConfigurationError if it does not fit, or the runner was made without LoRA."""
+        self._load_adapter(name, source)
+
+    def _load_adapter(self, name: str, source: str) -> None:
         if self._adapters is None:
             raise ConfigurationError("adapters need enable_lora")
-        self._adapters.load(name, source)
+        refusal: ConfigurationError | None = None
+        try:
+            self._adapters.load(name, source)
+        except ConfigurationError as error:
+            refusal = error
+        (is_everywhere,) = agree_on_least(self._communicator, [int(refusal is None)])
+        if refusal is not None:
+            raise refusal
+        if not is_everywhere:
+            raise RuntimeError(f"adapter {name!r} was loaded by some ranks only")
 
     @torch.inference_mode()
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
@@ -162,7 +189,7 @@ class ModelRunner:
         if self._batch.sampling.num_lookup_tokens[rows.slots].any():
             rows, drafts = add_drafts(self._batch, rows)
         hidden = self._run_decoder(rows)
-        prompts = prompt_logprobs(self._batch, rows, hidden, self._model.decoder.compute_logits)
+        prompts = prompt_logprobs(self._batch, rows, hidden, self._model.decoder.compute_logits, self._vocabulary)
         sampling_slots, logits = self._compute_logits(rows, hidden)
         self._batch.advance(rows)
         beams: tuple[BeamCandidates, ...] = ()
@@ -171,7 +198,7 @@ class ModelRunner:
             beams = self._select_beams(logits[torch.from_numpy(is_beam)], sampling_slots[is_beam])
             sampling_slots, logits = sampling_slots[~is_beam], logits[torch.from_numpy(~is_beam)]
         runs = () if drafts is None or not drafts.token_ids else self._verify(rows, drafts, hidden)
-        sampled = SampledLogprobs(logits, self._batch, sampling_slots)
+        sampled = SampledLogprobs(logits, self._batch, sampling_slots, self._vocabulary)
         token_ids = self._sample(logits, sampling_slots)
         logprobs = slot_logprobs(sampling_slots, sampled.of(token_ids), prompts)
         return ModelRunnerOutput(
@@ -257,9 +284,13 @@ class ModelRunner:
     def _reset(self) -> None:
         self._batch = self._new_batch()
         self._grammar_rows = GrammarRows(
-            self.grammars, self._special, self._limits.vocab_size, self._kernels.apply_token_bitmask
+            self._grammars,
+            self._special,
+            self._limits.vocab_size,
+            self._kernels.apply_token_bitmask,
+            self._vocabulary.start,
         )
-        self._beam_groups = BeamGroups(self._special, self._grammar_rows)
+        self._beam_groups = BeamGroups(self._special, self._grammar_rows, self._vocabulary)
 
     def _take_failures(self, slots: Longs) -> tuple[SlotFailure, ...]:
         """Rows among `slots`, and beam groups, that cannot go on."""
@@ -294,7 +325,7 @@ class ModelRunner:
         return PagedRows(torch.from_numpy(tables[slots, :num_blocks]), torch.from_numpy(context_lens))
 
     def _compute_logits(self, rows: ScheduledRows, hidden: Tensor) -> tuple[Longs, Tensor]:
-        """(slots that sample, their logits [num_sampling, vocab_size])."""
+        """(slots that sample, their logits [num_sampling, vocab_size], those of this rank's tokens)."""
         samples = self._batch.rows_that_sample(rows)
         last_tokens = np.cumsum(rows.num_tokens)[samples] - 1
         if len(last_tokens) < len(hidden):
@@ -311,72 +342,16 @@ def _bounds(lens: Longs) -> Tensor:
     return torch.from_numpy(np.concatenate(([0], np.cumsum(lens))))
 
 
-def _choose_limits(config: ExecutorConfig, model: LanguageModel, device: torch.device) -> BatchLimits:
-    available_bytes = available_memory_bytes()
-    max_model_len = min(config.max_model_len or model.max_model_len, model.max_model_len)
-    if config.max_model_len is None:
-        max_model_len = affordable_model_len(
-            config,
-            model.kv_shape,
-            max_model_len,
-            model.max_encoder_len,
-            available_bytes=available_bytes,
-            device=device,
-        )
-    elif config.max_model_len > max_model_len:
-        logger.warning("max_model_len adjusted from %d to the model's %d", config.max_model_len, max_model_len)
-    return BatchLimits(
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        max_model_len=max_model_len,
-        max_encoder_len=model.max_encoder_len,
-        num_blocks=choose_num_blocks(
-            config,
-            model.kv_shape,
-            max_model_len,
-            model.max_encoder_len,
-            available_bytes=available_bytes,
-            device=device,
-        ),
-        block_size=config.block_size,
-        vocab_size=model.vocab_size,
-        num_host_blocks=choose_num_host_blocks(config, model.kv_shape, available_bytes=available_bytes),
-        hidden_size=model.hidden_size,
-    )
+def _layers_to_tune(model: LanguageModel, checkpoint: Checkpoint) -> list[Linear]:
+    """All layers, of a split model without those that every rank computes.
+
+    Trials may end differently, and what such a layer finds, the choice of experts for example, must be the same on all.
+    """
+    linears = find_linears((model.decoder, model.encoder))
+    return [linear for linear in linears if checkpoint.shard.size == 1 or linear not in checkpoint.whole_layers]
 
 
-def _describe(
-    config: ExecutorConfig, architecture: str, model: LanguageModel, limits: BatchLimits, special: SpecialTokens
-) -> ModelInfo:
-    decoder_start = special.decoder_start
-    if model.encoder is not None and decoder_start is None:
-        decoder_start = special.bos
-        if decoder_start is None:
-            raise ConfigurationError(f"{CONFIG_FILE}: neither decoder_start_token_id nor bos_token_id is set")
-    return ModelInfo(
-        name=config.served_model_name,
-        architecture=architecture,
-        is_encoder_decoder=model.encoder is not None,
-        max_model_len=limits.max_model_len,
-        max_encoder_len=limits.max_encoder_len,
-        vocab_size=limits.vocab_size,
-        dtype="float32",
-        block_size=limits.block_size,
-        num_blocks=limits.num_blocks,
-        num_host_blocks=limits.num_host_blocks,
-        max_num_seqs=limits.max_num_seqs,
-        max_num_batched_tokens=limits.max_num_batched_tokens,
-        eos_token_ids=special.eos,
-        bos_token_id=special.bos,
-        pad_token_id=special.pad,
-        decoder_start_token_id=decoder_start,
-        forced_bos_token_id=special.forced_bos,
-        forced_eos_token_id=special.forced_eos,
-        hidden_size=limits.hidden_size,
-    )
-
-
-def _choose_device(device: str) -> torch.device:
+def choose_device(device: str) -> torch.device:
     if device not in ("auto", "cpu"):
         raise ConfigurationError(f"device {device!r} is not supported: auto, cpu")
     return torch.device("cpu")

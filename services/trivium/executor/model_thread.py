@@ -16,8 +16,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from trivium.config import ExecutorConfig, ModelInfo
-from trivium.errors import ConfigurationError, InternalError
+from trivium.errors import ConfigurationError, EngineUnavailableError, InternalError
 from trivium.executor.model_runner import ModelRunner
+from trivium.executor.parallel.leading_runner import open_runner
+from trivium.executor.parallel.ranks import RankLostError
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +28,7 @@ Job = Callable[[ModelRunner], None]
 
 
 class ModelThread:
-    """`loaded` becomes the model's facts; `failed` the exception that ended the thread, if one did.
+    """`loaded` becomes the model's facts; `failed` the exception that ended the thread or a rank, if one did.
 
     Both futures belong to the event loop that constructs this object; waiters shield them from their own cancellation.
     """
@@ -54,7 +56,10 @@ class ModelThread:
         self._jobs.put(job)
 
     async def run(self, job: Callable[[ModelRunner], T]) -> T:
-        """The result of `job`, run like any other. Raises InternalError if it failed; the thread goes on."""
+        """The result of `job`, run like any other.
+
+        Raises InternalError if it failed, and the thread goes on; EngineUnavailableError if a rank was lost.
+        """
         result: asyncio.Future[T | Exception] = self._loop.create_future()
 
         def answer(value: T | Exception) -> None:
@@ -66,6 +71,8 @@ class ModelThread:
                 return
             try:
                 value: T | Exception = job(runner)
+            except RankLostError as error:
+                value = error
             except Exception as error:
                 logger.exception("a job failed")
                 value = error
@@ -73,12 +80,14 @@ class ModelThread:
 
         self.submit(run_job)
         found = await result
+        if isinstance(found, RankLostError):
+            raise EngineUnavailableError("the executor is gone")
         if isinstance(found, Exception):
             raise InternalError("the model failed")
         return found
 
     def call_in_loop(self, callback: Callable[..., None], *args: object) -> None:
-        """Called from the model thread: run `callback` in the event loop, unless that is gone."""
+        """Called from another thread: run `callback` in the event loop, unless that is gone."""
         with contextlib.suppress(RuntimeError):  # the loop was closed while a step was running
             self._loop.call_soon_threadsafe(callback, *args)
 
@@ -89,12 +98,21 @@ class ModelThread:
 
     def _run(self) -> None:
         try:
-            runner = self._runner = ModelRunner(self._config)
+            runner = self._runner = open_runner(self._config, on_lost=self._report)
             self.call_in_loop(self.loaded.set_result, runner.model_info)
             while (job := self._jobs.get()) is not None:
                 job(runner)
-            runner.grammars.close()
         except BaseException as error:
-            if not isinstance(error, ConfigurationError):
+            if not isinstance(error, (ConfigurationError, RankLostError)):
                 logger.exception("the model thread failed")
-            self.call_in_loop(self.failed.set_result, error)
+            self._report(error)
+        finally:
+            if self._runner is not None:
+                self._runner.close()
+
+    def _report(self, error: BaseException) -> None:
+        self.call_in_loop(self._fail, error)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self.failed.done():
+            self.failed.set_result(error)

@@ -12,6 +12,10 @@ Order, of which a row does only what its parameters ask for:
 Random numbers are a hash of (seed, choice index, output position), so that a request draws the same numbers alone, in
 any batch, after preemption and after a crash. A row's result depends on nothing but its own logits, sequence and
 parameters. Rows without the rarer parameters never pay for them.
+
+Where the vocabulary is split over ranks, logits are those of this rank's tokens. Most rows then exchange a few numbers,
+and with top_k or top_p their shortlists; rows with the parameters of 3 (but min_p), with XTC, or whose shortlist is too
+short are gathered whole.
 """
 
 from __future__ import annotations
@@ -26,10 +30,10 @@ from torch import Tensor
 
 from trivium.executor.history import History
 from trivium.executor.input_batch import Bools, InputBatch, Longs
-from trivium.executor.largest import argmax
 from trivium.executor.logits_processors import NOT_FORCED, edit_logits, forced_tokens
 from trivium.executor.model_config import SpecialTokens
 from trivium.executor.truncation import truncate, without_top_choices
+from trivium.executor.vocabulary import WHOLE, Vocabulary, inverse_cdf
 from trivium.params import SamplingParams
 
 _SHORTLIST = 256  # candidates that top_k and top_p look at before they sort the whole vocabulary
@@ -67,8 +71,9 @@ class RowSampling:
 class Sampler:
     """Stateless between steps; `special` are the model's token ids."""
 
-    def __init__(self, special: SpecialTokens) -> None:
+    def __init__(self, special: SpecialTokens, vocabulary: Vocabulary = WHOLE) -> None:
         self._special = special
+        self._vocabulary = vocabulary
 
     def sample(self, logits: Tensor, batch: InputBatch, slots: Longs) -> Longs:
         """logits [num_rows, vocab_size] of the rows `slots` -> token ids [num_rows]. May overwrite `logits`."""
@@ -77,12 +82,12 @@ class Sampler:
         edited = np.flatnonzero(columns.edits_logits[slots] | (output_positions < columns.min_tokens[slots]))
         if len(edited):
             self._edit(logits, batch, slots, edited)
-        token_ids: Longs = argmax(logits).numpy()
+        token_ids: Longs = self._vocabulary.argmax(logits).numpy()
         random = np.flatnonzero(columns.temperature[slots] > 0)
         if len(random):
             rows = logits if len(random) == len(slots) else logits[torch.from_numpy(random)]
             sampling = _row_sampling(batch, slots[random], output_positions[random])
-            token_ids[random] = sample_rows(rows, sampling).numpy()
+            token_ids[random] = sample_rows(rows, sampling, self._vocabulary).numpy()
         self._force(token_ids, batch, slots, output_positions)
         return token_ids
 
@@ -103,7 +108,7 @@ class Sampler:
         index = torch.from_numpy(edited)
         rows = logits if len(edited) == len(logits) else logits[index]
         params = [batch.sampling.params[slot] for slot in slots[edited]]
-        edit_logits(rows, params, History.of(batch, slots[edited]), self._special)
+        edit_logits(rows, params, History.of(batch, slots[edited]), self._special, self._vocabulary)
         if rows is not logits:
             logits[index] = rows
 
@@ -136,17 +141,17 @@ def _row_sampling(batch: InputBatch, slots: Longs, output_positions: Longs) -> R
     )
 
 
-def sample_rows(logits: Tensor, sampling: RowSampling) -> Tensor:
+def sample_rows(logits: Tensor, sampling: RowSampling, vocabulary: Vocabulary = WHOLE) -> Tensor:
     """Draw one token per row of `logits` [num_rows, vocab_size]. Returns [num_rows] int64."""
     scores = logits / sampling.temperature[:, None]
     if sampling.truncated:
         rows = list(sampling.truncated)
-        chosen = scores[rows]
+        chosen = vocabulary.gather(scores[rows])
         truncate(chosen, list(sampling.truncated.values()))
-        scores[rows] = chosen
-    probs = torch.softmax(scores, dim=-1)
-    low = sampling.min_p[:, None] * probs.amax(dim=-1, keepdim=True)
-    probs = probs.masked_fill(probs < low, 0.0)
+        scores[rows] = vocabulary.own(chosen)
+    probs = vocabulary.softmax(scores)
+    if bool(sampling.min_p.any()):
+        probs = probs.masked_fill(probs < sampling.min_p[:, None] * vocabulary.amax(probs), 0.0)
     limits, excludes_top = sampling.limits, sampling.excludes_top
     is_limited = (limits.top_k > 0) | (limits.top_p < 1.0)
     is_short = ~is_limited & (limits.xtc_threshold * _SHORTLIST > 1.0)  # fewer top choices than the shortlist holds
@@ -158,9 +163,9 @@ def sample_rows(logits: Tensor, sampling: RowSampling) -> Tensor:
         (excludes_top & ~is_short, _draw_without_top_choices),
     ):
         if bool(mask.all()):
-            return draw(probs, limits)
+            return draw(probs, limits, vocabulary)
         if bool(mask.any()):
-            token_ids[mask] = draw(probs[mask], limits.subset(mask))
+            token_ids[mask] = draw(probs[mask], limits.subset(mask), vocabulary)
     return token_ids
 
 
@@ -179,37 +184,39 @@ def _mix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return state ^ (state >> np.uint64(31))
 
 
-def _draw_from_all(probs: Tensor, limits: DrawLimits) -> Tensor:
-    return _inverse_cdf(probs, limits.uniform)
+def _draw_from_all(probs: Tensor, limits: DrawLimits, vocabulary: Vocabulary) -> Tensor:
+    return vocabulary.draw(probs, limits.uniform)
 
 
-def _draw_from_top(probs: Tensor, limits: DrawLimits) -> Tensor:
+def _draw_from_top(probs: Tensor, limits: DrawLimits, vocabulary: Vocabulary) -> Tensor:
     """Rows whose kept tokens are all in their shortlist draw from it; the others sort their vocabulary."""
-    vocab_size = probs.shape[1]
+    vocab_size = vocabulary.size(probs)
     shortlist = min(_SHORTLIST, vocab_size)
     num_kept = _num_kept(limits, vocab_size)
-    values, indices = probs.topk(shortlist, dim=-1)
-    mass = probs.sum(dim=-1, dtype=torch.float64)
+    values, indices = vocabulary.top_k(probs, shortlist)
+    mass = vocabulary.sum(probs)
     reached = values.sum(dim=-1, dtype=torch.float64) >= limits.top_p * mass
     enough = (num_kept <= shortlist) | ((num_kept == vocab_size) & (limits.top_p < 1.0) & reached)
     token_ids = _pick(_keep_top(values, limits, num_kept, mass), indices, limits)
     if not bool(enough.all()):
         rest = ~enough
-        values, indices = probs[rest].sort(dim=-1, descending=True, stable=True)
+        values, indices = vocabulary.gather(probs[rest]).sort(dim=-1, descending=True, stable=True)
         limits = limits.subset(rest)
         token_ids[rest] = _pick(_keep_top(values, limits, num_kept[rest], mass[rest]), indices, limits)
     return token_ids
 
 
-def _draw_without_few_top_choices(probs: Tensor, limits: DrawLimits) -> Tensor:
+def _draw_without_few_top_choices(probs: Tensor, limits: DrawLimits, vocabulary: Vocabulary) -> Tensor:
     """XTC for rows without top_k and top_p whose top choices are all in a shortlist."""
+    probs = vocabulary.gather(probs)
     values, indices = probs.topk(min(_SHORTLIST, probs.shape[1]), dim=-1)
     mass = probs.sum(dim=-1, dtype=torch.float64)
     left = without_top_choices(values, mass, limits.xtc_threshold)
-    return _inverse_cdf(probs.scatter(1, indices, left), limits.uniform)
+    return inverse_cdf(probs.scatter(1, indices, left), limits.uniform)
 
 
-def _draw_without_top_choices(probs: Tensor, limits: DrawLimits) -> Tensor:
+def _draw_without_top_choices(probs: Tensor, limits: DrawLimits, vocabulary: Vocabulary) -> Tensor:
+    probs = vocabulary.gather(probs)
     values, indices = probs.sort(dim=-1, descending=True, stable=True)
     mass = values.sum(dim=-1, dtype=torch.float64)
     kept = _keep_top(values, limits, _num_kept(limits, probs.shape[1]), mass)
@@ -234,11 +241,4 @@ def _keep_top(values: Tensor, limits: DrawLimits, num_kept: Tensor, mass: Tensor
 
 
 def _pick(values: Tensor, indices: Tensor, limits: DrawLimits) -> Tensor:
-    return indices.gather(1, _inverse_cdf(values, limits.uniform)[:, None]).squeeze(1)
-
-
-def _inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
-    """The first index whose cumulated weight exceeds uniform * total; weights [num_rows, n] need not sum to 1."""
-    cumulated = weights.double().cumsum(dim=-1)
-    index = torch.searchsorted(cumulated, uniform[:, None] * cumulated[:, -1:], right=True).squeeze(1)
-    return index.clamp_(max=weights.shape[1] - 1)  # only weights that are not numbers get this far
+    return indices.gather(1, inverse_cdf(values, limits.uniform)[:, None]).squeeze(1)

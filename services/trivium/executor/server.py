@@ -23,6 +23,7 @@ from trivium.errors import EngineUnavailableError, InvalidRequestError
 from trivium.executor.ledger import executor_ledger
 from trivium.executor.model_runner import ModelRunner
 from trivium.executor.model_thread import ModelThread
+from trivium.executor.parallel.ranks import RankLostError
 from trivium.executor.plan_check import PlanError
 from trivium.ledger import register_ledger
 from trivium.pooling import check_embed
@@ -183,7 +184,7 @@ class ExecutorService(executor_pb2_grpc.ExecutorServicer):
         except InvalidRequestError as error:
             stream.deliver_grammar(message.key, error)
         else:
-            self._thread.submit(lambda runner: runner.grammars.prepare(params, done))
+            self._thread.submit(lambda runner: runner.prepare_grammar(params, done))
 
     def _submit(self, stream: ExecuteStream, plan: SchedulerOutput) -> None:
         """Queue the plan for the model thread."""
@@ -240,9 +241,11 @@ async def serve(config: ExecutorConfig, listen: str, stop: asyncio.Event) -> Non
     try:
         await _first_to_finish(stop.wait(), thread.failed, _announce(server, thread.loaded))
     finally:
-        failed = thread.failed.done()
-        code = grpc.StatusCode.INTERNAL if failed else grpc.StatusCode.UNAVAILABLE
-        service.end_streams(code, "the executor failed" if failed else "the executor is shutting down")
+        # A lost rank is like a lost executor: the next one goes on. A failed model would fail again.
+        failure = thread.failed.result() if thread.failed.done() else None
+        is_gone = failure is None or isinstance(failure, RankLostError)
+        code = grpc.StatusCode.UNAVAILABLE if is_gone else grpc.StatusCode.INTERNAL
+        service.end_streams(code, "the executor is shutting down" if failure is None else "the executor failed")
         await server.stop()
     if thread.failed.done():
         raise thread.failed.result()

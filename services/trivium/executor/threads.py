@@ -19,12 +19,15 @@ SMALL_MODEL_BYTES = 64 * 2**20
 
 
 def choose_num_threads(config: ExecutorConfig, weight_bytes: int, num_cores: int) -> int:
-    """What the settings say, else one for a small model, else an equal share of the cores."""
+    """What the settings say, else one for a small model, else an equal share of the cores.
+
+    Of one rank of a split model, whose weights have `weight_bytes`: they share the threads of the executor equally.
+    """
     if config.num_threads:
-        return config.num_threads
+        return max(1, config.num_threads // config.tensor_parallel_size)
     if weight_bytes < SMALL_MODEL_BYTES:
         return 1
-    return max(1, num_cores // config.num_local_executors)
+    return max(1, num_cores // (config.num_local_executors * config.tensor_parallel_size))
 
 
 def set_num_threads(num_threads: int) -> None:

@@ -64,6 +64,7 @@ class EngineLoop:
         self._num_held = 0  # choices that wait for their grammar
         self._tasks = asyncio.TaskGroup()
         self._is_due = False
+        self._is_over = False
 
     @property
     def model_info(self) -> ModelInfo:
@@ -150,17 +151,20 @@ class EngineLoop:
             await self._executor.close()
 
     async def _drive_forever(self) -> None:
-        while True:
-            info = await self._executor.connect()
-            self._adopt(info)
-            try:
-                await self._drive()
-            except EngineUnavailableError as error:
-                logger.warning("lost the executor, %d requests wait for it: %s", len(self._outputs), error.message)
-                self._is_connected = False
-                self._connected.clear()
-                self._on_ready(False)
-                self.scheduler.requeue_all()
+        try:
+            while True:
+                info = await self._executor.connect()
+                self._adopt(info)
+                try:
+                    await self._drive()
+                except EngineUnavailableError as error:
+                    logger.warning("lost the executor, %d requests wait for it: %s", len(self._outputs), error.message)
+                    self._is_connected = False
+                    self._connected.clear()
+                    self._on_ready(False)
+                    self.scheduler.requeue_all()
+        finally:
+            self._is_over = True
 
     async def _drive(self) -> None:
         self._fill_pipeline()
@@ -266,7 +270,7 @@ class EngineLoop:
 
     def _act_soon(self) -> None:
         """Plan and publish in the next turn of the event loop: what clients ask for together is planned together."""
-        if not self._is_due:
+        if not self._is_due and not self._is_over:
             self._is_due = True
             self._tasks.create_task(self._act())
 
@@ -280,6 +284,8 @@ class EngineLoop:
         scheduler, config = self._scheduler, self._config
         if scheduler is None:
             raise EngineUnavailableError("the model is still loading", code="model_loading")
+        if self._is_over:
+            raise EngineUnavailableError("the engine has stopped")
         num_waiting = scheduler.num_waiting + self._num_held
         if num_waiting + request.sampling.n > config.max_waiting_requests:
             raise OverloadedError(f"{num_waiting} requests wait already, the limit is {config.max_waiting_requests}")

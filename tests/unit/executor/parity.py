@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,16 @@ from trivium.config import ExecutorConfig
 from trivium.executor.input_batch import InputBatch, Longs
 from trivium.executor.model_runner import ModelRunner
 from trivium.executor.sampler import Sampler
+from trivium.params import SamplingParams
+from trivium.step import ModelRunnerOutput
 from unit.executor.mini_scheduler import MiniRequest, MiniScheduler
+
+TOLERANCE = 1e-4
+SAMPLINGS = (
+    SamplingParams(temperature=0.0, max_tokens=8, logprobs=5),
+    SamplingParams(temperature=1.0, max_tokens=8, seed=3, top_k=40, logprobs=0, prompt_logprobs=2),
+    SamplingParams(temperature=1.0, max_tokens=8, seed=4, repetition_penalty=1.2),
+)
 
 
 def make_runner(path: Path, **settings: Any) -> ModelRunner:
@@ -68,3 +78,34 @@ def record_logits(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
     monkeypatch.setattr(Sampler, "sample", record)
     return recorded
+
+
+def outputs_of(runner: Any) -> list[ModelRunnerOutput]:
+    """Of every step of three requests, one of each of SAMPLINGS, with their prompts in chunks."""
+    scheduler = MiniScheduler(runner, chunk=7)
+    requests = add_random_requests(scheduler, len(SAMPLINGS))
+    for request, sampling in zip(requests, SAMPLINGS, strict=True):
+        request.sampling = sampling
+    outputs = []
+    while scheduler.running or scheduler.waiting:
+        outputs.append(scheduler.step())
+    return outputs
+
+
+def assert_same(found: list[ModelRunnerOutput], expected: list[ModelRunnerOutput]) -> None:
+    """The same tokens, and log-probabilities within the tolerance."""
+    assert [replace(output, logprobs=()) for output in found] == [replace(output, logprobs=()) for output in expected]
+    pairs = [
+        (mine, theirs)
+        for output, other in zip(found, expected, strict=True)
+        for slot, other_slot in zip(output.logprobs, other.logprobs, strict=True)
+        for mine, theirs in zip((slot.sampled, *slot.prompt), (other_slot.sampled, *other_slot.prompt), strict=True)
+    ]
+    assert pairs
+    for mine, theirs in pairs:
+        if mine is None or theirs is None:
+            assert mine is theirs
+            continue
+        assert (mine.rank, mine.top_ids) == (theirs.rank, theirs.top_ids)
+        values = [mine.logprob, *mine.top_logprobs]
+        assert values == pytest.approx([theirs.logprob, *theirs.top_logprobs], abs=TOLERANCE)

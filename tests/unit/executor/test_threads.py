@@ -15,7 +15,10 @@ def config(**settings: int) -> ExecutorConfig:
         ({}, SMALL_MODEL_BYTES, 8),
         ({"num_local_executors": 3}, SMALL_MODEL_BYTES, 2),
         ({"num_local_executors": 20}, SMALL_MODEL_BYTES, 1),
+        ({"num_local_executors": 2, "tensor_parallel_size": 2}, SMALL_MODEL_BYTES, 2),
         ({"num_threads": 5}, 1, 5),
+        ({"num_threads": 5, "tensor_parallel_size": 2}, 1, 2),
+        ({"num_threads": 1, "tensor_parallel_size": 2}, 1, 1),
     ],
 )
 def test_threads_follow_settings_size_and_share(settings: dict[str, int], weight_bytes: int, expected: int) -> None:

@@ -282,6 +282,25 @@ async def test_a_bug_in_the_loop_reaches_every_client() -> None:
 
 
 @pytest.mark.asyncio
+async def test_whoever_comes_while_the_loop_fails_is_told_so() -> None:
+    world = World()
+    task = asyncio.create_task(world.loop.run())
+    while not world.loop.is_ready:
+        await asyncio.sleep(0)
+    world.executor.info = make_info(vocab_size=7)
+    world.executor.crash()
+    clients, num_refused = [], 0
+    while not task.done():
+        try:
+            clients.append(world.submit(len(clients) + 1, ignore_eos=True, max_tokens=100))
+        except EngineUnavailableError:
+            num_refused += 1
+        await asyncio.sleep(0)
+    assert isinstance(task.exception(), ExceptionGroup) and num_refused > 0
+    assert all(isinstance(client.error, InternalError) for client in clients)
+
+
+@pytest.mark.asyncio
 async def test_a_request_that_waits_too_long_is_told_so() -> None:
     async with running(SchedulerConfig(queue_timeout_s=0.05), max_num_seqs=1) as world:
         first = world.submit(1, max_tokens=100, ignore_eos=True)

@@ -6,6 +6,7 @@ Which relative it is, `bart_families` says: BART, mBART, Marian, Pegasus, M2M100
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from trivium.executor.attention import AttentionMetadata
 from trivium.executor.kv_cache import KVCache, KVCacheShape
-from trivium.executor.linear import Linear
+from trivium.executor.linear import Linear, Product
 from trivium.executor.loader import Checkpoint
 from trivium.executor.model_config import JsonConfig
 from trivium.executor.models.bart_families import (
@@ -27,11 +28,13 @@ from trivium.executor.models.bart_families import (
 )
 from trivium.executor.models.model import InputEmbeds, LanguageModel
 from trivium.executor.models.positions import PositionTable, padded_sinusoidal_table, sinusoidal_table
+from trivium.executor.parallel.shard import Block
 from trivium_kernels.dispatch import Kernels
 from trivium_kernels.paged_attention import PagedAttentionPlan
 
 _NORM_EPS = 1e-5
 _HEAD = "lm_head.weight"
+_HEADS, _WIDTH = "attention heads", "feed-forward columns"  # what is split, in an error
 _ENCODER_TOKENS, _DECODER_TOKENS = "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"
 _SHARED = "model.shared.weight"
 
@@ -47,22 +50,26 @@ class BartLayer:
     """Weights of one layer; the cross-attention is None in the encoder. Its keys and values are the encoder's."""
 
     qkv: Linear
-    output: Linear
+    output: Product
     attention_norm: Norm
     cross_query: Linear | None
-    cross_output: Linear | None
+    cross_output: Product | None
     cross_norm: Norm | None
     fc1: Linear
-    fc2: Linear
+    fc2: Product
     final_norm: Norm
 
 
 class BartStack:
-    """What both sides share: embedding, residual blocks and their norms. Weights only."""
+    """What both sides share: embedding, residual blocks and their norms. Weights only.
 
-    def __init__(self, config: StackConfig, embedding: Tensor, checkpoint: Checkpoint, kernels: Kernels) -> None:
+    num_heads: those of this rank.
+    """
+
+    def __init__(self, config: StackConfig, embedding: Block, checkpoint: Checkpoint, kernels: Kernels) -> None:
         hidden, family = config.hidden_size, config.family
         self.config = config
+        self.num_heads = len(checkpoint.shard.part(config.num_heads, _HEADS))
         self.scale = config.head_dim**-0.5
         self.positions = _load_positions(config, checkpoint)
         self._kernels = kernels
@@ -75,7 +82,7 @@ class BartStack:
 
     def embed(self, token_ids: Tensor, positions: Tensor, embeds: InputEmbeds | None = None) -> Tensor:
         """[num_tokens] ids and positions -> [num_tokens, hidden]. As in transformers, `embeds` are scaled already."""
-        tokens = F.embedding(token_ids, self._embedding) * self.config.embedding_scale
+        tokens = self._embedding(token_ids) * self.config.embedding_scale
         if embeds is not None:
             tokens, token_ids = embeds.put_into(tokens), embeds.mark(token_ids)
         places = self.positions.embed(token_ids, positions)
@@ -88,7 +95,7 @@ class BartStack:
     def project(self, layer: BartLayer, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value, each [num_tokens, num_heads, head_dim]."""
         qkv = layer.qkv(self.enter(hidden, layer.attention_norm))
-        query, key, value = qkv.view(len(hidden), 3, self.config.num_heads, -1).unbind(1)
+        query, key, value = qkv.view(len(hidden), 3, self.num_heads, -1).unbind(1)
         return query, key, value
 
     def enter(self, hidden: Tensor, norm: Norm) -> Tensor:
@@ -179,18 +186,18 @@ class BartDecoder:
     ) -> Tensor:
         assert layer.cross_query and layer.cross_output and layer.cross_norm, "a decoder layer has cross-attention"
         stack = self._stack
-        query = layer.cross_query(stack.enter(hidden, layer.cross_norm)).view(len(hidden), stack.config.num_heads, -1)
+        query = layer.cross_query(stack.enter(hidden, layer.cross_norm)).view(len(hidden), stack.num_heads, -1)
         attended = self._kernels.paged_attention(query, key_cache, value_cache, plan, scale=stack.scale)
         return stack.leave(hidden, layer.cross_output(attended.flatten(1)), layer.cross_norm)
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What embeds tokens on each side and what scores them; each has `size` rows. Tied ones are one tensor."""
+    """What embeds tokens on each side and what scores them, all of `size` tokens. Tied ones are one tensor."""
 
     size: int
-    encoder: Tensor
-    decoder: Tensor
+    encoder: Block
+    decoder: Block
     head: Linear
 
 
@@ -200,14 +207,16 @@ def build_bart(family: BartFamily, json_config: JsonConfig, checkpoint: Checkpoi
     vocabulary = _load_vocabulary(config, checkpoint)
     encoder = BartStack(config.encoder, vocabulary.encoder, checkpoint, kernels)
     decoder = BartStack(config.decoder, vocabulary.decoder, checkpoint, kernels)
-    kv_shape = KVCacheShape(config.decoder.num_layers, config.decoder.num_heads, config.decoder.head_dim)
+    kv_shape = KVCacheShape(config.decoder.num_layers, decoder.num_heads, config.decoder.head_dim)
     cross_names = [
         f"{config.decoder.prefix}.layers.{index}.encoder_attn.{name}_proj"
         for index in range(config.decoder.num_layers)
         for name in "kv"
     ]
     hidden_size = config.decoder.hidden_size
-    cross = checkpoint.linear(cross_names, (hidden_size,) * len(cross_names), hidden_size, bias=True)
+    widths = (hidden_size,) * len(cross_names)
+    split = checkpoint.shard.outputs(widths, _HEADS)
+    cross = checkpoint.linear(cross_names, widths, hidden_size, bias=True, split=split)
     return LanguageModel(
         decoder=BartDecoder(decoder, vocabulary.head, kernels),
         encoder=BartEncoder(encoder, cross, kv_shape, kernels),
@@ -222,22 +231,29 @@ def build_bart(family: BartFamily, json_config: JsonConfig, checkpoint: Checkpoi
 def _load_vocabulary(config: BartConfig, checkpoint: Checkpoint) -> Vocabulary:
     """Vocabularies of different sizes are filled up to the larger one with tokens that are zero and never sampled."""
     hidden_size, size = config.decoder.hidden_size, max(config.encoder_vocab_size, config.decoder_vocab_size)
+    num_rows, shard = config.decoder_vocab_size, checkpoint.shard
+    tokens = shard.tokens(size)
     if config.shared:
         names = (_SHARED, *((_HEAD,) if config.tied else ()), _DECODER_TOKENS, _ENCODER_TOKENS)
-        tied_to = checkpoint.tensor(checkpoint.first_of(names), size, hidden_size)
-        encoder, decoder = (checkpoint.tensor_or(name, tied_to) for name in (_ENCODER_TOKENS, _DECODER_TOKENS))
+        tied_to = checkpoint.rows(checkpoint.first_of(names), tokens, size, hidden_size)
+        encoder, decoder = (
+            checkpoint.rows_or(name, tied_to, tokens, size) for name in (_ENCODER_TOKENS, _DECODER_TOKENS)
+        )
     else:
-        encoder = checkpoint.tensor(_ENCODER_TOKENS, config.encoder_vocab_size, hidden_size)
+        encoder = checkpoint.rows(_ENCODER_TOKENS, tokens, config.encoder_vocab_size, hidden_size)
         names = (_DECODER_TOKENS, _HEAD) if config.tied else (_DECODER_TOKENS,)
-        tied_to = decoder = checkpoint.tensor(checkpoint.first_of(names), config.decoder_vocab_size, hidden_size)
-    output = checkpoint.output_weight(_HEAD, tied_to, tied=config.tied)
-    rows = {id(table): _fill_rows(table, size) for table in (encoder, decoder, output)}
-    head = Linear(rows[id(output)], _load_logits_bias(config, checkpoint, size))
-    return Vocabulary(size, rows[id(encoder)], rows[id(decoder)], head)
+        tied_to = decoder = checkpoint.rows(checkpoint.first_of(names), tokens, num_rows, hidden_size)
+    output = checkpoint.output_weight(_HEAD, tied_to, tokens, num_rows, tied=config.tied)
+    rows = {id(table): _fill_rows(table, len(tokens)) for table in (encoder, decoder, output)}
+    bias = _load_logits_bias(config, checkpoint, size)
+    head = Linear(rows[id(output)], None if bias is None else bias[tokens.start : tokens.stop])
+    return Vocabulary(
+        size, shard.embedding(rows[id(encoder)], tokens), shard.embedding(rows[id(decoder)], tokens), head
+    )
 
 
 def _load_logits_bias(config: BartConfig, checkpoint: Checkpoint, size: int) -> Tensor | None:
-    """[size], minus infinity for the tokens that only fill the vocabulary up."""
+    """[size] of all ranks, minus infinity for the tokens that only fill the vocabulary up."""
     num_missing = size - config.decoder_vocab_size
     bias = None
     if config.decoder.family.has_logits_bias and "final_logits_bias" in checkpoint:
@@ -270,20 +286,24 @@ def _load_norm(checkpoint: Checkpoint, name: str, hidden_size: int) -> Norm:
 
 def _load_layer(config: StackConfig, checkpoint: Checkpoint, index: int) -> BartLayer:
     prefix, hidden = f"{config.prefix}.layers.{index}", config.hidden_size
-    has_cross = config.is_decoder
-    qkv_names = [f"{prefix}.self_attn.{name}_proj" for name in "qkv"]
+    has_cross, shard = config.is_decoder, checkpoint.shard
 
-    def linear(name: str, width: int, in_features: int) -> Linear:
-        return checkpoint.linear([f"{prefix}.{name}"], (width,), in_features, bias=True)
+    def enter(names: Sequence[str], width: int, what: str) -> Linear:
+        widths, layers = (width,) * len(names), [f"{prefix}.{name}" for name in names]
+        return checkpoint.linear(layers, widths, hidden, bias=True, split=shard.outputs(widths, what))
+
+    def leave(name: str, in_features: int, what: str) -> Product:
+        split = shard.inputs(in_features, what)
+        return shard.summed(checkpoint.linear([f"{prefix}.{name}"], (hidden,), in_features, bias=True, split=split))
 
     return BartLayer(
-        qkv=checkpoint.linear(qkv_names, (hidden,) * 3, hidden, bias=True),
-        output=linear("self_attn.out_proj", hidden, hidden),
+        qkv=enter([f"self_attn.{name}_proj" for name in "qkv"], hidden, _HEADS),
+        output=leave("self_attn.out_proj", hidden, _HEADS),
         attention_norm=_load_norm(checkpoint, f"{prefix}.self_attn_layer_norm", hidden),
-        cross_query=linear("encoder_attn.q_proj", hidden, hidden) if has_cross else None,
-        cross_output=linear("encoder_attn.out_proj", hidden, hidden) if has_cross else None,
+        cross_query=enter(["encoder_attn.q_proj"], hidden, _HEADS) if has_cross else None,
+        cross_output=leave("encoder_attn.out_proj", hidden, _HEADS) if has_cross else None,
         cross_norm=_load_norm(checkpoint, f"{prefix}.encoder_attn_layer_norm", hidden) if has_cross else None,
-        fc1=linear("fc1", config.ffn_size, hidden),
-        fc2=linear("fc2", hidden, config.ffn_size),
+        fc1=enter(["fc1"], config.ffn_size, _WIDTH),
+        fc2=leave("fc2", config.ffn_size, _WIDTH),
         final_norm=_load_norm(checkpoint, f"{prefix}.final_layer_norm", hidden),
     )

@@ -6,15 +6,14 @@ Which family it is, `decoder_families` and `older_decoder_families` say, in a `D
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from trivium.executor.attention import AttentionMetadata
 from trivium.executor.kv_cache import KVCache, KVCacheShape
-from trivium.executor.linear import Linear
+from trivium.executor.linear import Linear, Product
 from trivium.executor.loader import Checkpoint
 from trivium.executor.model_config import JsonConfig
 from trivium.executor.models.decoder_config import BlockNames, DecoderConfig, LayerConfig, QkvLayout
@@ -22,6 +21,7 @@ from trivium.executor.models.feed_forward import FeedForward, load_feed_forward
 from trivium.executor.models.model import InputEmbeds, LanguageModel
 from trivium.executor.models.norms import Norm, load_head_norm, load_norm
 from trivium.executor.models.rope import RotaryAngles
+from trivium.executor.parallel.shard import Block, Shard, Split
 from trivium_kernels.dispatch import Kernels
 from trivium_kernels.paged_attention import PagedAttentionPlan
 
@@ -44,7 +44,7 @@ class DecoderLayer:
     qkv: Linear
     query_norm: Norm | None
     key_norm: Norm | None
-    output: Linear
+    output: Product
     mlp_norms: BlockNorms
     mlp: FeedForward
 
@@ -63,11 +63,11 @@ class Step:
 
 
 class Decoder:
-    """Weights only, immutable after construction."""
+    """Weights only, immutable after construction: those of one rank, whose heads are all that it knows of."""
 
     def __init__(self, config: DecoderConfig, checkpoint: Checkpoint, kernels: Kernels) -> None:
         names, hidden = config.names, config.hidden_size
-        self._config = config
+        self._config = own_heads(config, checkpoint.shard)
         self._kernels = kernels
         self._rotaries = tuple(RotaryAngles(rotary) for rotary in config.rotaries)
         self._embedding, self._head = _load_vocabulary(config, checkpoint)
@@ -114,7 +114,7 @@ class Decoder:
 
     def _embed(self, token_ids: Tensor, positions: Tensor, embeds: InputEmbeds | None) -> Tensor:
         """[num_tokens, hidden]. As in transformers, a family's `embeds` are multiplied already, or not yet."""
-        hidden = F.embedding(token_ids, self._embedding)
+        hidden = self._embedding(token_ids)
         if embeds is not None and not self._config.embeds_are_multiplied:
             hidden = embeds.put_into(hidden)
         if self._project_in is not None:
@@ -188,10 +188,11 @@ def build_decoder(
     """`read` is the family's. Raises ConfigurationError for what cannot run."""
     config = read(json_config)
     checkpoint.add_missing_prefix(config.names.prefix.partition(".")[0])
+    num_kv_heads = own_heads(config, checkpoint.shard).num_kv_heads
     return LanguageModel(
         decoder=Decoder(config, checkpoint, kernels),
         encoder=None,
-        kv_shape=KVCacheShape(len(config.layers), config.num_kv_heads, config.head_dim),
+        kv_shape=KVCacheShape(len(config.layers), num_kv_heads, config.head_dim),
         vocab_size=config.vocab_size,
         max_model_len=config.max_positions,
         max_encoder_len=0,
@@ -199,18 +200,26 @@ def build_decoder(
     )
 
 
+def own_heads(config: DecoderConfig, shard: Shard) -> DecoderConfig:
+    """The config of what one rank has. Raises ConfigurationError if the heads cannot be split."""
+    num_heads = len(shard.part(config.num_heads, "attention heads"))
+    return replace(config, num_heads=num_heads, num_kv_heads=len(shard.kv_heads(config.num_kv_heads)))
+
+
 def _normed(x: Tensor, norm: Norm | None) -> Tensor:
     return x if norm is None else norm(x)
 
 
-def _load_vocabulary(config: DecoderConfig, checkpoint: Checkpoint) -> tuple[Tensor, Linear]:
-    """(token embeddings [vocab_size, embedding_size], output layer)."""
-    names = config.names
+def _load_vocabulary(config: DecoderConfig, checkpoint: Checkpoint) -> tuple[Block, Linear]:
+    """(token ids -> embeddings [num_tokens, embedding_size], output layer)."""
+    names, shard = config.names, checkpoint.shard
+    tokens = shard.tokens(config.vocab_size)
     heads = [f"{name}.weight" for name in names.head]
     stored = [f"{names.prefix}.{names.embedding}.weight", *(heads if config.tied else ())]
-    embedding = checkpoint.tensor(checkpoint.first_of(stored), config.vocab_size, config.embedding_size)
+    table = checkpoint.rows(checkpoint.first_of(stored), tokens, config.vocab_size, config.embedding_size)
     head = next((name for name in heads if name in checkpoint), heads[0])
-    return embedding, Linear(checkpoint.output_weight(head, embedding, tied=config.tied))
+    output = checkpoint.output_weight(head, table, tokens, config.vocab_size, tied=config.tied)
+    return shard.embedding(table, tokens), Linear(output)
 
 
 def _load_projection(
@@ -222,22 +231,33 @@ def _load_projection(
 
 
 def _load_layer(config: DecoderConfig, checkpoint: Checkpoint, kernels: Kernels, index: int) -> DecoderLayer:
-    names, hidden = config.names, config.hidden_size
+    names, shard = config.names, checkpoint.shard
     prefix = f"{names.prefix}.{names.layers}.{index}"
     query_norm, key_norm = (f"{prefix}.{name}" for name in names.head_norms)
-    width = config.num_heads * config.head_dim
+    heads, kv_heads = shard.part(config.num_heads, "attention heads"), shard.kv_heads(config.num_kv_heads)
     return DecoderLayer(
         config=config.layers[index],
         attention_norms=_load_norms(config, checkpoint, kernels, prefix, names.attention_norms),
         qkv=_load_qkv(config, checkpoint, prefix),
-        query_norm=load_head_norm(config, checkpoint, kernels, query_norm, config.num_heads),
-        key_norm=load_head_norm(config, checkpoint, kernels, key_norm, config.num_kv_heads),
-        output=checkpoint.linear(
-            [f"{prefix}.{names.output}"], (hidden,), width, bias=config.output_bias, transposed=names.conv1d
-        ),
+        query_norm=load_head_norm(config, checkpoint, kernels, query_norm, heads, config.num_heads),
+        key_norm=load_head_norm(config, checkpoint, kernels, key_norm, kv_heads, config.num_kv_heads),
+        output=_load_output(config, checkpoint, prefix),
         mlp_norms=_load_norms(config, checkpoint, kernels, prefix, names.mlp_norms),
         mlp=load_feed_forward(config, config.layers[index].moe, checkpoint, kernels, prefix),
     )
+
+
+def _load_output(config: DecoderConfig, checkpoint: Checkpoint, prefix: str) -> Product:
+    width, shard = config.num_heads * config.head_dim, checkpoint.shard
+    output = checkpoint.linear(
+        [f"{prefix}.{config.names.output}"],
+        (config.hidden_size,),
+        width,
+        bias=config.output_bias,
+        transposed=config.names.conv1d,
+        split=shard.inputs(width, "attention outputs"),
+    )
+    return shard.summed(output)
 
 
 def _load_norms(
@@ -250,25 +270,38 @@ def _load_norms(
 
 
 def _load_qkv(config: DecoderConfig, checkpoint: Checkpoint, prefix: str) -> Linear:
-    """All queries, then all keys, then all values, whatever the order in the checkpoint."""
-    names = config.names
+    """All queries, then all keys, then all values of this rank, whatever their order in the checkpoint."""
+    names, shard = config.names, checkpoint.shard
     query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     widths = (query, kv, kv) if names.qkv_layout is QkvLayout.SEPARATE else (query + 2 * kv,)
-    qkv = checkpoint.linear(
+    is_grouped = names.qkv_layout is QkvLayout.GROUPED  # its rows change places
+    is_as_stored = shard.size == 1 and not is_grouped
+    return checkpoint.linear(
         [f"{prefix}.{name}" for name in names.qkv],
         widths,
         config.hidden_size,
         bias=config.qkv_bias,
         transposed=names.conv1d,
-        adaptable=names.qkv_layout is not QkvLayout.GROUPED,  # its rows change places
+        adaptable=not is_grouped,
+        split=None if is_as_stored else Split(rows=_qkv_rows(config, shard)),
     )
-    if names.qkv_layout is not QkvLayout.GROUPED:
-        return qkv
-    return Linear(_ungroup(config, qkv.dense_weight()), None if qkv.bias is None else _ungroup(config, qkv.bias))
 
 
-def _ungroup(config: DecoderConfig, rows: Tensor) -> Tensor:
-    """[heads * head_dim, ...] rows in groups of one key head each -> the same rows, queries first."""
-    groups = rows.view(config.num_kv_heads, -1, config.head_dim, *rows.shape[1:])
-    parts = (groups[:, :-2].flatten(0, 1), groups[:, -2], groups[:, -1])  # each [heads, head_dim, ...]
-    return torch.cat(parts).flatten(0, 1)
+def _qkv_rows(config: DecoderConfig, shard: Shard) -> tuple[tuple[slice, ...], ...]:
+    """The rows of this rank's queries, keys and values, in this order, in each stored layer."""
+    heads, kv_heads = shard.part(config.num_heads, "attention heads"), shard.kv_heads(config.num_kv_heads)
+
+    def rows(heads: range, first: int = 0) -> slice:
+        return slice((first + heads.start) * config.head_dim, (first + heads.stop) * config.head_dim)
+
+    num_heads, num_kv_heads = config.num_heads, config.num_kv_heads
+    match config.names.qkv_layout:
+        case QkvLayout.SEPARATE:
+            return (rows(heads),), (rows(kv_heads),), (rows(kv_heads),)
+        case QkvLayout.STACKED:
+            return ((rows(heads), rows(kv_heads, num_heads), rows(kv_heads, num_heads + num_kv_heads)),)
+        case QkvLayout.GROUPED:
+            per_group = num_heads // num_kv_heads  # queries, and behind them their key and their value
+            queries = [head + 2 * (head // per_group) for head in heads]
+            keys = [head * (per_group + 2) + per_group for head in kv_heads]
+            return (tuple(rows(range(1), place) for place in (*queries, *keys, *(key + 1 for key in keys))),)

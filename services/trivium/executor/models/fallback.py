@@ -192,6 +192,10 @@ def default_tokens(name: str) -> Mapping[str, int] | None:
 
 def build_fallback(name: str, config: JsonConfig, checkpoint: Checkpoint, kernels: Kernels) -> LanguageModel:
     """The transformers model `name`. Raises ConfigurationError with the reason if it cannot run here."""
+    if checkpoint.shard.size > 1:
+        raise _refusal(
+            name, f"it has no graph of ours that could be split: tensor_parallel_size {checkpoint.shard.size}"
+        )
     _check_class(name)
     logger.warning("%s has no graph of its own here: it runs in transformers, slower, with our attention", name)
     model = _load(name, checkpoint)

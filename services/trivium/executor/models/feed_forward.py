@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from trivium.executor.linear import Linear
+from trivium.executor.linear import Linear, Product
 from trivium.executor.loader import Checkpoint
 from trivium.executor.models.decoder_config import DecoderConfig, MoeConfig
+from trivium.executor.parallel.shard import Block, Shard, Split, as_slice
 from trivium_kernels.activation import Activation
 from trivium_kernels.dispatch import Kernels
 
-
-class FeedForward(Protocol):
-    """x [num_tokens, hidden] -> [num_tokens, hidden]."""
-
-    def __call__(self, x: Tensor) -> Tensor: ...
+FeedForward: TypeAlias = Block  # x [num_tokens, hidden] -> [num_tokens, hidden]
+_WIDTH = "feed-forward columns"  # what is split, in an error
 
 
 @dataclass(frozen=True, slots=True)
 class PlainFeedForward:
     up: Linear
-    down: Linear
+    down: Product
     activation: Activation
     kernels: Kernels
 
@@ -35,7 +33,7 @@ class PlainFeedForward:
 @dataclass(frozen=True, slots=True)
 class GatedFeedForward:
     gate_up: Linear
-    down: Linear
+    down: Product
     activation: Activation
     kernels: Kernels
 
@@ -80,32 +78,58 @@ def load_feed_forward(
     if moe is not None:
         return _load_mixture(config, moe, checkpoint, kernels, layer)
     names, width, hidden = config.names, config.intermediate_size, config.hidden_size
-    up_names = [f"{layer}.{name}" for name in names.gate_up]
+    up_names, shard = [f"{layer}.{name}" for name in names.gate_up], checkpoint.shard
     total = 2 * width if config.gated else width
     up = checkpoint.linear(
-        up_names, (total // len(up_names),) * len(up_names), hidden, bias=config.mlp_bias, transposed=names.conv1d
+        up_names,
+        (total // len(up_names),) * len(up_names),
+        hidden,
+        bias=config.mlp_bias,
+        transposed=names.conv1d,
+        split=_split_up(shard, width, num_layers=len(up_names), num_parts=total // width),
     )
-    down = checkpoint.linear([f"{layer}.{names.down}"], (hidden,), width, bias=config.mlp_bias, transposed=names.conv1d)
-    return (GatedFeedForward if config.gated else PlainFeedForward)(up, down, config.activation, kernels)
+    down = checkpoint.linear(
+        [f"{layer}.{names.down}"],
+        (hidden,),
+        width,
+        bias=config.mlp_bias,
+        transposed=names.conv1d,
+        split=shard.inputs(width, _WIDTH),
+    )
+    kind = GatedFeedForward if config.gated else PlainFeedForward
+    return kind(up, shard.summed(down), config.activation, kernels)
+
+
+def _split_up(shard: Shard, width: int, *, num_layers: int, num_parts: int) -> Split | None:
+    """Of gate and up, one layer each or both in one, or of one without a gate."""
+    if num_layers == num_parts:
+        return shard.outputs((width,) * num_parts, _WIDTH)
+    if shard.size == 1:
+        return None
+    part = shard.part(width, _WIDTH)
+    return Split(rows=(tuple(as_slice(range(start + part.start, start + part.stop)) for start in (0, width)),))
 
 
 def _load_mixture(
     config: DecoderConfig, moe: MoeConfig, checkpoint: Checkpoint, kernels: Kernels, layer: str
-) -> MixtureOfExperts:
-    hidden = config.hidden_size
+) -> FeedForward:
+    """Every rank has a part of every expert, so it is all of them together that are summed."""
+    hidden, shard = config.hidden_size, checkpoint.shard
 
     def gated(name: str, parts: tuple[str, str, str], width: int) -> GatedFeedForward:
         gate, up, down = (f"{layer}.{name}.{part}" for part in parts)
         return GatedFeedForward(
-            checkpoint.linear([gate, up], (width, width), hidden, bias=False),
-            checkpoint.linear([down], (hidden,), width, bias=False),
+            checkpoint.linear(
+                [gate, up], (width, width), hidden, bias=False, split=shard.outputs((width, width), _WIDTH)
+            ),
+            checkpoint.linear([down], (hidden,), width, bias=False, split=shard.inputs(width, _WIDTH)),
             config.activation,
             kernels,
         )
 
     experts = range(moe.num_experts)
     has_shared = moe.shared_size > 0
-    return MixtureOfExperts(
+    mixture = MixtureOfExperts(
         router=checkpoint.linear([f"{layer}.{moe.router}"], (moe.num_experts,), hidden, bias=False),
         experts=tuple(gated(f"{moe.experts}.{index}", moe.expert_parts, moe.intermediate_size) for index in experts),
         shared=gated(moe.shared, ("gate_proj", "up_proj", "down_proj"), moe.shared_size) if has_shared else None,
@@ -113,3 +137,4 @@ def _load_mixture(
         num_experts_per_token=moe.num_experts_per_token,
         normalized=moe.normalized,
     )
+    return shard.summed_block(mixture)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trivium.executor.loader import Checkpoint
 from trivium.executor.models.decoder_config import DecoderConfig, HeadNormKind, NormKind
+from trivium.executor.parallel.communicator import Communicator
 from trivium_kernels.dispatch import Kernels
 
 
@@ -38,6 +39,19 @@ class LayerNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.kernels.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRmsNorm:
+    """RMSNorm over a width of which every rank has an equal part."""
+
+    weight: Tensor
+    eps: float
+    communicator: Communicator
+
+    def __call__(self, x: Tensor) -> Tensor:
+        squares = self.communicator.gather(x.square().mean(dim=-1, keepdim=True)).mean(dim=0)
+        return x * torch.rsqrt(squares + self.eps) * self.weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +93,27 @@ def load_norm(config: DecoderConfig, checkpoint: Checkpoint, kernels: Kernels, n
 
 
 def load_head_norm(
-    config: DecoderConfig, checkpoint: Checkpoint, kernels: Kernels, name: str, num_heads: int
+    config: DecoderConfig, checkpoint: Checkpoint, kernels: Kernels, name: str, heads: range, num_heads: int
 ) -> Norm | None:
-    """The norm `name` of queries or keys [num_tokens, num_heads, head_dim]. Raises ConfigurationError."""
+    """The norm `name` of queries or keys [num_tokens, len(heads), head_dim], which are those of `heads` of num_heads.
+
+    Raises ConfigurationError.
+    """
     match config.head_norm:
         case HeadNormKind.NONE:
             return None
         case HeadNormKind.PER_HEAD:
             return load_norm(config, checkpoint, kernels, name, config.head_dim)
         case HeadNormKind.FULL:
-            return AllHeadsNorm(load_norm(config, checkpoint, kernels, name, num_heads * config.head_dim))
+            width = num_heads * config.head_dim
+            if len(heads) == num_heads:
+                return AllHeadsNorm(load_norm(config, checkpoint, kernels, name, width))
+            assert config.norm is NormKind.RMS, "no family has another norm over all heads"
+            part = range(heads.start * config.head_dim, heads.stop * config.head_dim)
+            weight = checkpoint.rows(f"{name}.weight", part, width)
+            return AllHeadsNorm(SplitRmsNorm(weight, config.norm_eps, checkpoint.shard.communicator))
         case HeadNormKind.OWN_LAYER:
-            weights = [checkpoint.tensor(f"{name}.norms.{head}.weight", config.head_dim) for head in range(num_heads)]
+            weights = [checkpoint.tensor(f"{name}.norms.{head}.weight", config.head_dim) for head in heads]
             return OwnHeadNorm(_plain_layer_norm(config.head_dim, config.norm_eps, kernels), torch.stack(weights))
 
 

@@ -7,24 +7,26 @@ its own), mT5 or UMT5 (biases for every layer); see `t5_families`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from trivium.executor.attention import AttentionMetadata
 from trivium.executor.kv_cache import KVCache, KVCacheShape
-from trivium.executor.linear import Linear
+from trivium.executor.linear import Linear, Product
 from trivium.executor.loader import Checkpoint
 from trivium.executor.model_config import JsonConfig
 from trivium.executor.models.model import InputEmbeds, LanguageModel
 from trivium.executor.models.t5_families import T5Config, T5Family, read_t5_config
+from trivium.executor.parallel.shard import as_slice
 from trivium_kernels.dispatch import Kernels
 
 _ATTENTION_SCALE = 1.0
 _HEAD = "lm_head.weight"
+_HEADS, _WIDTH = "attention heads", "feed-forward columns"  # what is split, in an error
 _SHARED_NAMES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", _HEAD)
 
 
@@ -34,28 +36,31 @@ class T5Layer:
 
     attention_norm: Tensor
     qkv: Linear
-    output: Linear
+    output: Product
     cross_norm: Tensor | None
     cross_query: Linear | None
-    cross_output: Linear | None
+    cross_output: Product | None
     ffn_norm: Tensor
     wide: Linear
-    narrow: Linear
+    narrow: Product
 
 
 class T5Stack:
     """What both sides share: embedding, projections and feed-forward. Weights only.
 
-    bias_tables: of each layer, or of all in one, [num_heads, 2 * max_distance + 1].
+    bias_tables: of each layer, or of all in one, [num_heads, 2 * max_distance + 1]. num_heads: those of this rank.
     """
 
     def __init__(
         self, config: T5Config, side: str, embedding: Tensor, checkpoint: Checkpoint, kernels: Kernels
     ) -> None:
         num_layers = config.num_encoder_layers if side == "encoder" else config.num_decoder_layers
+        tokens = checkpoint.shard.tokens(config.vocab_size)
+        table = checkpoint.rows_or(f"{side}.embed_tokens.weight", embedding, tokens, config.vocab_size)
         self.config = config
+        self.num_heads = len(checkpoint.shard.part(config.num_heads, _HEADS))
         self._kernels = kernels
-        self._embedding = checkpoint.tensor_or(f"{side}.embed_tokens.weight", embedding)
+        self._embedding = checkpoint.shard.embedding(table, tokens)
         self._final_norm = checkpoint.tensor(f"{side}.final_layer_norm.weight", config.hidden_size)
         self.bias_tables = tuple(
             _load_bias_table(config, side, checkpoint, index)
@@ -64,7 +69,7 @@ class T5Stack:
         self.layers = tuple(_load_layer(config, side, checkpoint, index) for index in range(num_layers))
 
     def embed(self, token_ids: Tensor, embeds: InputEmbeds | None) -> Tensor:
-        hidden = F.embedding(token_ids, self._embedding)  # [num_tokens, hidden]
+        hidden = self._embedding(token_ids)  # [num_tokens, hidden]
         return hidden if embeds is None else embeds.put_into(hidden)
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -76,7 +81,7 @@ class T5Stack:
     def project(self, layer: T5Layer, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value, each [num_tokens, num_heads, head_dim]."""
         qkv = layer.qkv(self.norm(hidden, layer.attention_norm))
-        query, key, value = qkv.view(len(hidden), 3, self.config.num_heads, self.config.head_dim).unbind(1)
+        query, key, value = qkv.view(len(hidden), 3, self.num_heads, self.config.head_dim).unbind(1)
         return query, key, value
 
     def feed_forward(self, layer: T5Layer, hidden: Tensor) -> Tensor:
@@ -98,7 +103,7 @@ class T5Encoder:
     ) -> Tensor:
         config = self._stack.config
         cross = self._cross(self.hidden_states(token_ids, positions, cu_seqlens, embeds))
-        return cross.view(len(token_ids), config.num_decoder_layers, 2, config.num_heads, config.head_dim)
+        return cross.view(len(token_ids), config.num_decoder_layers, 2, self._stack.num_heads, config.head_dim)
 
     def hidden_states(
         self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor, embeds: InputEmbeds | None = None
@@ -174,8 +179,9 @@ def compact_bias_table(buckets: Tensor, max_distance: int, *, bidirectional: boo
 
 
 def build_t5(family: T5Family, config: JsonConfig, checkpoint: Checkpoint, kernels: Kernels) -> LanguageModel:
-    settings = read_t5_config(config, family)
-    embedding = checkpoint.tensor(checkpoint.first_of(_SHARED_NAMES), settings.vocab_size, settings.hidden_size)
+    settings, shard = read_t5_config(config, family), checkpoint.shard
+    vocab_size, tokens = settings.vocab_size, shard.tokens(settings.vocab_size)
+    embedding = checkpoint.rows(checkpoint.first_of(_SHARED_NAMES), tokens, vocab_size, settings.hidden_size)
     encoder, decoder = (T5Stack(settings, side, embedding, checkpoint, kernels) for side in ("encoder", "decoder"))
     cross_names = [
         f"decoder.block.{index}.layer.1.EncDecAttention.{name}"
@@ -183,13 +189,15 @@ def build_t5(family: T5Family, config: JsonConfig, checkpoint: Checkpoint, kerne
         for name in "kv"
     ]
     widths = (settings.inner_size,) * len(cross_names)
-    cross = checkpoint.linear(cross_names, widths, settings.hidden_size, bias=False)
-    head = Linear(checkpoint.output_weight(_HEAD, embedding, tied=True))
+    cross = checkpoint.linear(
+        cross_names, widths, settings.hidden_size, bias=False, split=shard.outputs(widths, _HEADS)
+    )
+    head = Linear(checkpoint.output_weight(_HEAD, embedding, tokens, vocab_size, tied=True))
     return LanguageModel(
         decoder=T5Decoder(decoder, head, kernels),
         encoder=T5Encoder(encoder, cross, kernels),
-        kv_shape=KVCacheShape(settings.num_decoder_layers, settings.num_heads, settings.head_dim),
-        vocab_size=settings.vocab_size,
+        kv_shape=KVCacheShape(settings.num_decoder_layers, decoder.num_heads, settings.head_dim),
+        vocab_size=vocab_size,
         max_model_len=settings.max_len,
         max_encoder_len=settings.max_len,
         hidden_size=settings.hidden_size,
@@ -198,28 +206,33 @@ def build_t5(family: T5Family, config: JsonConfig, checkpoint: Checkpoint, kerne
 
 def _load_bias_table(config: T5Config, side: str, checkpoint: Checkpoint, index: int) -> Tensor:
     name = f"{side}.block.{index}.layer.0.SelfAttention.relative_attention_bias.weight"
-    buckets = checkpoint.tensor(name, config.num_buckets, config.num_heads)
+    heads = as_slice(checkpoint.shard.part(config.num_heads, _HEADS))
+    buckets = checkpoint.tensor(name, config.num_buckets, config.num_heads)[:, heads]
     return compact_bias_table(buckets, config.max_distance, bidirectional=side == "encoder")
 
 
 def _load_layer(config: T5Config, side: str, checkpoint: Checkpoint, index: int) -> T5Layer:
     block, hidden, inner = f"{side}.block.{index}.layer", config.hidden_size, config.inner_size
-    has_cross = side == "decoder"
+    has_cross, shard = side == "decoder", checkpoint.shard
     ffn = f"{block}.{2 if has_cross else 1}"
     wide_names = [f"{ffn}.DenseReluDense.{name}" for name in (("wi_0", "wi_1") if config.gated else ("wi",))]
     wide_widths = (config.ffn_size,) * len(wide_names)
 
-    def linear(name: str, width: int, in_features: int) -> Linear:
-        return checkpoint.linear([name], (width,), in_features, bias=False)
+    def enter(names: Sequence[str], widths: Sequence[int], what: str) -> Linear:
+        return checkpoint.linear(names, widths, hidden, bias=False, split=shard.outputs(widths, what))
+
+    def leave(name: str, in_features: int, what: str) -> Product:
+        split = shard.inputs(in_features, what)
+        return shard.summed(checkpoint.linear([name], (hidden,), in_features, bias=False, split=split))
 
     return T5Layer(
         attention_norm=checkpoint.tensor(f"{block}.0.layer_norm.weight", hidden),
-        qkv=checkpoint.linear([f"{block}.0.SelfAttention.{name}" for name in "qkv"], (inner,) * 3, hidden, bias=False),
-        output=linear(f"{block}.0.SelfAttention.o", hidden, inner),
+        qkv=enter([f"{block}.0.SelfAttention.{name}" for name in "qkv"], (inner,) * 3, _HEADS),
+        output=leave(f"{block}.0.SelfAttention.o", inner, _HEADS),
         cross_norm=checkpoint.tensor(f"{block}.1.layer_norm.weight", hidden) if has_cross else None,
-        cross_query=linear(f"{block}.1.EncDecAttention.q", inner, hidden) if has_cross else None,
-        cross_output=linear(f"{block}.1.EncDecAttention.o", hidden, inner) if has_cross else None,
+        cross_query=enter([f"{block}.1.EncDecAttention.q"], (inner,), _HEADS) if has_cross else None,
+        cross_output=leave(f"{block}.1.EncDecAttention.o", inner, _HEADS) if has_cross else None,
         ffn_norm=checkpoint.tensor(f"{ffn}.layer_norm.weight", hidden),
-        wide=checkpoint.linear(wide_names, wide_widths, hidden, bias=False),
-        narrow=linear(f"{ffn}.DenseReluDense.wo", hidden, config.ffn_size),
+        wide=enter(wide_names, wide_widths, _WIDTH),
+        narrow=leave(f"{ffn}.DenseReluDense.wo", config.ffn_size, _WIDTH),
     )
