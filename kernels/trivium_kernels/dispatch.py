@@ -11,11 +11,14 @@ from trivium_kernels import reference
 from trivium_kernels.activation import Activate, GatedActivate
 from trivium_kernels.add_lora import AddLora
 from trivium_kernels.layer_norm import AddLayerNorm, LayerNorm
+from trivium_kernels.logit_bias import AddLogitBias
 from trivium_kernels.paged_attention import PagedAttention, PlanPagedAttention
+from trivium_kernels.penalties import ApplyPenalties, CountTokens
 from trivium_kernels.reshape_and_cache import ReshapeAndCache
 from trivium_kernels.rms_norm import AddRmsNorm, RmsNorm
 from trivium_kernels.rotary_embedding import RotaryEmbedding
 from trivium_kernels.rotate_and_cache import RotateAndCache
+from trivium_kernels.sample_tokens import SampleTokens
 from trivium_kernels.token_bitmask import ApplyTokenBitmask
 from trivium_kernels.varlen_attention import PlanVarlenAttention, VarlenAttention
 
@@ -41,6 +44,10 @@ class Kernels:
     varlen_attention: VarlenAttention
     plan_paged_attention: PlanPagedAttention
     paged_attention: PagedAttention
+    add_logit_bias: AddLogitBias
+    count_tokens: CountTokens
+    apply_penalties: ApplyPenalties
+    sample_tokens: SampleTokens
 
 
 def select_kernels(device: torch.device) -> Kernels:
@@ -72,6 +79,10 @@ def torch_kernels() -> Kernels:
         varlen_attention=reference.varlen_attention,
         plan_paged_attention=reference.plan_paged_attention,
         paged_attention=reference.paged_attention,
+        add_logit_bias=reference.add_logit_bias,
+        count_tokens=reference.count_tokens,
+        apply_penalties=reference.apply_penalties,
+        sample_tokens=reference.sample_tokens,
     )
 
 
@@ -122,4 +133,8 @@ def _triton_kernels() -> Kernels:
         varlen_attention=gpu.varlen_attention,
         plan_paged_attention=gpu.plan_paged_attention,
         paged_attention=gpu.paged_attention,
+        add_logit_bias=gpu.add_logit_bias,
+        count_tokens=gpu.count_tokens,
+        apply_penalties=gpu.apply_penalties,
+        sample_tokens=gpu.sample_tokens,
     )
