@@ -10,8 +10,11 @@ import torch
 from trivium_kernels import reference
 from trivium_kernels.activation import Activate, GatedActivate
 from trivium_kernels.add_lora import AddLora
+from trivium_kernels.copy_blocks import CopyBlocks
+from trivium_kernels.gather_logprobs import GatherLogprobs
 from trivium_kernels.layer_norm import AddLayerNorm, LayerNorm
 from trivium_kernels.logit_bias import AddLogitBias
+from trivium_kernels.move_blocks import MoveBlocks
 from trivium_kernels.paged_attention import PagedAttention, PlanPagedAttention
 from trivium_kernels.penalties import ApplyPenalties, CountTokens
 from trivium_kernels.reshape_and_cache import ReshapeAndCache
@@ -19,6 +22,7 @@ from trivium_kernels.rms_norm import AddRmsNorm, RmsNorm
 from trivium_kernels.rotary_embedding import RotaryEmbedding
 from trivium_kernels.rotate_and_cache import RotateAndCache
 from trivium_kernels.sample_tokens import SampleTokens
+from trivium_kernels.select_beams import SelectBeams
 from trivium_kernels.token_bitmask import ApplyTokenBitmask
 from trivium_kernels.varlen_attention import PlanVarlenAttention, VarlenAttention
 
@@ -48,6 +52,10 @@ class Kernels:
     count_tokens: CountTokens
     apply_penalties: ApplyPenalties
     sample_tokens: SampleTokens
+    gather_logprobs: GatherLogprobs
+    select_beams: SelectBeams
+    move_blocks: MoveBlocks
+    copy_blocks: CopyBlocks
 
 
 def select_kernels(device: torch.device) -> Kernels:
@@ -83,6 +91,10 @@ def torch_kernels() -> Kernels:
         count_tokens=reference.count_tokens,
         apply_penalties=reference.apply_penalties,
         sample_tokens=reference.sample_tokens,
+        gather_logprobs=reference.gather_logprobs,
+        select_beams=reference.select_beams,
+        move_blocks=reference.move_blocks,
+        copy_blocks=reference.copy_blocks,
     )
 
 
@@ -137,4 +149,8 @@ def _triton_kernels() -> Kernels:
         count_tokens=gpu.count_tokens,
         apply_penalties=gpu.apply_penalties,
         sample_tokens=gpu.sample_tokens,
+        gather_logprobs=gpu.gather_logprobs,
+        select_beams=gpu.select_beams,
+        move_blocks=gpu.move_blocks,
+        copy_blocks=gpu.copy_blocks,
     )

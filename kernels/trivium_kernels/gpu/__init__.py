@@ -7,8 +7,11 @@ where that cannot be held, the file says so. The kernels run on the current devi
 """
 
 from trivium_kernels.gpu.activation import activate, gated_activate
+from trivium_kernels.gpu.copy_blocks import copy_blocks
+from trivium_kernels.gpu.gather_logprobs import gather_logprobs
 from trivium_kernels.gpu.layer_norm import add_layer_norm, layer_norm
 from trivium_kernels.gpu.logit_bias import add_logit_bias
+from trivium_kernels.gpu.move_blocks import move_blocks
 from trivium_kernels.gpu.paged_attention import paged_attention, plan_paged_attention
 from trivium_kernels.gpu.penalties import apply_penalties, count_tokens
 from trivium_kernels.gpu.reshape_and_cache import reshape_and_cache
@@ -16,6 +19,7 @@ from trivium_kernels.gpu.rms_norm import add_rms_norm, rms_norm
 from trivium_kernels.gpu.rotary_embedding import rotary_embedding
 from trivium_kernels.gpu.rotate_and_cache import rotate_and_cache
 from trivium_kernels.gpu.sample_tokens import sample_tokens
+from trivium_kernels.gpu.select_beams import select_beams
 from trivium_kernels.gpu.token_bitmask import apply_token_bitmask
 from trivium_kernels.gpu.varlen_attention import plan_varlen_attention, varlen_attention
 
@@ -26,9 +30,12 @@ __all__ = [
     "add_rms_norm",
     "apply_penalties",
     "apply_token_bitmask",
+    "copy_blocks",
     "count_tokens",
     "gated_activate",
+    "gather_logprobs",
     "layer_norm",
+    "move_blocks",
     "paged_attention",
     "plan_paged_attention",
     "plan_varlen_attention",
@@ -37,5 +44,6 @@ __all__ = [
     "rotary_embedding",
     "rotate_and_cache",
     "sample_tokens",
+    "select_beams",
     "varlen_attention",
 ]
