@@ -10,8 +10,10 @@ import torch
 from trivium_kernels import reference
 from trivium_kernels.activation import Activate, GatedActivate
 from trivium_kernels.add_lora import AddLora
+from trivium_kernels.byte_linear import ByteLinear
 from trivium_kernels.copy_blocks import CopyBlocks
 from trivium_kernels.gather_logprobs import GatherLogprobs
+from trivium_kernels.int4_linear import Int4Linear
 from trivium_kernels.layer_norm import AddLayerNorm, LayerNorm
 from trivium_kernels.logit_bias import AddLogitBias
 from trivium_kernels.move_blocks import MoveBlocks
@@ -56,6 +58,8 @@ class Kernels:
     select_beams: SelectBeams
     move_blocks: MoveBlocks
     copy_blocks: CopyBlocks
+    int4_linear: Int4Linear
+    byte_linear: ByteLinear
 
 
 def select_kernels(device: torch.device) -> Kernels:
@@ -95,6 +99,8 @@ def torch_kernels() -> Kernels:
         select_beams=reference.select_beams,
         move_blocks=reference.move_blocks,
         copy_blocks=reference.copy_blocks,
+        int4_linear=reference.int4_linear,
+        byte_linear=reference.byte_linear,
     )
 
 
@@ -153,4 +159,6 @@ def _triton_kernels() -> Kernels:
         select_beams=gpu.select_beams,
         move_blocks=gpu.move_blocks,
         copy_blocks=gpu.copy_blocks,
+        int4_linear=gpu.int4_linear,
+        byte_linear=gpu.byte_linear,
     )

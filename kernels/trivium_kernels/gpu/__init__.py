@@ -7,8 +7,10 @@ where that cannot be held, the file says so. The kernels run on the current devi
 """
 
 from trivium_kernels.gpu.activation import activate, gated_activate
+from trivium_kernels.gpu.byte_linear import byte_linear
 from trivium_kernels.gpu.copy_blocks import copy_blocks
 from trivium_kernels.gpu.gather_logprobs import gather_logprobs
+from trivium_kernels.gpu.int4_linear import int4_linear
 from trivium_kernels.gpu.layer_norm import add_layer_norm, layer_norm
 from trivium_kernels.gpu.logit_bias import add_logit_bias
 from trivium_kernels.gpu.move_blocks import move_blocks
@@ -30,10 +32,12 @@ __all__ = [
     "add_rms_norm",
     "apply_penalties",
     "apply_token_bitmask",
+    "byte_linear",
     "copy_blocks",
     "count_tokens",
     "gated_activate",
     "gather_logprobs",
+    "int4_linear",
     "layer_norm",
     "move_blocks",
     "paged_attention",

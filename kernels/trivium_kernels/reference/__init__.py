@@ -5,8 +5,10 @@ Contracts are in the op files above. Nothing here keeps state.
 
 from trivium_kernels.reference.activation import activate, gated_activate
 from trivium_kernels.reference.add_lora import add_lora
+from trivium_kernels.reference.byte_linear import byte_linear
 from trivium_kernels.reference.copy_blocks import copy_blocks
 from trivium_kernels.reference.gather_logprobs import gather_logprobs
+from trivium_kernels.reference.int4_linear import int4_linear
 from trivium_kernels.reference.layer_norm import add_layer_norm, layer_norm
 from trivium_kernels.reference.logit_bias import add_logit_bias
 from trivium_kernels.reference.move_blocks import move_blocks
@@ -29,10 +31,12 @@ __all__ = [
     "add_rms_norm",
     "apply_penalties",
     "apply_token_bitmask",
+    "byte_linear",
     "copy_blocks",
     "count_tokens",
     "gated_activate",
     "gather_logprobs",
+    "int4_linear",
     "layer_norm",
     "move_blocks",
     "paged_attention",
