@@ -10,6 +10,7 @@ import torch
 from trivium_kernels import reference
 from trivium_kernels.activation import Activate, GatedActivate
 from trivium_kernels.add_lora import AddLora
+from trivium_kernels.add_stacked_lora import AddStackedLora
 from trivium_kernels.byte_linear import ByteLinear
 from trivium_kernels.copy_blocks import CopyBlocks
 from trivium_kernels.gather_logprobs import GatherLogprobs
@@ -60,6 +61,7 @@ class Kernels:
     copy_blocks: CopyBlocks
     int4_linear: Int4Linear
     byte_linear: ByteLinear
+    add_stacked_lora: AddStackedLora
 
 
 def select_kernels(device: torch.device) -> Kernels:
@@ -101,6 +103,7 @@ def torch_kernels() -> Kernels:
         copy_blocks=reference.copy_blocks,
         int4_linear=reference.int4_linear,
         byte_linear=reference.byte_linear,
+        add_stacked_lora=reference.add_stacked_lora,
     )
 
 
@@ -161,4 +164,5 @@ def _triton_kernels() -> Kernels:
         copy_blocks=gpu.copy_blocks,
         int4_linear=gpu.int4_linear,
         byte_linear=gpu.byte_linear,
+        add_stacked_lora=gpu.add_stacked_lora,
     )

@@ -7,6 +7,7 @@ where that cannot be held, the file says so. The kernels run on the current devi
 """
 
 from trivium_kernels.gpu.activation import activate, gated_activate
+from trivium_kernels.gpu.add_stacked_lora import add_stacked_lora
 from trivium_kernels.gpu.byte_linear import byte_linear
 from trivium_kernels.gpu.copy_blocks import copy_blocks
 from trivium_kernels.gpu.gather_logprobs import gather_logprobs
@@ -30,6 +31,7 @@ __all__ = [
     "add_layer_norm",
     "add_logit_bias",
     "add_rms_norm",
+    "add_stacked_lora",
     "apply_penalties",
     "apply_token_bitmask",
     "byte_linear",

@@ -5,6 +5,7 @@ Contracts are in the op files above. Nothing here keeps state.
 
 from trivium_kernels.reference.activation import activate, gated_activate
 from trivium_kernels.reference.add_lora import add_lora
+from trivium_kernels.reference.add_stacked_lora import add_stacked_lora
 from trivium_kernels.reference.byte_linear import byte_linear
 from trivium_kernels.reference.copy_blocks import copy_blocks
 from trivium_kernels.reference.gather_logprobs import gather_logprobs
@@ -29,6 +30,7 @@ __all__ = [
     "add_logit_bias",
     "add_lora",
     "add_rms_norm",
+    "add_stacked_lora",
     "apply_penalties",
     "apply_token_bitmask",
     "byte_linear",
