@@ -44,7 +44,8 @@ proto: $(VENV)/proto/.done
 	$(VENV)/proto/bin/python -m grpc_tools.protoc -I protos --python_out=services --pyi_out=services \
 		--grpc_python_out=services protos/trivium/v1/*.proto
 
-# Against peers first (BENCH_FLAGS=--full for all of it), then what only concerns this project.
+# Against peers first (BENCH_FLAGS=--full for all of it), then what only concerns this project; last the kernels, if there
+# is a GPU.
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/compare.py $(BENCH_FLAGS)
 	$(BIN)/python benchmarks/beam.py
@@ -53,6 +54,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/scheduler.py
 	$(BIN)/python benchmarks/prefix_cache.py
 	$(BIN)/python benchmarks/transport.py
+	$(BIN)/python benchmarks/gpu.py || test $$? = 2
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -51,6 +51,7 @@ class SelectBeams(Protocol):
     def __call__(self, logits: Tensor, beams: BeamRows, *, max_candidates: int, normalize: bool) -> BeamSelection:
         """logits: [num_rows, vocab_size]; log-probabilities already, unless `normalize`. They stay as they are.
 
-        max_candidates: no group's num_candidates is larger, nor its number of beams.
+        max_candidates: no group's num_candidates is larger, nor its number of beams. A GPU compiles a kernel for each
+        number of it and of places for beams, so both had better be few.
         """
         ...

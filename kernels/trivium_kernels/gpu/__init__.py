@@ -1,9 +1,13 @@
 """The ops in Triton, for a GPU: one file per op, with its launcher and its kernels. Imported by `dispatch.py` alone.
 
 Rules that all of them keep. Launchers read nothing back from the device and allocate by shapes alone, so that a CUDA
-graph can record them. Offsets into pools are 64 bits wide. Arithmetic is float32, sums that decide something are
-integers. How a row is computed depends on that row and on the shapes of the model, never on the other rows of a batch;
-where that cannot be held, the file says so. The kernels run on the current device.
+graph can record them; plans read their bounds, which had better be on the host. What changes from step to step is no
+constant of a kernel, or it would be compiled again while requests wait. Offsets into pools are 64 bits wide. Arithmetic
+is float32. How a row is computed depends on that row and on the shapes of the model, never on the other rows of a
+batch; where that cannot be held, the file says so. The kernels run on the current device.
+
+Tile sizes and numbers of warps follow from what registers and shared memory hold (`benchmarks/gpu.py --compile`); they
+have not been measured on a GPU yet.
 """
 
 from trivium_kernels.gpu.activation import activate, gated_activate

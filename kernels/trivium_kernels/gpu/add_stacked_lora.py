@@ -71,7 +71,7 @@ def add_stacked_lora(y: Tensor, x: Tensor, rows: AdapterRows, stack: LoraStack) 
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _shrink_kernel(
     x_ptr: tl.tensor,
     shrink_ptr: tl.tensor,
@@ -113,7 +113,7 @@ def _shrink_kernel(
         tl.store(shrunk_ptrs, sums, mask=is_row[:, None] & (ranks < NUM_RANKS)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _expand_kernel(
     shrunk_ptr: tl.tensor,
     expand_ptr: tl.tensor,

@@ -105,7 +105,7 @@ def _output_scales(
     return scales * 256.0 if IS_FLOAT else scales
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _byte_linear_kernel(
     x_ptr: tl.tensor,
     values_ptr: tl.tensor,

@@ -94,7 +94,7 @@ def _slice_inputs(inputs_ptr: tl.tensor, places: tl.tensor, IN_FEATURES: tl.cons
     return tl.where(places < IN_FEATURES, places, -1) if inputs_ptr is None else tl.load(inputs_ptr + places)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _int4_linear_kernel(
     x_ptr: tl.tensor,
     words_ptr: tl.tensor,

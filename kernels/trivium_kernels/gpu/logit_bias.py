@@ -26,7 +26,7 @@ def add_logit_bias(logits: Tensor, rows: Tensor, token_ids: Tensor, biases: Tens
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_biases"])
 def _add_logit_bias_kernel(
     logits_ptr: tl.tensor,
     rows_ptr: tl.tensor,

@@ -49,7 +49,7 @@ def apply_penalties(logits: Tensor, counts: TokenCounts, slots: Tensor, penaltie
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _count_tokens_kernel(
     table_ptr: tl.tensor,
     slots_ptr: tl.tensor,

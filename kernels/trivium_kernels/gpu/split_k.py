@@ -1,7 +1,8 @@
 """Products of few rows: their inputs are split among programs, so that all of the GPU reads weights.
 
 How many parts there are follows from the shape of the weight alone, and they are added in their order, so a row comes
-out the same whatever rows are beside it.
+out the same whatever rows are beside it. With more than MAX_ROWS rows cuBLAS multiplies, which chooses its order by
+their number.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def add_parts(parts: Tensor, bias: Tensor | None, y: Tensor) -> None:
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _add_parts_kernel(
     parts_ptr: tl.tensor,
     bias_ptr: tl.tensor,

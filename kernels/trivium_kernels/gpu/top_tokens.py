@@ -50,7 +50,7 @@ def top_tokens(logits: Tensor, num_top: int, *, token_ids: Tensor | None = None,
     logprobs = None if token_ids is None else torch.empty(num_rows, dtype=torch.float32, device=device)
     ranks = None if token_ids is None else torch.empty(num_rows, dtype=torch.int64, device=device)
     if num_rows:
-        sizes = {"VOCAB_SIZE": vocab_size, "NUM_TILES": num_tiles, "NUM_TOP": num_top}
+        sizes = {"VOCAB_SIZE": vocab_size, "NUM_TILES": num_tiles}
         _tile_top_kernel[(num_rows, num_tiles)](
             logits,
             token_ids,
@@ -59,6 +59,7 @@ def top_tokens(logits: Tensor, num_top: int, *, token_ids: Tensor | None = None,
             tile_values,
             tile_ids,
             logits.stride(0),
+            num_top,
             **sizes,
             TILE=_TILE,
             num_warps=4,
@@ -77,6 +78,7 @@ def top_tokens(logits: Tensor, num_top: int, *, token_ids: Tensor | None = None,
             logprobs,
             ranks,
             logits.stride(0),
+            num_top,
             **sizes,
             TILES=power_of_two(num_tiles),
             CANDIDATES=candidates,
@@ -86,7 +88,7 @@ def top_tokens(logits: Tensor, num_top: int, *, token_ids: Tensor | None = None,
     return TopTokens(values, ids, norms, logprobs, ranks)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_top"])
 def _tile_top_kernel(
     logits_ptr: tl.tensor,
     token_ids_ptr: tl.tensor,
@@ -95,9 +97,9 @@ def _tile_top_kernel(
     values_ptr: tl.tensor,
     ids_ptr: tl.tensor,
     logits_stride: tl.tensor,
+    num_top: tl.tensor,
     VOCAB_SIZE: tl.constexpr,
     NUM_TILES: tl.constexpr,
-    NUM_TOP: tl.constexpr,
     TILE: tl.constexpr,
 ) -> None:
     """tile_norms: largest logit and sum of exp(logit - largest); larger: how many are above that of the row's token."""
@@ -114,15 +116,15 @@ def _tile_top_kernel(
     if token_ids_ptr is not None:
         chosen = tl.load(logits_ptr + tl.load(token_ids_ptr + row)).to(tl.float32)
         tl.store(larger_ptr + place, tl.sum((logits > chosen).to(tl.int32), axis=0))
-    for index in range(NUM_TOP):
+    for index in range(num_top):
         value = tl.max(tl.where(is_left, logits, float("-inf")), axis=0)
         token = tl.min(tl.where(is_left & (logits == value), tokens, VOCAB_SIZE), axis=0)
-        tl.store(values_ptr + place * NUM_TOP + index, value)
-        tl.store(ids_ptr + place * NUM_TOP + index, token)
+        tl.store(values_ptr + place * num_top + index, value)
+        tl.store(ids_ptr + place * num_top + index, token)
         is_left = is_left & (tokens != token)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_top"])
 def _row_top_kernel(
     logits_ptr: tl.tensor,
     token_ids_ptr: tl.tensor,
@@ -136,9 +138,9 @@ def _row_top_kernel(
     logprobs_ptr: tl.tensor,
     ranks_ptr: tl.tensor,
     logits_stride: tl.tensor,
+    num_top: tl.tensor,
     VOCAB_SIZE: tl.constexpr,
     NUM_TILES: tl.constexpr,
-    NUM_TOP: tl.constexpr,
     TILES: tl.constexpr,
     CANDIDATES: tl.constexpr,
     NORMALIZE: tl.constexpr,
@@ -158,13 +160,13 @@ def _row_top_kernel(
         larger = tl.sum(tl.load(larger_ptr + tiles, mask=is_tile, other=0), axis=0)
         tl.store(ranks_ptr + row, larger.to(tl.int64) + 1)
     places = tl.arange(0, CANDIDATES)
-    is_left = places < NUM_TILES * NUM_TOP
-    candidates = tl.load(tile_values_ptr + row * NUM_TILES * NUM_TOP + places, mask=is_left, other=float("-inf"))
-    ids = tl.load(tile_ids_ptr + row * NUM_TILES * NUM_TOP + places, mask=is_left, other=VOCAB_SIZE)
+    is_left = places < NUM_TILES * num_top
+    candidates = tl.load(tile_values_ptr + row * NUM_TILES * num_top + places, mask=is_left, other=float("-inf"))
+    ids = tl.load(tile_ids_ptr + row * NUM_TILES * num_top + places, mask=is_left, other=VOCAB_SIZE)
     is_left = is_left & (ids < VOCAB_SIZE)
-    for index in range(NUM_TOP):
+    for index in range(num_top):
         value = tl.max(tl.where(is_left, candidates, float("-inf")), axis=0)
         token = tl.min(tl.where(is_left & (candidates == value), ids, VOCAB_SIZE), axis=0)
-        tl.store(values_ptr + row * NUM_TOP + index, (value - base) - log_sum if NORMALIZE else value)
-        tl.store(ids_ptr + row * NUM_TOP + index, token.to(tl.int64))
+        tl.store(values_ptr + row * num_top + index, (value - base) - log_sum if NORMALIZE else value)
+        tl.store(ids_ptr + row * num_top + index, token.to(tl.int64))
         is_left = is_left & (ids != token)
