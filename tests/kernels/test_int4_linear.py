@@ -61,6 +61,12 @@ def test_int4_linear(
     assert_near(y, expected, factor=2.0)
 
 
+def test_one_block_of_inputs_more_than_there_can_be_parts(kernels: Kernels) -> None:
+    weight, meaning = make_weight(awq(group_size=128), 8, 33 * 128, 128)
+    x = randn(1, 33 * 128)
+    assert_near(kernels.int4_linear(x, weight), x.double() @ meaning.T, factor=2.0)
+
+
 @only_triton
 def test_a_row_does_not_depend_on_its_batch(kernels: Kernels) -> None:
     weight, _ = make_weight(awq(group_size=32), 72, 288, 32)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trivium_kernels.byte_linear import ByteWeight
 from trivium_kernels.gpu.launch import ceil_div, dot_type
-from trivium_kernels.gpu.split_k import MAX_ROWS, OUT_TILE, ROW_TILE, add_parts, new_parts, num_parts
+from trivium_kernels.gpu.split_k import MAX_ROWS, OUT_TILE, ROW_TILE, add_parts, new_parts, split
 
 _IN_TILE = 128
 _DENSE_TILE = 1024
@@ -28,8 +28,7 @@ def byte_linear(x: Tensor, weight: ByteWeight, bias: Tensor | None = None) -> Te
     y = torch.empty((num_rows, out_features), dtype=x.dtype, device=x.device)
     if num_rows == 0:
         return y
-    steps = ceil_div(in_features, _IN_TILE)
-    parts = num_parts(out_features, steps)
+    parts, steps_of_part = split(out_features, ceil_div(in_features, _IN_TILE))
     sums = new_parts(x, parts, out_features)
     _byte_linear_kernel[(ceil_div(out_features, OUT_TILE), parts, ceil_div(num_rows, ROW_TILE))](
         x,
@@ -43,7 +42,7 @@ def byte_linear(x: Tensor, weight: ByteWeight, bias: Tensor | None = None) -> Te
         OUT_FEATURES=out_features,
         ONE_SCALE=len(weight.scales) == 1,
         IS_FLOAT=is_float,
-        PART=ceil_div(steps, parts) * _IN_TILE,
+        PART=steps_of_part * _IN_TILE,
         ROWS=ROW_TILE,
         OUTS=OUT_TILE,
         INS=_IN_TILE,

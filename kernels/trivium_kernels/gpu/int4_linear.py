@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trivium_kernels.gpu.launch import ceil_div, dot_type
-from trivium_kernels.gpu.split_k import MAX_ROWS, OUT_TILE, ROW_TILE, add_parts, new_parts, num_parts
+from trivium_kernels.gpu.split_k import MAX_ROWS, OUT_TILE, ROW_TILE, add_parts, new_parts, split
 from trivium_kernels.int4_linear import SLICE, SLICES, Int4Weight
 
 
@@ -21,7 +21,7 @@ def int4_linear(x: Tensor, weight: Int4Weight, bias: Tensor | None = None) -> Te
     if num_rows == 0:
         return y
     num_blocks = len(weight.words) // SLICE
-    parts = num_parts(out_features, num_blocks)
+    parts, blocks_of_part = split(out_features, num_blocks)
     sums = new_parts(x, parts, out_features)
     _int4_linear_kernel[(ceil_div(out_features, OUT_TILE), parts, ceil_div(num_rows, ROW_TILE))](
         x,
@@ -36,7 +36,7 @@ def int4_linear(x: Tensor, weight: Int4Weight, bias: Tensor | None = None) -> Te
         IN_FEATURES=weight.in_features,
         OUT_FEATURES=out_features,
         NUM_BLOCKS=num_blocks,
-        PART=ceil_div(num_blocks, parts),
+        PART=blocks_of_part,
         ROWS=ROW_TILE,
         OUTS=OUT_TILE,
         SLICE=SLICE,

@@ -17,13 +17,16 @@ from trivium_kernels.gpu.launch import ceil_div
 MAX_ROWS = 64  # more rows are for a product that is limited by arithmetic
 ROW_TILE = 16
 OUT_TILE = 64
-_PROGRAMS = 512  # for a tile of rows; a large GPU holds a few times its 132 processors at once
+_PROGRAMS = 512  # for a tile of rows: about four for each processor of a large GPU
+_MAX_PARTS = 32
 _SUM_TILE = 512
 
 
-def num_parts(out_features: int, steps: int) -> int:
-    """Into how many parts `steps` steps over the inputs are cut."""
-    return max(1, min(steps, _PROGRAMS // ceil_div(out_features, OUT_TILE), 32))
+def split(out_features: int, steps: int) -> tuple[int, int]:
+    """(parts, steps of a part): how `steps` >= 1 steps over the inputs are cut. The last part may be shorter."""
+    parts = max(1, min(steps, _PROGRAMS // ceil_div(out_features, OUT_TILE), _MAX_PARTS))
+    steps_of_part = ceil_div(steps, parts)
+    return ceil_div(steps, steps_of_part), steps_of_part
 
 
 def new_parts(x: Tensor, parts: int, out_features: int) -> Tensor:
