@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trivium_kernels.gpu.sample_tokens import uniform_number
+from trivium_kernels.gpu.draw import uniform_number
 
 
 def uniforms(seed: Tensor, choice_index: Tensor, position: Tensor) -> Tensor:

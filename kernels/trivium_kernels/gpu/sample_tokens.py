@@ -19,15 +19,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trivium_kernels.gpu.draw import draw_among, share, uniform_of_row, units
 from trivium_kernels.gpu.launch import ceil_div, power_of_two
 from trivium_kernels.sample_tokens import TokenSampling
 
 _TILE = 1024  # the count of a tile and the sum of its weights fit into 64 bits together
 _CANDIDATES = 2048  # of a step of the searches
 _CUTOFFS = tl.constexpr(8)
-_UNIT = tl.constexpr(1099511627776.0)  # 2^40
 _COUNT_SHIFT = tl.constexpr(52)  # a sum of 1024 weights has 51 bits
-_LARGEST = tl.constexpr(0x3F800000)  # the bits of 1.0, the largest weight
 _GREEDY, _IN_TILE, _AMONG_CANDIDATES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
@@ -104,30 +103,6 @@ def sample_tokens(logits: Tensor, sampling: TokenSampling) -> Tensor:
 
 
 @triton.jit
-def uniform_number(seed: tl.tensor, choice_index: tl.tensor, position: tl.tensor) -> tl.tensor:
-    """float64 in (0, 1), of int64 keys."""
-    state = _mix(seed.to(tl.uint64))
-    state = _mix(state ^ choice_index.to(tl.uint64))
-    state = _mix(state ^ position.to(tl.uint64))
-    return ((state >> 16).to(tl.float64) + 0.5) * 3.552713678800501e-15  # 2^-48
-
-
-@triton.jit
-def _mix(state: tl.tensor) -> tl.tensor:
-    state = state + 0x9E3779B97F4A7C15
-    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9
-    state = (state ^ (state >> 27)) * 0x94D049BB133111EB
-    return state ^ (state >> 31)
-
-
-@triton.jit
-def _uniform_of_row(
-    row: tl.tensor, seed_ptr: tl.tensor, choice_index_ptr: tl.tensor, position_ptr: tl.tensor
-) -> tl.tensor:
-    return uniform_number(tl.load(seed_ptr + row), tl.load(choice_index_ptr + row), tl.load(position_ptr + row))
-
-
-@triton.jit
 def _row_weights(
     logits_ptr: tl.tensor,
     maxima_ptr: tl.tensor,
@@ -146,11 +121,6 @@ def _row_weights(
     # Rounded divisions keep the order of logits, so that no weight is above 1; plain ones are only nearly right.
     weights = tl.exp(tl.div_rn(logits, temperature) - tl.div_rn(base, temperature))
     return tl.where(weights < min_p, 0.0, weights)
-
-
-@triton.jit
-def _units(weights: tl.tensor) -> tl.tensor:
-    return (weights * _UNIT).to(tl.int64)
 
 
 @triton.jit
@@ -208,7 +178,7 @@ def _tile_counts_kernel(
             TILES,
         )
         ones = tl.where(tokens < VOCAB_SIZE, 1, 0).to(tl.int64)
-        values = _units(weights) + (ones << _COUNT_SHIFT)
+        values = units(weights) + (ones << _COUNT_SHIFT)
         cutoffs = tl.arange(0, _CUTOFFS)
         is_above = weights[:, None] >= _cutoff(cutoffs)[None, :]
         sums = tl.sum(tl.where(is_above, values[:, None], 0), axis=0)
@@ -258,7 +228,7 @@ def _paths_kernel(
         top_p = tl.load(top_p_ptr + row)
         if (top_k > 0) | (top_p < 1.0):
             total = tl.sum(tl.sum(tl.where(cutoffs[None, :] == _CUTOFFS - 1, sums, 0), axis=1), axis=0)
-            limit = _share(total, top_p)
+            limit = share(total, top_p)
             is_enough = tl.where(top_k > 0, tl.sum(numbers, axis=0) >= top_k, tl.sum(sums, axis=0) >= limit)
             chosen = tl.min(tl.where(is_enough, cutoffs, _CUTOFFS - 1), axis=0)
             of_tiles = tl.sum(tl.where(cutoffs[None, :] == chosen, numbers, 0), axis=1)  # [TILES]
@@ -273,7 +243,7 @@ def _paths_kernel(
             tl.store(paths_ptr + row * 4 + 3, total)
         else:
             of_tiles = tl.sum(tl.where(cutoffs[None, :] == _CUTOFFS - 1, sums, 0), axis=1)
-            uniform = _uniform_of_row(row, seed_ptr, choice_index_ptr, position_ptr)
+            uniform = uniform_of_row(row, seed_ptr, choice_index_ptr, position_ptr)
             target = (uniform * tl.sum(of_tiles, axis=0).to(tl.float64)).to(tl.int64)
             until = tl.cumsum(of_tiles, axis=0)
             tile = tl.min(tl.where(until > target, tiles, NUM_TILES - 1), axis=0)
@@ -281,14 +251,6 @@ def _paths_kernel(
             tl.store(paths_ptr + row * 4, _IN_TILE)
             tl.store(paths_ptr + row * 4 + 1, tile.to(tl.int64))
             tl.store(paths_ptr + row * 4 + 2, target - before)
-
-
-@triton.jit
-def _share(total: tl.tensor, top_p: tl.tensor) -> tl.tensor:
-    """top_p of `total`, rounded up; all of it from 1 on."""
-    share = top_p.to(tl.float64) * total.to(tl.float64)
-    whole = share.to(tl.int64)
-    return tl.where(top_p < 1.0, tl.where(whole.to(tl.float64) < share, whole + 1, whole), total)
 
 
 @triton.jit
@@ -328,102 +290,6 @@ def _gather_kernel(
 
 
 @triton.jit
-def _above(
-    candidates_ptr: tl.tensor,
-    num_candidates: tl.tensor,
-    least: tl.tensor,
-    COUNT: tl.constexpr,
-    CANDIDATES: tl.constexpr,
-) -> tl.tensor:
-    """How many candidates have weights of at least `least`, by its bits, or the sum of these weights."""
-    result = tl.full([], 0, tl.int64)
-    for start in range(0, num_candidates, CANDIDATES):
-        places = start + tl.arange(0, CANDIDATES)
-        weights = tl.load(candidates_ptr + places, mask=places < num_candidates, other=-1.0)
-        is_above = (weights >= 0.0) & (weights.to(tl.int32, bitcast=True) >= least)
-        if COUNT:
-            result += tl.sum(is_above.to(tl.int64), axis=0)
-        else:
-            result += tl.sum(tl.where(is_above, _units(weights), 0), axis=0)
-    return result
-
-
-@triton.jit
-def _threshold(
-    candidates_ptr: tl.tensor,
-    num_candidates: tl.tensor,
-    wanted: tl.tensor,
-    low: tl.tensor,
-    COUNT: tl.constexpr,
-    CANDIDATES: tl.constexpr,
-) -> tl.tensor:
-    """The largest weight, by its bits, for which `_above` is at least `wanted`; it is known to be `low` or more."""
-    high = tl.full([], _LARGEST, tl.int32)
-    while low < high:
-        middle = low + (high - low + 1) // 2
-        found = tl.full([], 0, tl.int64)
-        for start in range(0, num_candidates, CANDIDATES):  # `_above` itself, which the interpreter calls too slowly
-            places = start + tl.arange(0, CANDIDATES)
-            weights = tl.load(candidates_ptr + places, mask=places < num_candidates, other=-1.0)
-            is_above = (weights >= 0.0) & (weights.to(tl.int32, bitcast=True) >= middle)
-            values = is_above.to(tl.int64) if COUNT else tl.where(is_above, (weights * _UNIT).to(tl.int64), 0)
-            found += tl.sum(values, axis=0)
-        if found >= wanted:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-@triton.jit
-def _units_of_bits(bits: tl.tensor) -> tl.tensor:
-    return _units(bits.to(tl.float32, bitcast=True))
-
-
-@triton.jit
-def _draw_among(
-    candidates_ptr: tl.tensor,
-    candidate_ids_ptr: tl.tensor,
-    num_candidates: tl.tensor,
-    total: tl.tensor,
-    top_k: tl.tensor,
-    top_p: tl.tensor,
-    uniform: tl.tensor,
-    CANDIDATES: tl.constexpr,
-) -> tl.tensor:
-    """The token that `uniform` falls on; total: the sum of all weights of the row, candidates or not."""
-    least = tl.full([], 0, tl.int32)  # bits of the smallest weight that is kept
-    if top_k > 0:
-        least = _threshold(candidates_ptr, num_candidates, top_k, least, True, CANDIDATES)
-        num_larger = _above(candidates_ptr, num_candidates, least + 1, True, CANDIDATES)
-        larger = _above(candidates_ptr, num_candidates, least + 1, False, CANDIDATES)
-        total = larger + (top_k - num_larger) * _units_of_bits(least)
-    if top_p < 1.0:
-        limit = _share(total, top_p)
-        least = _threshold(candidates_ptr, num_candidates, limit, least, False, CANDIDATES)
-        larger = _above(candidates_ptr, num_candidates, least + 1, False, CANDIDATES)
-        unit = tl.maximum(_units_of_bits(least), 1)
-        num_equal = tl.maximum((limit - larger + unit - 1) // unit, 1)
-        total = larger + num_equal * unit
-    target = (uniform * total.to(tl.float64)).to(tl.int64)
-    drawn = _threshold(candidates_ptr, num_candidates, target + 1, least, False, CANDIDATES)
-    larger = _above(candidates_ptr, num_candidates, drawn + 1, False, CANDIDATES)
-    rank = (target - larger) // tl.maximum(_units_of_bits(drawn), 1)  # among equal weights
-    token = tl.full([], -1, tl.int32)
-    num_passed = tl.full([], 0, tl.int64)
-    for start in range(0, num_candidates, CANDIDATES):
-        places = start + tl.arange(0, CANDIDATES)
-        weights = tl.load(candidates_ptr + places, mask=places < num_candidates, other=-1.0)
-        is_equal = weights.to(tl.int32, bitcast=True) == drawn
-        ranks = num_passed + tl.cumsum(is_equal.to(tl.int64), axis=0) - 1
-        is_drawn = is_equal & (ranks == rank)
-        ids = tl.load(candidate_ids_ptr + places, mask=is_drawn, other=-1)
-        token = tl.maximum(token, tl.max(ids, axis=0))
-        num_passed += tl.sum(is_equal.to(tl.int64), axis=0)
-    return token
-
-
-@triton.jit
 def _draw_kernel(
     logits_ptr: tl.tensor,
     maxima_ptr: tl.tensor,
@@ -459,18 +325,18 @@ def _draw_kernel(
             NUM_TILES,
             TILES,
         )
-        until = tl.cumsum(_units(weights), axis=0)
+        until = tl.cumsum(units(weights), axis=0)
         token = tl.min(tl.where(until > tl.load(paths_ptr + row * 4 + 2), tokens, VOCAB_SIZE), axis=0)
         tl.store(token_ids_ptr + row, token.to(tl.int64), mask=token < VOCAB_SIZE)
     if path == _AMONG_CANDIDATES:
-        token = _draw_among(
+        token = draw_among(
             candidates_ptr + row * VOCAB_SIZE,
             candidate_ids_ptr + row * VOCAB_SIZE,
             tl.load(paths_ptr + row * 4 + 2).to(tl.int32),
             tl.load(paths_ptr + row * 4 + 3),
             tl.minimum(tl.load(top_k_ptr + row), VOCAB_SIZE),
             tl.load(top_p_ptr + row),
-            _uniform_of_row(row, seed_ptr, choice_index_ptr, position_ptr),
+            uniform_of_row(row, seed_ptr, choice_index_ptr, position_ptr),
             CANDIDATES,
         )
         tl.store(token_ids_ptr + row, token.to(tl.int64), mask=token >= 0)
