@@ -13,8 +13,7 @@ A temperature of 0 takes the largest logit, the first of equals.
 
 The hash is splitmix64 (https://doi.org/10.1145/2714064.2660195) over the three keys, its upper 48 bits plus a half. It
 is integer arithmetic and the same on every device, bit for bit. w is float32, so two implementations can disagree about
-a token where the random number, or one of the limits, is so near to a border that rounding moves it to the other side:
-about one draw in a million.
+a token where the random number, or one of the limits, is so near to a border that rounding moves it to the other side.
 """
 
 from __future__ import annotations

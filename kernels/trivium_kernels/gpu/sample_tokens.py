@@ -9,7 +9,7 @@ through five kernels; the first two and the fourth work on tiles of the vocabula
    find the largest of those powers that leaves enough tokens for top_k, or enough of the sum for top_p;
 4. the tokens that are left are written side by side, with their weights;
 5. per row: the smallest weight that top_k keeps, the smallest one that top_p keeps and the weight of the drawn token
-   are found by bisection of the bits of a float among what is left, mostly a few hundred tokens.
+   are found by bisection of the bits of a float among what is left.
 """
 
 from __future__ import annotations
