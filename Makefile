@@ -21,11 +21,14 @@ test: $(VENV)/.dev
 	$(BIN)/pytest -q -n 2 --dist loadgroup --max-worker-restart 0 $(PYTEST_FLAGS)
 
 # A million steps of random scheduler histories instead of ten thousand, a thousand random timelines instead of fifty,
-# with the toy executor and with real models.
+# with the toy executor and with real models; every kernel compiled at full size for A100, H100 and RTX 50.
 soak: $(VENV)/.dev
 	TRIVIUM_SOAK_STEPS=1000000 $(SOAK) -k no_history_breaks tests/unit/scheduler/test_state_machine.py
 	TRIVIUM_SOAK_TRACES=1000 $(SOAK) -k random_timelines tests/unit/scheduler/test_scheduler.py
 	TRIVIUM_SOAK_TRACES=1000 $(SOAK) -s tests/integration/test_random_timelines.py
+	$(BIN)/python benchmarks/gpu.py --compile 80
+	$(BIN)/python benchmarks/gpu.py --compile 90
+	$(BIN)/python benchmarks/gpu.py --compile 120
 
 check: $(VENV)/.dev $(VENV)/proto/.done
 	$(BIN)/ruff check .
@@ -41,7 +44,8 @@ proto: $(VENV)/proto/.done
 	$(VENV)/proto/bin/python -m grpc_tools.protoc -I protos --python_out=services --pyi_out=services \
 		--grpc_python_out=services protos/trivium/v1/*.proto
 
-# Against peers first (BENCH_FLAGS=--full for all of it), then what only concerns this project.
+# Against peers first (BENCH_FLAGS=--full for all of it), then what only concerns this project; last the kernels, if there
+# is a GPU.
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/compare.py $(BENCH_FLAGS)
 	$(BIN)/python benchmarks/beam.py
@@ -50,6 +54,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/scheduler.py
 	$(BIN)/python benchmarks/prefix_cache.py
 	$(BIN)/python benchmarks/transport.py
+	$(BIN)/python benchmarks/gpu.py || test $$? = 2
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

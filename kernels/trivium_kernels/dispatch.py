@@ -10,12 +10,22 @@ import torch
 from trivium_kernels import reference
 from trivium_kernels.activation import Activate, GatedActivate
 from trivium_kernels.add_lora import AddLora
+from trivium_kernels.add_stacked_lora import AddStackedLora
+from trivium_kernels.byte_linear import ByteLinear
+from trivium_kernels.copy_blocks import CopyBlocks
+from trivium_kernels.gather_logprobs import GatherLogprobs
+from trivium_kernels.int4_linear import Int4Linear
 from trivium_kernels.layer_norm import AddLayerNorm, LayerNorm
+from trivium_kernels.logit_bias import AddLogitBias
+from trivium_kernels.move_blocks import MoveBlocks
 from trivium_kernels.paged_attention import PagedAttention, PlanPagedAttention
+from trivium_kernels.penalties import ApplyPenalties, CountTokens
 from trivium_kernels.reshape_and_cache import ReshapeAndCache
 from trivium_kernels.rms_norm import AddRmsNorm, RmsNorm
 from trivium_kernels.rotary_embedding import RotaryEmbedding
 from trivium_kernels.rotate_and_cache import RotateAndCache
+from trivium_kernels.sample_tokens import SampleTokens
+from trivium_kernels.select_beams import SelectBeams
 from trivium_kernels.token_bitmask import ApplyTokenBitmask
 from trivium_kernels.varlen_attention import PlanVarlenAttention, VarlenAttention
 
@@ -41,6 +51,17 @@ class Kernels:
     varlen_attention: VarlenAttention
     plan_paged_attention: PlanPagedAttention
     paged_attention: PagedAttention
+    add_logit_bias: AddLogitBias
+    count_tokens: CountTokens
+    apply_penalties: ApplyPenalties
+    sample_tokens: SampleTokens
+    gather_logprobs: GatherLogprobs
+    select_beams: SelectBeams
+    move_blocks: MoveBlocks
+    copy_blocks: CopyBlocks
+    int4_linear: Int4Linear
+    byte_linear: ByteLinear
+    add_stacked_lora: AddStackedLora
 
 
 def select_kernels(device: torch.device) -> Kernels:
@@ -72,6 +93,17 @@ def torch_kernels() -> Kernels:
         varlen_attention=reference.varlen_attention,
         plan_paged_attention=reference.plan_paged_attention,
         paged_attention=reference.paged_attention,
+        add_logit_bias=reference.add_logit_bias,
+        count_tokens=reference.count_tokens,
+        apply_penalties=reference.apply_penalties,
+        sample_tokens=reference.sample_tokens,
+        gather_logprobs=reference.gather_logprobs,
+        select_beams=reference.select_beams,
+        move_blocks=reference.move_blocks,
+        copy_blocks=reference.copy_blocks,
+        int4_linear=reference.int4_linear,
+        byte_linear=reference.byte_linear,
+        add_stacked_lora=reference.add_stacked_lora,
     )
 
 
@@ -122,4 +154,15 @@ def _triton_kernels() -> Kernels:
         varlen_attention=gpu.varlen_attention,
         plan_paged_attention=gpu.plan_paged_attention,
         paged_attention=gpu.paged_attention,
+        add_logit_bias=gpu.add_logit_bias,
+        count_tokens=gpu.count_tokens,
+        apply_penalties=gpu.apply_penalties,
+        sample_tokens=gpu.sample_tokens,
+        gather_logprobs=gpu.gather_logprobs,
+        select_beams=gpu.select_beams,
+        move_blocks=gpu.move_blocks,
+        copy_blocks=gpu.copy_blocks,
+        int4_linear=gpu.int4_linear,
+        byte_linear=gpu.byte_linear,
+        add_stacked_lora=gpu.add_stacked_lora,
     )

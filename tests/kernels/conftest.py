@@ -53,6 +53,14 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
 
 
 @pytest.fixture(autouse=True)
+def no_access_beside_a_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    if TRITON:
+        from memory_guard import MemoryGuard  # Triton is imported only where it is interpreted
+
+        MemoryGuard(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
 def fresh_memory_holds_nan() -> Iterator[None]:
     """What a kernel forgets to write is no number, and no integer that could be meant."""
     torch.use_deterministic_algorithms(True)

@@ -7,6 +7,7 @@ from dataclasses import fields
 import pytest
 import torch
 
+from kernel_checks import only_triton
 from trivium_kernels.dispatch import Kernels, select_kernels
 
 
@@ -18,3 +19,13 @@ def test_a_device_without_kernels_is_named() -> None:
 def test_every_op_has_an_implementation_of_its_own_on_each_device(kernels: Kernels) -> None:
     names = [field.name for field in fields(Kernels)]
     assert {getattr(kernels, name).__name__ for name in names} == set(names)
+
+
+@only_triton
+def test_a_gpu_gets_triton(kernels: Kernels) -> None:
+    others = {
+        field.name
+        for field in fields(Kernels)
+        if not getattr(kernels, field.name).__module__.startswith("trivium_kernels.gpu.")
+    }
+    assert others == {"add_lora"}  # groups of rows known on the host: a product of torch for each

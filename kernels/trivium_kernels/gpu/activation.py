@@ -34,7 +34,7 @@ def gated_activate(gate_up: Tensor, kind: Activation) -> Tensor:
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["numel"])
 def _activate_kernel(x_ptr: tl.tensor, numel: tl.tensor, KIND: tl.constexpr, TILE: tl.constexpr) -> None:
     places = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     mask = places < numel

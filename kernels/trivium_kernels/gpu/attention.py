@@ -205,7 +205,7 @@ def attend(
     return sums, total, highest
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def _attend_tiles_kernel(
     query_ptr: tl.tensor,
     key_ptr: tl.tensor,

@@ -47,7 +47,7 @@ def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, ep
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _layer_norm_kernel(
     x_ptr: tl.tensor,
     residual_ptr: tl.tensor,

@@ -20,8 +20,10 @@ from trivium_kernels.gpu.attention import Scores, attend, attend_tiles, head_opt
 from trivium_kernels.gpu.launch import ceil_div, power_of_two
 from trivium_kernels.paged_attention import PagedAttentionPlan
 
-_MIN_PIECE = 256  # keys: half a percent of what is read is then written and read again for the pieces
-_MAX_PIECES = 32
+# Of a row's keys. With 128 numbers of 16 bits a key, pieces of 256 add 0.8 % to the bytes of keys and values for every
+# query head that reads them.
+_MIN_PIECE = 256
+_MAX_PIECES = tl.constexpr(32)
 _MAX_TILE_HEADS = 64  # query heads of a program
 
 
@@ -128,11 +130,11 @@ def _attend_single(
     max_keys = plan.block_tables.shape[1] * plan.block_size
     if scores.window is not None:
         max_keys = min(max_keys, scores.window + options["KEY_TILE"])
-    max_pieces = min(_MAX_PIECES, ceil_div(max_keys, _MIN_PIECE))
-    shape = (plan.num_single, query.shape[1], max_pieces)
-    sums = torch.empty((*shape, query.shape[2]), dtype=torch.float32, device=query.device) if max_pieces > 1 else None
-    stats = torch.empty((*shape, 2), dtype=torch.float32, device=query.device) if max_pieces > 1 else None
-    _attend_single_kernel[(plan.num_single, num_kv_heads * chunks, max_pieces)](
+    num_pieces = min(_MAX_PIECES.value, ceil_div(max_keys, _MIN_PIECE))
+    shape = (plan.num_single, query.shape[1], num_pieces)
+    sums = torch.empty((*shape, query.shape[2]), dtype=torch.float32, device=query.device) if num_pieces > 1 else None
+    stats = torch.empty((*shape, 2), dtype=torch.float32, device=query.device) if num_pieces > 1 else None
+    _attend_single_kernel[(plan.num_single, num_kv_heads * chunks, num_pieces)](
         query,
         key_cache,
         value_cache,
@@ -157,13 +159,13 @@ def _attend_single(
         soft_cap or 0.0,
         scores.window or 0,
         0 if scores.bias_table is None else scores.bias_table.shape[1] // 2,
+        num_pieces,
         NUM_HEADS=query.shape[1],
         BLOCK_SIZE=plan.block_size,
         QUERIES=max(16, sharing_rows * tile_heads),
         HEADS=tile_heads,
         CHUNKS=chunks,
         SHARING_ROWS=sharing_rows,
-        MAX_PIECES=max_pieces,
         MIN_PIECE=_MIN_PIECE,
         **options,
         num_warps=4,
@@ -175,12 +177,11 @@ def _attend_single(
             stats,
             plan.context_lens,
             scores.window or 0,
+            num_pieces,
             NUM_HEADS=query.shape[1],
             HEAD_DIM=query.shape[2],
             HEAD_TILE=options["HEAD_TILE"],
             KEY_TILE=options["KEY_TILE"],
-            MAX_PIECES=max_pieces,
-            PIECE_TILE=power_of_two(max_pieces),
             MIN_PIECE=_MIN_PIECE,
             HAS_WINDOW=scores.window is not None,
             num_warps=4,
@@ -193,19 +194,18 @@ def _pieces(
     window: tl.tensor,
     HAS_WINDOW: tl.constexpr,
     KEY_TILE: tl.constexpr,
-    MAX_PIECES: tl.constexpr,
     MIN_PIECE: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
     """(first key, keys of a piece) of a single query; a row has as many pieces as its keys fill, by itself."""
     low = 0
     if HAS_WINDOW:
         low = tl.maximum(context_len - window, 0) // KEY_TILE * KEY_TILE
-    share = (context_len - low + MAX_PIECES - 1) // MAX_PIECES
+    share = (context_len - low + _MAX_PIECES - 1) // _MAX_PIECES
     size = tl.maximum((share + KEY_TILE - 1) // KEY_TILE * KEY_TILE, MIN_PIECE)
     return low, size
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride", "num_pieces"])
 def _attend_single_kernel(
     query_ptr: tl.tensor,
     key_ptr: tl.tensor,
@@ -231,13 +231,13 @@ def _attend_single_kernel(
     soft_cap: tl.tensor,
     window: tl.tensor,
     max_distance: tl.tensor,
+    num_pieces: tl.tensor,
     NUM_HEADS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     QUERIES: tl.constexpr,
     HEADS: tl.constexpr,
     CHUNKS: tl.constexpr,
     SHARING_ROWS: tl.constexpr,
-    MAX_PIECES: tl.constexpr,
     MIN_PIECE: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -259,7 +259,7 @@ def _attend_single_kernel(
         place = tl.load(sharing_ptr + row * 2)
         num_rows = tl.where(place % SHARING_ROWS == 0, tl.load(sharing_ptr + row * 2 + 1), 0)
     context_len = tl.load(context_lens_ptr + row).to(tl.int32)
-    low, size = _pieces(context_len, window, HAS_WINDOW, KEY_TILE, MAX_PIECES, MIN_PIECE)
+    low, size = _pieces(context_len, window, HAS_WINDOW, KEY_TILE, MIN_PIECE)
     piece = tl.program_id(2)
     begin = low + piece * size
     if (num_rows > 0) & ((begin < context_len) | (piece == 0)):
@@ -305,44 +305,43 @@ def _attend_single_kernel(
         if low + size >= context_len:
             attended = sums / tl.where(total > 0.0, total, 1.0)[:, None]
             tl.store(output_ptr + outputs[:, None] * HEAD_DIM + columns[None, :], attended, mask=mask)
-        elif MAX_PIECES > 1:
-            pieces = outputs * MAX_PIECES + piece
+        elif sums_ptr is not None:
+            pieces = outputs * num_pieces + piece
             tl.store(sums_ptr + pieces[:, None] * HEAD_DIM + columns[None, :], sums, mask=mask)
             tl.store(stats_ptr + pieces * 2, total, mask=is_query)
             tl.store(stats_ptr + pieces * 2 + 1, highest, mask=is_query)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pieces"])
 def _join_pieces_kernel(
     output_ptr: tl.tensor,
     sums_ptr: tl.tensor,
     stats_ptr: tl.tensor,
     context_lens_ptr: tl.tensor,
     window: tl.tensor,
+    num_pieces: tl.tensor,
     NUM_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEAD_TILE: tl.constexpr,
     KEY_TILE: tl.constexpr,
-    MAX_PIECES: tl.constexpr,
-    PIECE_TILE: tl.constexpr,
     MIN_PIECE: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
 ) -> None:
     """One head of one row, if it has more than one piece: sum_i 2^(highest_i) sums_i / sum_i 2^(highest_i) total_i."""
     row = tl.program_id(0).to(tl.int64)
     context_len = tl.load(context_lens_ptr + row).to(tl.int32)
-    low, size = _pieces(context_len, window, HAS_WINDOW, KEY_TILE, MAX_PIECES, MIN_PIECE)
+    low, size = _pieces(context_len, window, HAS_WINDOW, KEY_TILE, MIN_PIECE)
     if low + size < context_len:
         output = row * NUM_HEADS + tl.program_id(1)
-        pieces = tl.arange(0, PIECE_TILE)
+        pieces = tl.arange(0, _MAX_PIECES)
         is_piece = low + pieces * size < context_len
         columns = tl.arange(0, HEAD_TILE)
-        stats = stats_ptr + (output * MAX_PIECES + pieces) * 2
+        stats = stats_ptr + (output * num_pieces + pieces) * 2
         total = tl.load(stats, mask=is_piece, other=0.0)
         highest = tl.load(stats + 1, mask=is_piece, other=float("-inf"))
         weights = tl.exp2(highest - tl.max(highest, axis=0))
         sums = tl.load(
-            sums_ptr + (output * MAX_PIECES + pieces)[:, None] * HEAD_DIM + columns[None, :],
+            sums_ptr + (output * num_pieces + pieces)[:, None] * HEAD_DIM + columns[None, :],
             mask=is_piece[:, None] & (columns < HEAD_DIM)[None, :],
             other=0.0,
         )

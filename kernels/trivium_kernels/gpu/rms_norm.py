@@ -46,7 +46,7 @@ def _launch(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, y: T
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _rms_norm_kernel(
     x_ptr: tl.tensor,
     residual_ptr: tl.tensor,
