@@ -8,8 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from trivium_kernels import reference
+from trivium_kernels.dispatch import Kernels
+
 TRITON = os.environ.get("TRITON_INTERPRET") == "1"  # whether it is Triton that is tested (`kernels/conftest.py`)
 only_triton = pytest.mark.skipif(not TRITON, reason="plain torch does not promise this")
+
+
+def skip_plain_torch(kernels: Kernels) -> None:
+    """Of what the other implementations promise."""
+    if kernels.paged_attention is reference.paged_attention:
+        pytest.skip("plain torch does not promise this")
+
 
 # As shares of the largest number of a result. bfloat16 has 8 bits, and Triton's interpreter cuts off what it should
 # round; a sum over more than a few numbers needs the rest.

@@ -7,13 +7,14 @@ pool for Triton. Plain torch reads such places and gives them no weight, so for 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from kernel_checks import DTYPES, TRITON, assert_near, attention, bounds, only_triton, randn
+from kernel_checks import DTYPES, TRITON, assert_near, attention, bounds, only_triton, randn, skip_plain_torch
 from trivium_kernels import reference
 from trivium_kernels.dispatch import Kernels
 
@@ -156,9 +157,9 @@ def test_a_row_without_keys_fills_up_a_batch_with_zeros(kernels: Kernels) -> Non
     assert (output[1] == 0).all()
 
 
-@only_triton
 def test_a_row_does_not_depend_on_its_batch(kernels: Kernels) -> None:
     """Bit for bit, for one query and for several, with few keys and with pieces, whatever else there is."""
+    skip_plain_torch(kernels)
     query_lens, contexts = [1, 1, 1, 4, 70], [5, 300, 40, 20, 80]
     pool = make_pool(contexts, 1, 8, block_size=16)
     query = randn(sum(query_lens), 2, 8)
@@ -168,6 +169,23 @@ def test_a_row_does_not_depend_on_its_batch(kernels: Kernels) -> None:
         assert torch.equal(run(kernels, alone, part, [query_lens[row]], [contexts[row]], causal=True), together[row]), (
             f"row {row}"
         )
+
+
+@pytest.mark.skipif(TRITON, reason="how a prompt is cut may change the last bits there")
+@pytest.mark.parametrize("options", [{}, {"window": 9}, {"bias_table": randn(6, 25)}], ids=["plain", "window", "bias"])
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 6])
+def test_a_query_has_the_same_bits_however_its_prompt_is_cut(
+    kernels: Kernels, options: dict[str, Any], num_kv_heads: int
+) -> None:
+    skip_plain_torch(kernels)
+    length = 150
+    pool, query = make_pool([length], num_kv_heads, 20, block_size=16), randn(length, 6, 20)
+    whole = run(kernels, pool, query, [length], [length], causal=True, **options)
+    for cut in (1, 7, 64, 100):
+        ends = [*range(cut, length, cut), length]
+        for start, end in pairwise([0, *ends]):
+            part = run(kernels, pool, query[start:end], [end - start], [end], causal=True, **options)
+            assert torch.equal(part, whole[start:end]), f"tokens {start} to {end}"
 
 
 def test_rows_of_very_different_length_are_not_padded_to_the_longest() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernel_checks import DTYPES, assert_near, attention, bounds, only_triton, randn
+from kernel_checks import DTYPES, assert_near, attention, bounds, randn, skip_plain_torch
 from trivium_kernels.dispatch import Kernels
 
 
@@ -53,8 +53,8 @@ def test_slices_of_a_merged_projection(kernels: Kernels) -> None:
     assert_near(output, attention(query, key, value, 0.5, causal=False))
 
 
-@only_triton
 def test_a_sequence_does_not_depend_on_the_pack(kernels: Kernels) -> None:
+    skip_plain_torch(kernels)
     query, key, value = (randn(30, 2, 16, seed=seed) for seed in range(3))
     together = kernels.varlen_attention(
         query, key, value, kernels.plan_varlen_attention(bounds([11, 19]), causal=False), scale=0.5

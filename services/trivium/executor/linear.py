@@ -1,7 +1,7 @@
 """Linear layers over packed rows. The one place where a faster matrix product is put behind the same call.
 
-A Linear begins with its weight as it was loaded. `linear_tuning` later exchanges that for packed weights; the number
-of rows of a call then decides which of them is used. Owner: the model graph.
+A Linear begins with its weight as it was loaded. `linear_tuning` later exchanges that for a packed one. Owner: the
+model graph.
 """
 
 from __future__ import annotations
@@ -50,23 +50,20 @@ class Linear:
     adapters can be loaded.
     """
 
-    __slots__ = ("_large", "_max_small_rows", "_small", "bias", "delta", "shape", "weight")
+    __slots__ = ("_product", "bias", "delta", "shape", "weight")
 
     def __init__(self, weight: Tensor | StoredWeight, bias: Tensor | None = None, delta: Delta | None = None) -> None:
-        self.weight: Tensor | StoredWeight | None = weight  # None once only packed weights are kept
+        self.weight: Tensor | StoredWeight | None = weight  # None once only a packed one is kept
         self.bias = bias
         self.delta = delta
         self.shape: tuple[int, int] = (weight.shape[0], weight.shape[1])
-        self._small: Product = self._plain
-        self._large: Product = self._plain
-        self._max_small_rows = 0
+        self._product: Product = self._plain
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """x [num_rows, in_features] -> [num_rows, out_features], with `add` like it added: a residual."""
-        num_rows = x.shape[0]
-        if num_rows == 0:
+        if x.shape[0] == 0:
             return x.new_empty((0, self.shape[0]))
-        y = self._small(x, add) if num_rows <= self._max_small_rows else self._large(x, add)
+        y = self._product(x, add)
         if self.delta is not None:
             self.delta.add_to(y, x)
         return y
@@ -76,10 +73,10 @@ class Linear:
         assert self.weight is not None, "the weight was given up for a packed one"
         return self.weight if isinstance(self.weight, Tensor) else self.weight.dequantize()
 
-    def use(self, small: Product, large: Product, *, max_small_rows: int) -> None:
-        """Compute calls of at most `max_small_rows` >= 0 rows with `small`, others with `large`; drop the weight."""
+    def use(self, product: Product) -> None:
+        """Compute with `product`, which has packed the weight, and drop it."""
         self.weight = None
-        self._small, self._large, self._max_small_rows = small, large, max_small_rows
+        self._product = product
 
     def _plain(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         y = F.linear(x, self.dense_weight(), self.bias)

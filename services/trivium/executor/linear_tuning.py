@@ -10,7 +10,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -32,25 +31,13 @@ from trivium.executor.threads import one_thread
 
 logger = logging.getLogger(__name__)
 
-MAX_SMALL_ROWS = 32  # calls with more rows may use another packing
-_SMALL_TRIALS, _LARGE_TRIALS = (1, 8), (96,)  # rows of the trials
+_TRIED_ROWS = (1, 8, 48)
 _REPEATS = 3
 _MAX_TRIAL_ELEMENTS = 2**19  # of a larger weight, its first rows stand for all
-_MIN_ELEMENTS = 2**14  # smaller weights: the call costs more than the product
 _MIN_TRIED_ELEMENTS = 2**23  # a smaller model lies in the caches, and its start is dearer than its steps: no trials
-_SECOND_PACKING_GAIN = 0.8  # a second copy of a weight must bring large calls to this share of their time
 _CACHE_BYTES = 48 * 2**20
 
 Shape = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    small: Packing
-    large: Packing
-
-    def __str__(self) -> str:
-        return self.small.name if self.small == self.large else f"{self.small.name}/{self.large.name}"
 
 
 def tune(linears: Sequence[Linear], *, allow_half: bool, quantization: str | None) -> None:
@@ -60,17 +47,16 @@ def tune(linears: Sequence[Linear], *, allow_half: bool, quantization: str | Non
     """
     begin = time.perf_counter()
     packings = _packings(allow_half=allow_half, quantization=quantization)
-    shapes = {linear.shape for linear in linears if linear.shape[0] * linear.shape[1] >= _MIN_ELEMENTS}
-    first = (Choice(packings[0], packings[0]),)
+    shapes = {linear.shape for linear in linears}
     is_small = sum(linear.shape[0] * linear.shape[1] for linear in linears) < _MIN_TRIED_ELEMENTS
-    ranking = dict.fromkeys(shapes, first) if len(packings) == 1 or is_small else choose(shapes, packings)
-    small = first if quantization else (Choice(PLAIN, PLAIN),)
+    ranking = dict.fromkeys(shapes, tuple(packings)) if len(packings) == 1 or is_small else rank(shapes, packings)
     chosen_at = time.perf_counter()
     used: Counter[str] = Counter()
     for linear in linears:
-        choice = _first_that_fits(ranking.get(linear.shape, small), linear)
-        apply(linear, choice)
-        used[str(choice)] += 1
+        weight = linear.dense_weight()
+        packing = next(packing for packing in ranking[linear.shape] if packing.fits(weight))  # float32 fits every one
+        linear.use(packing.pack(weight, linear.bias))
+        used[packing.name] += 1
     logger.info(
         "linear layers: %s; chosen in %.2f s, packed in %.2f s",
         ", ".join(f"{count} {name}" for name, count in used.most_common()),
@@ -79,38 +65,17 @@ def tune(linears: Sequence[Linear], *, allow_half: bool, quantization: str | Non
     )
 
 
-def apply(linear: Linear, choice: Choice) -> None:
-    """Give `linear` the packed weights of `choice`."""
-    weight = linear.dense_weight()
-    large = choice.large.pack(weight, linear.bias)
-    small = large if choice.small == choice.large else choice.small.pack(weight, linear.bias)
-    linear.use(small, large, max_small_rows=MAX_SMALL_ROWS)
-
-
-def choose(shapes: Iterable[Shape], packings: Sequence[Packing]) -> dict[Shape, tuple[Choice, ...]]:
-    """For each shape the packings for few rows, the fastest first, each with another for many rows where that pays."""
+def rank(shapes: Iterable[Shape], packings: Sequence[Packing]) -> dict[Shape, tuple[Packing, ...]]:
+    """For each shape the packings, the fastest over all trials first."""
     trials = [_Trial(shape, packing) for shape in sorted(shapes) for packing in packings]
-    for num_rows in (*_SMALL_TRIALS, *_LARGE_TRIALS):
-        _run(trials, num_rows)
+    with one_thread():  # then CPU time is what a product takes, however the threads of each kind wait
+        for num_rows in _TRIED_ROWS:
+            _run(trials, num_rows)
     ranking = {}
     for shape in {trial.shape for trial in trials}:
         of_shape = [trial for trial in trials if trial.shape == shape]
-        large = min(of_shape, key=lambda trial: trial.share(of_shape, _LARGE_TRIALS))
-        best = sorted(of_shape, key=lambda trial: trial.share(of_shape, _SMALL_TRIALS))
-        ranking[shape] = tuple(_with_large(trial, large) for trial in best)
+        ranking[shape] = tuple(trial.packing for trial in sorted(of_shape, key=lambda trial: trial.share(of_shape)))
     return ranking
-
-
-def _with_large(small: _Trial, large: _Trial) -> Choice:
-    rows = _LARGE_TRIALS[0]
-    pays = large.seconds[rows] < _SECOND_PACKING_GAIN * small.seconds[rows]
-    return Choice(small.packing, large.packing if pays else small.packing)
-
-
-def _first_that_fits(choices: Sequence[Choice], linear: Linear) -> Choice:
-    """There is one: those in float32 fit every weight."""
-    weight = linear.dense_weight()
-    return next(choice for choice in choices if choice.small.fits(weight) and choice.large.fits(weight))
 
 
 class _Trial:
@@ -130,18 +95,12 @@ class _Trial:
         seconds = time.thread_time() - begin
         self.seconds[len(x)] = min(seconds, self.seconds.get(len(x), seconds))
 
-    def share(self, others: Sequence[_Trial], row_counts: Sequence[int]) -> float:
-        """Time over these row counts, each in relation to the fastest of `others`."""
-        return sum(self.seconds[rows] / min(other.seconds[rows] for other in others) for rows in row_counts)
+    def share(self, others: Sequence[_Trial]) -> float:
+        """Time over all numbers of rows, each in relation to the fastest of `others`."""
+        return sum(seconds / min(other.seconds[rows] for other in others) for rows, seconds in self.seconds.items())
 
 
 def _run(trials: Sequence[_Trial], num_rows: int) -> None:
-    """On one thread, so that CPU time is what a product takes, however the threads of each kind wait."""
-    with one_thread():
-        _run_here(trials, num_rows)
-
-
-def _run_here(trials: Sequence[_Trial], num_rows: int) -> None:
     other_data = torch.zeros(_CACHE_BYTES // 4)
     inputs = {trial.shape[1]: torch.full((num_rows, trial.shape[1]), 0.5) for trial in trials}
     for repeat in range(_REPEATS + 1):
@@ -152,10 +111,18 @@ def _run_here(trials: Sequence[_Trial], num_rows: int) -> None:
 
 
 def _packings(*, allow_half: bool, quantization: str | None) -> list[Packing]:
-    """What there is, an exact one first, with a log line for what there should be."""
-    exact = [NATIVE, ONEDNN]
-    half = [NATIVE_BF16, NATIVE_FP16, HALF] if allow_half else []
-    wanted = [NATIVE_INT8, INT8] if quantization == "int8" else [*exact, *half]
+    """What there is, an exact one first: our own, or where they cannot be had, torch's.
+
+    They are not mixed, because a row has the same result beside any other rows only with ours.
+    """
+    if quantization == "int8":
+        return _available([NATIVE_INT8]) or _available([INT8]) or [PLAIN]
+    ours = _available([NATIVE, *((NATIVE_BF16, NATIVE_FP16) if allow_half else ())])
+    return ours if NATIVE in ours else [*_available([ONEDNN, *((HALF,) if allow_half else ())]), PLAIN]
+
+
+def _available(wanted: Sequence[Packing]) -> list[Packing]:
+    """Those of `wanted` that work here, with a log line for each that does not."""
     found = []
     for packing in wanted:
         reason = why_unavailable(packing)
@@ -163,4 +130,4 @@ def _packings(*, allow_half: bool, quantization: str | None) -> list[Packing]:
             found.append(packing)
         else:
             logger.warning("matrix products: no %s on this machine: %s", packing.name, reason)
-    return found if found and quantization else [*found, PLAIN]
+    return found

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trivium.executor import linear_tuning, products
 from trivium.executor.linear import Linear, find_linears
-from trivium.executor.linear_tuning import Choice, apply, choose, tune
+from trivium.executor.linear_tuning import rank, tune
 from trivium.executor.products import (
     HALF,
     INT8,
@@ -67,33 +67,11 @@ def test_every_packing_computes_what_linear_computes(packing: Packing, shape: tu
         assert torch.equal(residual, before)
 
 
-def test_rows_of_a_step_decide_between_two_packings() -> None:
-    weight, bias = make_weight(48, 32)
-    linear = Linear(weight, bias)
-    seen: list[tuple[str, int]] = []
-
-    def packing(name: str) -> Packing:
-        def pack(weight: Tensor, bias: Tensor | None) -> object:
-            def multiply(x: Tensor, add: Tensor | None = None) -> Tensor:
-                seen.append((name, len(x)))
-                return F.linear(x, weight, bias)
-
-            return multiply
-
-        return Packing(name, pack, 4, 0.0)  # type: ignore[arg-type]
-
-    apply(linear, Choice(packing("few"), packing("many")))
-    for num_rows in (1, linear_tuning.MAX_SMALL_ROWS, linear_tuning.MAX_SMALL_ROWS + 1):
-        x = torch.ones((num_rows, 32))
-        assert torch.equal(linear(x), F.linear(x, weight, bias))
-    assert [name for name, _ in seen] == ["few", "few", "many"]
-
-
 @pytest.mark.parametrize("packing", [None, *ALL], ids=lambda packing: packing.name if packing else "none")
 def test_no_rows_give_no_rows(packing: Packing | None) -> None:
     linear = Linear(*make_weight(48, 32))
     if packing:
-        apply(linear, Choice(packing, packing))
+        linear.use(packing.pack(linear.dense_weight(), linear.bias))
     assert linear(torch.ones((0, 32))).shape == (0, 48)
 
 
@@ -109,15 +87,16 @@ def test_tuning_keeps_the_function_and_gives_the_weights_up(caplog: pytest.LogCa
     assert "linear layers: " in caplog.text
 
 
-def test_a_weight_beyond_fp16_is_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    ranking = tuple(Choice(packing, packing) for packing in (HALF, NATIVE_FP16, NATIVE_BF16, PLAIN))
-    monkeypatch.setattr(linear_tuning, "choose", lambda shapes, packings: dict.fromkeys(shapes, ranking))
-    weight, _ = make_weight(256, 160)
-    weight[3, 5] = 1e6
-    linear = Linear(weight)
-    tune([linear], allow_half=True, quantization=None)
-    x = torch.ones((2, 160))
-    assert deviation(linear(x), F.linear(x, weight)) <= 1e-6
+def test_a_weight_that_16_bits_cannot_hold_is_not_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_tuning, "_MIN_TRIED_ELEMENTS", 0)
+    monkeypatch.setattr(linear_tuning, "rank", lambda shapes, packings: dict.fromkeys(shapes, tuple(packings[::-1])))
+    for number in (1e6 + 1, 1.0 + 2**-12):
+        weight = torch.zeros((256, 160))
+        weight[3, 5] = number
+        linear = Linear(weight)
+        tune([linear], allow_half=True, quantization=None)
+        x = torch.ones((2, 160))
+        assert torch.equal(linear(x), F.linear(x, weight))
 
 
 def test_int8_quantizes_every_layer() -> None:
@@ -162,8 +141,7 @@ def test_the_fastest_of_the_trials_is_chosen() -> None:
         return lambda x, add=None: torch.stack([F.linear(x, weight, bias) for _ in range(8)])[0]
 
     never = Packing("slow", slow, 4, 0.0)
-    ranking = choose([(256, 160), (512, 64)], [never, PLAIN])
-    assert ranking == dict.fromkeys([(256, 160), (512, 64)], (Choice(PLAIN, PLAIN), Choice(never, PLAIN)))
+    assert rank([(256, 160), (512, 64)], [never, PLAIN]) == dict.fromkeys([(256, 160), (512, 64)], (PLAIN, never))
 
 
 class Int4:

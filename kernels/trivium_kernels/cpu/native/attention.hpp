@@ -3,12 +3,13 @@
 // A task is up to QUERIES queries of one segment (a token's heads that share a key head are as many queries) and some key
 // heads. It goes over the keys that the queries see, KEYS at a time, and for these over the heads: keys and values of
 // all heads of a token lie side by side. Softmax has a running maximum and sum (https://arxiv.org/abs/2205.14135).
+//
+// A query has the same bits whatever else is computed: its sums go over the same tiles of keys in the same order, alone or in
+// a batch, in a prompt or one token at a time. What it does not see of a tile weighs exactly 0.
 
 constexpr int QUERIES = 16;
 constexpr int KEYS = 64;
-constexpr int KEY_VECTORS = KEYS / VW;
 constexpr int HEADS = 16;      // key heads of a task at most
-constexpr int FEW_QUERIES = 4;  // up to here a product per key is faster than to transpose the keys
 constexpr float HIDDEN = -1e30f;
 
 // Keys of one segment, from some position on: where they and their values lie, of the first key head of the task.
@@ -38,67 +39,39 @@ INLINE void prefetch_row(const float *row, int64_t size) {
 }
 
 template <int NUM_QUERIES>
-static void score_queries(Tile &t, const KeyTile &tile) {
+static void score_queries(Tile &t, const KeyTile &tile, int begin) {
     const int64_t dim = t.a->head_dim, whole = dim / VW * VW;
     vf partial[NUM_QUERIES][VW];
     for (int first = 0; first < tile.count; first += VW) {
         int count = tile.count - first < VW ? tile.count - first : VW;
         for (int i = 0; i < count; i++) {
             const float *key = tile.keys[first + i] + t.key_offset;
-            prefetch_row(tile.values[first + i] + t.key_offset, dim);
+            if (begin == 0) prefetch_row(tile.values[first + i] + t.key_offset, dim);
             vf sums[NUM_QUERIES] = {};
             for (int64_t d = 0; d < whole; d += VW) {
                 vf k = load(key + d);
 #pragma GCC unroll 8
-                for (int q = 0; q < NUM_QUERIES; q++) sums[q] += load(t.query[q] + d) * k;
+                for (int q = 0; q < NUM_QUERIES; q++) sums[q] += load(t.query[begin + q] + d) * k;
             }
             if (whole < dim)
                 for (int q = 0; q < NUM_QUERIES; q++)
-                    sums[q] += load_some(t.query[q] + whole, dim - whole) * load_some(key + whole, dim - whole);
+                    sums[q] += load_some(t.query[begin + q] + whole, dim - whole) * load_some(key + whole, dim - whole);
             for (int q = 0; q < NUM_QUERIES; q++) partial[q][i] = sums[q];
         }
         for (int q = 0; q < NUM_QUERIES; q++) {
             for (int i = count; i < VW; i++) partial[q][i] = vf{};
-            store(t.scores[q] + first, sums_of_lanes(partial[q]) * t.a->scale);
+            store(t.scores[begin + q] + first, sums_of_lanes(partial[q]) * t.a->scale);
         }
     }
 }
 
-INLINE void score_few(Tile &t, const KeyTile &tile) {
-    static_assert(FEW_QUERIES == 4);
-    switch (t.num_queries) {
-        case 1: return score_queries<1>(t, tile);
-        case 2: return score_queries<2>(t, tile);
-        case 3: return score_queries<3>(t, tile);
-        default: return score_queries<4>(t, tile);
-    }
-}
-
-INLINE void score_many(Tile &t, const KeyTile &tile, float *transposed) {
-    const int64_t dim = t.a->head_dim;
-    for (int i = 0; i < tile.count; i++) {
-        prefetch_row(tile.values[i] + t.key_offset, dim);
-        for (int64_t d = 0; d < dim; d++) transposed[d * KEYS + i] = tile.keys[i][t.key_offset + d];
-    }
-    for (int64_t i = tile.count; i < KEYS; i++)
-        for (int64_t d = 0; d < dim; d++) transposed[d * KEYS + i] = 0;
-    constexpr int TOGETHER = VW == 16 ? 6 : 1;
-    for (int q = 0; q < t.num_queries; q += TOGETHER) {
-        vf sums[TOGETHER][KEY_VECTORS] = {};
-        const float *query[TOGETHER];
-        for (int i = 0; i < TOGETHER; i++) query[i] = t.query[q + i < t.num_queries ? q + i : q];
-        for (int64_t d = 0; d < dim; d++) {
-            vf keys[KEY_VECTORS];
-            for (int k = 0; k < KEY_VECTORS; k++) keys[k] = load(transposed + d * KEYS + k * VW);
-#pragma GCC unroll 8
-            for (int i = 0; i < TOGETHER; i++) {
-                vf x = splat(query[i][d]);
-#pragma GCC unroll 16
-                for (int k = 0; k < KEY_VECTORS; k++) sums[i][k] += x * keys[k];
-            }
-        }
-        for (int i = 0; i < TOGETHER && q + i < t.num_queries; i++)
-            for (int k = 0; k < KEY_VECTORS; k++) store(t.scores[q + i] + k * VW, sums[i][k] * t.a->scale);
+INLINE void score(Tile &t, const KeyTile &tile) {
+    int q = 0;
+    for (; q + 4 <= t.num_queries; q += 4) score_queries<4>(t, tile, q);
+    switch (t.num_queries - q) {
+        case 1: return score_queries<1>(t, tile, q);
+        case 2: return score_queries<2>(t, tile, q);
+        case 3: return score_queries<3>(t, tile, q);
     }
 }
 
@@ -256,14 +229,13 @@ static void finish(const Tile &t, const Task &task) {
 struct Scratch {
     Tile tiles[HEADS];
     KeyTile keys;
-    float *floats;  // sums of every head, then transposed keys
-    int64_t size;
+    Buffer<float> buffer;
+    float *floats;  // sums of every head
 };
 
 static void run(const Task &task, Scratch &scratch) {
     const Attention &a = *task.a;
     const int num_heads = int(task.end_head - task.head);
-    float *transposed = scratch.floats + HEADS * QUERIES * a.head_dim;
     for (int h = 0; h < num_heads; h++)
         start(scratch.tiles[h], task, task.head + h, scratch.floats + h * QUERIES * a.head_dim);
     const Tile &any = scratch.tiles[0];
@@ -284,11 +256,7 @@ static void run(const Task &task, Scratch &scratch) {
         find_rows(a, task.segment, task.head, first + KEYS, tile.next_count, tile.next_keys, nullptr);
         for (int h = 0; h < num_heads; h++) {
             Tile &t = scratch.tiles[h];
-            if (t.num_queries <= FEW_QUERIES) {
-                score_few(t, tile);
-            } else {
-                score_many(t, tile, transposed);
-            }
+            score(t, tile);
             edit_scores(t, tile, first);
             soften(t, tile.padded);
             add_values(t, tile);
@@ -312,12 +280,7 @@ static void attend_tasks(const void *arg, int64_t begin, int64_t end) {
     const Attending &job = *static_cast<const Attending *>(arg);
     const Attention &a = *job.a;
     static thread_local Scratch scratch;
-    const int64_t wanted = (HEADS * QUERIES + KEYS) * a.head_dim;
-    if (wanted > scratch.size) {
-        free(scratch.floats);
-        scratch.floats = static_cast<float *>(malloc(size_t(wanted) * sizeof(float)));
-        scratch.size = wanted;
-    }
+    scratch.floats = scratch.buffer.of(HEADS * QUERIES * a.head_dim);
     int64_t number = 0;
     for (int64_t s = 0; s < a.num_segments && number < end; s++) {
         const int64_t tiles = query_tiles(a, a.segments[s]), count = tiles * job.head_groups;

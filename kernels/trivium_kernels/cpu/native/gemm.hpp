@@ -2,34 +2,41 @@
 //
 // A panel is PANEL = 2 * VW output columns: for every k, their weights lie side by side, so that a product of one row reads
 // the weight once from beginning to end. A tile of up to MAX_ROWS rows of x is multiplied with a panel in registers.
+// Every sum goes over k in order, however many rows there are: a row has the same bits beside any others, and alone.
 
 constexpr int PANEL = 2 * VW;
 constexpr int MAX_ROWS = VW == 16 ? 12 : 6;  // 2 * MAX_ROWS sums fit into the registers
-constexpr int FEW_ROWS = 2;                  // so few sums would wait for each other: every other k has its own
 
 static int64_t num_panels(int64_t n) { return (n + PANEL - 1) / PANEL; }
 
+// How the weights of PANEL columns at one k are stored, and read as two vectors.
 struct F32 {
     using Element = float;
-    INLINE vf load_weights(const Element *p) { return load(p); }
-    static Element of(float x) { return x; }
+    INLINE void load_weights(const Element *p, vf &left, vf &right) { left = load(p), right = load(p + VW); }
+    INLINE void store_weight(Element *p, int column, float x) { p[column] = x; }
 };
 
+// bfloat16 is the upper half of a float. Column i lies in the lower half of 32 bits whose upper half is column VW + i, so
+// that a shift and a mask are all it takes.
 struct BF16 {
     using Element = uint16_t;
-    INLINE vf load_weights(const Element *p) { return from_bf16(p); }
-    static Element of(float x) {  // rounds to nearest, ties to even
+    INLINE void load_weights(const Element *p, vf &left, vf &right) {
+        vi both;
+        memcpy(&both, p, sizeof both);
+        left = (vf)(both << 16), right = (vf)(both & int32_t(0xFFFF0000));
+    }
+    INLINE void store_weight(Element *p, int column, float x) {  // rounds to nearest, ties to even
         uint32_t bits;
         memcpy(&bits, &x, sizeof bits);
-        return Element((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+        p[column % VW * 2 + column / VW] = Element((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
     }
 };
 
 #ifdef HAS_F16
 struct F16 {
     using Element = uint16_t;
-    INLINE vf load_weights(const Element *p) { return from_f16(p); }
-    static Element of(float x) { return to_f16(x); }
+    INLINE void load_weights(const Element *p, vf &left, vf &right) { left = from_f16(p), right = from_f16(p + VW); }
+    INLINE void store_weight(Element *p, int column, float x) { p[column] = to_f16(x); }
 };
 #endif
 
@@ -66,26 +73,16 @@ static void finish(const Gemm &g, int64_t row, int64_t column, const Sums<ROWS> 
 template <class W, int... ROWS>
 INLINE void multiply_rows(
     const Gemm &g, const typename W::Element *panel, int64_t row, int64_t column, std::integer_sequence<int, ROWS...>) {
-    constexpr int NUM_ROWS = sizeof...(ROWS), STEP = NUM_ROWS <= FEW_ROWS ? 2 : 1;
+    constexpr int NUM_ROWS = sizeof...(ROWS);
     const float *x = g.x + row * g.x_stride;
     const int64_t stride = g.x_stride;
-    vf left[NUM_ROWS] = {}, right[NUM_ROWS] = {}, odd_left[NUM_ROWS] = {}, odd_right[NUM_ROWS] = {};
-    int64_t k = 0;
-    for (; k + STEP <= g.k; k += STEP) {
+    vf left[NUM_ROWS] = {}, right[NUM_ROWS] = {};
+    for (int64_t k = 0; k < g.k; k++) {
         const typename W::Element *p = panel + k * PANEL;
-        vf w0 = W::load_weights(p), w1 = W::load_weights(p + VW), a;
-        ((a = splat(x[ROWS * stride + k]), left[ROWS] += a * w0, right[ROWS] += a * w1), ...);
-        if constexpr (STEP == 2) {
-            vf v0 = W::load_weights(p + PANEL), v1 = W::load_weights(p + PANEL + VW);
-            ((a = splat(x[ROWS * stride + k + 1]), odd_left[ROWS] += a * v0, odd_right[ROWS] += a * v1), ...);
-        }
-    }
-    if (STEP == 2 && k < g.k) {
-        const typename W::Element *p = panel + k * PANEL;
-        vf w0 = W::load_weights(p), w1 = W::load_weights(p + VW), a;
+        vf w0, w1, a;
+        W::load_weights(p, w0, w1);
         ((a = splat(x[ROWS * stride + k]), left[ROWS] += a * w0, right[ROWS] += a * w1), ...);
     }
-    if (STEP == 2) ((left[ROWS] += odd_left[ROWS], right[ROWS] += odd_right[ROWS]), ...);
     Sums<NUM_ROWS> sums;
     (sums.put(ROWS, left[ROWS], right[ROWS]), ...);
     finish(g, row, column, sums);
@@ -113,7 +110,7 @@ static void multiply_panels(const void *arg, int64_t begin, int64_t end) {
     static constexpr Tiles<W> tiles;
     const Gemm &g = *static_cast<const Gemm *>(arg);
     const auto *panels = static_cast<const typename W::Element *>(g.panels);
-    int64_t num_tiles = (g.m + MAX_ROWS - 1) / MAX_ROWS;
+    const int64_t num_tiles = (g.m + MAX_ROWS - 1) / MAX_ROWS;
     for (int64_t panel = begin; panel < end; panel++) {
         for (int64_t t = 0; t < num_tiles; t++) {
             int64_t row = g.m * t / num_tiles, next = g.m * (t + 1) / num_tiles;
@@ -138,7 +135,7 @@ static void pack_panels(const void *arg, int64_t begin, int64_t end) {
             for (int c = 0; c < PANEL; c++) {
                 int64_t column = panel * PANEL + c;
                 const float *w = p.w + column * p.k;
-                for (int64_t k = first; k < end; k++) out[k * PANEL + c] = column < p.n ? W::of(w[k]) : 0;
+                for (int64_t k = first; k < end; k++) W::store_weight(out + k * PANEL, c, column < p.n ? w[k] : 0.0f);
             }
         }
     }

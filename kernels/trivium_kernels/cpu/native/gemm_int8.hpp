@@ -120,15 +120,9 @@ static void pack_int8_panels(const void *arg, int64_t begin, int64_t end) {
 }
 
 static void multiply_int8(const Gemm &g, int64_t grain, int num_threads) {
-    static thread_local uint8_t *scratch;
-    static thread_local int64_t scratch_bytes;
-    int64_t row_bytes = int8_depth(g.k), wanted = g.m * (row_bytes + int64_t(sizeof(float)));
-    if (wanted > scratch_bytes) {
-        free(scratch);
-        scratch_bytes = wanted;
-        scratch = static_cast<uint8_t *>(malloc(size_t(wanted)));
-    }
-    Int8Gemm job = {&g, scratch + g.m * int64_t(sizeof(float)), reinterpret_cast<float *>(scratch)};
+    static thread_local Buffer<uint8_t> rows;
+    static thread_local Buffer<float> scales;
+    Int8Gemm job = {&g, rows.of(g.m * int8_depth(g.k)), scales.of(g.m)};
     pool_run(quantize_rows, &job, g.m, 16, num_threads);
     pool_run(multiply_int8_panels, &job, num_panels(g.n), grain, num_threads);
 }

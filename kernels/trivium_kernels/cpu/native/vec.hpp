@@ -88,15 +88,6 @@ INLINE vf sums_of_lanes(vf *v) {
     }
 }
 
-// Floats whose upper halves are stored.
-INLINE vf from_bf16(const uint16_t *p) {
-    typedef uint16_t halves __attribute__((vector_size(2 * VW)));
-    typedef uint32_t wholes __attribute__((vector_size(4 * VW)));
-    halves v;
-    memcpy(&v, p, sizeof v);
-    return (vf)(__builtin_convertvector(v, wholes) << 16);
-}
-
 // Polynomials below are least-maximum fits made for these ranges.
 
 // e^x within 2 units in the last place; 0 below -87.3, for x of at most 88.
@@ -145,3 +136,19 @@ INLINE vf verf(vf x) {
     vf large = 1.0f - vexp(q);
     return t < 1.0f ? small : (x < 0.0f ? -large : large);
 }
+
+// Memory of one thread that grows to the largest size it was asked for.
+template <class T>
+struct Buffer {
+    T *memory = nullptr;
+    int64_t size = 0;
+
+    T *of(int64_t wanted) {
+        if (wanted > size) {
+            free(memory);
+            memory = static_cast<T *>(aligned_alloc(64, (size_t(wanted) * sizeof(T) + 63) / 64 * 64));
+            size = wanted;
+        }
+        return memory;
+    }
+};
