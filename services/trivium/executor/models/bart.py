@@ -28,7 +28,7 @@ from trivium.executor.models.bart_families import (
 )
 from trivium.executor.models.model import InputEmbeds, LanguageModel
 from trivium.executor.models.positions import PositionTable, padded_sinusoidal_table, sinusoidal_table
-from trivium.executor.parallel.shard import Block
+from trivium.executor.parallel.shard import Embedding
 from trivium_kernels.dispatch import Kernels
 from trivium_kernels.paged_attention import PagedAttentionPlan
 
@@ -66,7 +66,7 @@ class BartStack:
     num_heads: those of this rank.
     """
 
-    def __init__(self, config: StackConfig, embedding: Block, checkpoint: Checkpoint, kernels: Kernels) -> None:
+    def __init__(self, config: StackConfig, embedding: Embedding, checkpoint: Checkpoint, kernels: Kernels) -> None:
         hidden, family = config.hidden_size, config.family
         self.config = config
         self.num_heads = len(checkpoint.shard.part(config.num_heads, _HEADS))
@@ -102,13 +102,14 @@ class BartStack:
         """The residual stream as a block with this norm sees it."""
         return self._norm(hidden, norm) if self.config.family.pre_norm else hidden
 
-    def leave(self, hidden: Tensor, update: Tensor, norm: Norm) -> Tensor:
-        """The residual stream after a block with this norm has put out `update`."""
-        return hidden + update if self.config.family.pre_norm else self._norm(hidden + update, norm)
+    def leave(self, hidden: Tensor, last: Product, x: Tensor, norm: Norm) -> Tensor:
+        """The residual stream after a block with this norm, whose `last` layer gets `x`."""
+        hidden = last(x, hidden)
+        return hidden if self.config.family.pre_norm else self._norm(hidden, norm)
 
     def feed_forward(self, layer: BartLayer, hidden: Tensor) -> Tensor:
         wide = layer.fc1(self.enter(hidden, layer.final_norm))
-        return self.leave(hidden, layer.fc2(self._kernels.activate(wide, self.config.activation)), layer.final_norm)
+        return self.leave(hidden, layer.fc2, self._kernels.activate(wide, self.config.activation), layer.final_norm)
 
     def finish(self, hidden: Tensor) -> Tensor:
         """What the stack puts out when its last layer has left `hidden`."""
@@ -143,7 +144,7 @@ class BartEncoder:
         hidden = stack.embed(token_ids, stack.positions.skip_padding(named, positions), embeds)
         for layer in stack.layers:
             attended = self._kernels.varlen_attention(*stack.project(layer, hidden), plan, scale=stack.scale)
-            hidden = stack.leave(hidden, layer.output(attended.flatten(1)), layer.attention_norm)
+            hidden = stack.leave(hidden, layer.output, attended.flatten(1), layer.attention_norm)
             hidden = stack.feed_forward(layer, hidden)
         return stack.finish(hidden)
 
@@ -173,7 +174,7 @@ class BartDecoder:
             query, key, value = stack.project(layer, hidden)
             self._kernels.reshape_and_cache(key, value, key_cache, value_cache, metadata.slot_mapping)
             attended = self._kernels.paged_attention(query, key_cache, value_cache, self_plan, scale=stack.scale)
-            hidden = stack.leave(hidden, layer.output(attended.flatten(1)), layer.attention_norm)
+            hidden = stack.leave(hidden, layer.output, attended.flatten(1), layer.attention_norm)
             hidden = self._attend_to_encoder(layer, hidden, key_cache, value_cache, cross_plan)
             hidden = stack.feed_forward(layer, hidden)
         return stack.finish(hidden)
@@ -188,7 +189,7 @@ class BartDecoder:
         stack = self._stack
         query = layer.cross_query(stack.enter(hidden, layer.cross_norm)).view(len(hidden), stack.num_heads, -1)
         attended = self._kernels.paged_attention(query, key_cache, value_cache, plan, scale=stack.scale)
-        return stack.leave(hidden, layer.cross_output(attended.flatten(1)), layer.cross_norm)
+        return stack.leave(hidden, layer.cross_output, attended.flatten(1), layer.cross_norm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +197,8 @@ class Vocabulary:
     """What embeds tokens on each side and what scores them, all of `size` tokens. Tied ones are one tensor."""
 
     size: int
-    encoder: Block
-    decoder: Block
+    encoder: Embedding
+    decoder: Embedding
     head: Linear
 
 

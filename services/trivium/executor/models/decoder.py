@@ -19,11 +19,12 @@ from trivium.executor.model_config import JsonConfig
 from trivium.executor.models.decoder_config import BlockNames, DecoderConfig, LayerConfig, QkvLayout
 from trivium.executor.models.feed_forward import FeedForward, load_feed_forward
 from trivium.executor.models.model import InputEmbeds, LanguageModel
-from trivium.executor.models.norms import Norm, load_head_norm, load_norm
+from trivium.executor.models.norms import Norm, RmsNorm, load_head_norm, load_norm
 from trivium.executor.models.rope import RotaryAngles
-from trivium.executor.parallel.shard import Block, Shard, Split
+from trivium.executor.parallel.shard import Embedding, Shard, Split
 from trivium_kernels.dispatch import Kernels
 from trivium_kernels.paged_attention import PagedAttentionPlan
+from trivium_kernels.rotate_and_cache import HeadNorms
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +38,19 @@ class BlockNorms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderLayer:
-    """Weights of one layer."""
+    """Weights of one layer.
+
+    head_norms: those of queries and keys as the op wants them that also rotates and writes to the cache.
+    rotates_at_once: whether that op does all that is done to queries and keys.
+    """
 
     config: LayerConfig
     attention_norms: BlockNorms
     qkv: Linear
     query_norm: Norm | None
     key_norm: Norm | None
+    head_norms: HeadNorms | None
+    rotates_at_once: bool
     output: Product
     mlp_norms: BlockNorms
     mlp: FeedForward
@@ -128,47 +135,54 @@ class Decoder:
         return hidden
 
     def _run_layer(self, index: int, layer: DecoderLayer, hidden: Tensor, step: Step) -> Tensor:
-        norms = layer.attention_norms
-        hidden = self._add(hidden, self._attend(index, layer, _normed(hidden, norms.enter), step), norms)
-        norms = layer.mlp_norms
-        return self._add(hidden, layer.mlp(_normed(hidden, norms.enter)), norms)
+        hidden = self._run_block(hidden, layer.attention_norms, lambda x, add: self._attend(index, layer, x, step, add))
+        return self._run_block(hidden, layer.mlp_norms, layer.mlp)
 
     def _run_parallel_layer(self, index: int, layer: DecoderLayer, hidden: Tensor, step: Step) -> Tensor:
         seen = _normed(hidden, layer.attention_norms.enter)
-        attended = self._attend(index, layer, seen, step)
+        attended = self._attend(index, layer, seen, step, hidden)
         seen = seen if layer.mlp_norms.enter is None else layer.mlp_norms.enter(hidden)
-        return hidden + attended + layer.mlp(seen)
+        return layer.mlp(seen, attended)
 
-    def _add(self, hidden: Tensor, update: Tensor, norms: BlockNorms) -> Tensor:
-        """The stream after a block with these norms has put out `update`."""
-        update = _normed(update, norms.update)
+    def _run_block(self, hidden: Tensor, norms: BlockNorms, block: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
+        """The stream after `block`, which adds to it by itself where nothing is done to what it puts out."""
+        x = _normed(hidden, norms.enter)
+        if norms.update is None and self._config.residual_multiplier == 1.0:
+            return _normed(block(x, hidden), norms.leave)
+        update = _normed(block(x, None), norms.update)
         if self._config.residual_multiplier != 1.0:
             update = update * self._config.residual_multiplier
         return _normed(hidden + update, norms.leave)
 
-    def _attend(self, index: int, layer: DecoderLayer, x: Tensor, step: Step) -> Tensor:
+    def _attend(self, index: int, layer: DecoderLayer, x: Tensor, step: Step, add: Tensor | None) -> Tensor:
         """[num_tokens, hidden], having written the keys and values of `x`."""
-        rotary = layer.config.rotary
-        query, key, value = self._project(layer, x, None if rotary is None else step.rotations[rotary])
+        config = layer.config
+        qkv = layer.qkv(x).view(len(x), self._config.num_heads + 2 * self._config.num_kv_heads, self._config.head_dim)
+        rotation = None if config.rotary is None else step.rotations[config.rotary]
         key_cache, value_cache = step.kv_cache.layer(index)
-        self._kernels.reshape_and_cache(key, value, key_cache, value_cache, step.slot_mapping)
+        if rotation is not None and layer.rotates_at_once:
+            query = self._kernels.rotate_and_cache(
+                qkv, rotation, key_cache, value_cache, step.slot_mapping, layer.head_norms
+            )
+        else:
+            query, key, value = self._rotate(layer, qkv, rotation)
+            self._kernels.reshape_and_cache(key, value, key_cache, value_cache, step.slot_mapping)
         attended = self._kernels.paged_attention(
             query,
             key_cache,
             value_cache,
-            step.plans[layer.config.window],
-            scale=layer.config.scale,
+            step.plans[config.window],
+            scale=config.scale,
             soft_cap=self._config.attention_soft_cap,
         )  # [num_tokens, num_heads, head_dim]
-        return layer.output(attended.flatten(1))
+        return layer.output(attended.flatten(1), add)
 
-    def _project(
-        self, layer: DecoderLayer, x: Tensor, rotation: tuple[Tensor, Tensor] | None
+    def _rotate(
+        self, layer: DecoderLayer, qkv: Tensor, rotation: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated query and key and plain value, each [num_tokens, heads, head_dim]."""
         config = self._config
         num_rotated = config.num_heads + config.num_kv_heads
-        qkv = layer.qkv(x).view(x.shape[0], num_rotated + config.num_kv_heads, config.head_dim)
         query_key, value = qkv[:, :num_rotated], qkv[:, num_rotated:]
         if layer.query_norm is None or layer.key_norm is None:
             if rotation is not None:
@@ -210,7 +224,7 @@ def _normed(x: Tensor, norm: Norm | None) -> Tensor:
     return x if norm is None else norm(x)
 
 
-def _load_vocabulary(config: DecoderConfig, checkpoint: Checkpoint) -> tuple[Block, Linear]:
+def _load_vocabulary(config: DecoderConfig, checkpoint: Checkpoint) -> tuple[Embedding, Linear]:
     """(token ids -> embeddings [num_tokens, embedding_size], output layer)."""
     names, shard = config.names, checkpoint.shard
     tokens = shard.tokens(config.vocab_size)
@@ -235,12 +249,21 @@ def _load_layer(config: DecoderConfig, checkpoint: Checkpoint, kernels: Kernels,
     prefix = f"{names.prefix}.{names.layers}.{index}"
     query_norm, key_norm = (f"{prefix}.{name}" for name in names.head_norms)
     heads, kv_heads = shard.part(config.num_heads, "attention heads"), shard.kv_heads(config.num_kv_heads)
+    attention_norms = _load_norms(config, checkpoint, kernels, prefix, names.attention_norms)
+    qkv = _load_qkv(config, checkpoint, prefix)
+    norm_of_queries = load_head_norm(config, checkpoint, kernels, query_norm, heads, config.num_heads)
+    norm_of_keys = load_head_norm(config, checkpoint, kernels, key_norm, kv_heads, config.num_kv_heads)
+    head_norms: HeadNorms | None = None
+    if isinstance(norm_of_queries, RmsNorm) and isinstance(norm_of_keys, RmsNorm):
+        head_norms = HeadNorms(norm_of_queries.weight, norm_of_keys.weight, norm_of_queries.eps)
     return DecoderLayer(
         config=config.layers[index],
-        attention_norms=_load_norms(config, checkpoint, kernels, prefix, names.attention_norms),
-        qkv=_load_qkv(config, checkpoint, prefix),
-        query_norm=load_head_norm(config, checkpoint, kernels, query_norm, heads, config.num_heads),
-        key_norm=load_head_norm(config, checkpoint, kernels, key_norm, kv_heads, config.num_kv_heads),
+        attention_norms=attention_norms,
+        qkv=qkv,
+        query_norm=norm_of_queries,
+        key_norm=norm_of_keys,
+        head_norms=head_norms,
+        rotates_at_once=head_norms is not None or norm_of_queries is None,
         output=_load_output(config, checkpoint, prefix),
         mlp_norms=_load_norms(config, checkpoint, kernels, prefix, names.mlp_norms),
         mlp=load_feed_forward(config, config.layers[index].moe, checkpoint, kernels, prefix),

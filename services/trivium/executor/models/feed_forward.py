@@ -11,11 +11,11 @@ from torch import Tensor
 from trivium.executor.linear import Linear, Product
 from trivium.executor.loader import Checkpoint
 from trivium.executor.models.decoder_config import DecoderConfig, MoeConfig
-from trivium.executor.parallel.shard import Block, Shard, Split, as_slice
+from trivium.executor.parallel.shard import Shard, Split, as_slice
 from trivium_kernels.activation import Activation
 from trivium_kernels.dispatch import Kernels
 
-FeedForward: TypeAlias = Block  # x [num_tokens, hidden] -> [num_tokens, hidden]
+FeedForward: TypeAlias = Product  # x [num_tokens, hidden] -> [num_tokens, hidden]
 _WIDTH = "feed-forward columns"  # what is split, in an error
 
 
@@ -26,8 +26,8 @@ class PlainFeedForward:
     activation: Activation
     kernels: Kernels
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.down(self.kernels.activate(self.up(x), self.activation))
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        return self.down(self.kernels.activate(self.up(x), self.activation), add)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class GatedFeedForward:
     activation: Activation
     kernels: Kernels
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.down(self.kernels.gated_activate(self.gate_up(x), self.activation))
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        return self.down(self.kernels.gated_activate(self.gate_up(x), self.activation), add)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class MixtureOfExperts:
     num_experts_per_token: int
     normalized: bool
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         weights, chosen = self.router(x).softmax(dim=-1).topk(self.num_experts_per_token)  # [num_tokens, per token]
         if self.normalized:
             weights = weights / weights.sum(dim=-1, keepdim=True)
@@ -68,7 +68,7 @@ class MixtureOfExperts:
                 output.index_add_(0, tokens, expert(x[tokens]) * weights.view(-1, 1)[pairs])
         if self.shared is not None and self.shared_gate is not None:
             output += self.shared_gate(x).sigmoid() * self.shared(x)
-        return output
+        return output if add is None else output.add_(add)
 
 
 def load_feed_forward(
@@ -137,4 +137,4 @@ def _load_mixture(
         num_experts_per_token=moe.num_experts_per_token,
         normalized=moe.normalized,
     )
-    return shard.summed_block(mixture)
+    return shard.summed(mixture)

@@ -87,7 +87,7 @@ class T5Stack:
     def feed_forward(self, layer: T5Layer, hidden: Tensor) -> Tensor:
         wide = layer.wide(self.norm(hidden, layer.ffn_norm))
         activate = self._kernels.gated_activate if self.config.gated else self._kernels.activate
-        return hidden + layer.narrow(activate(wide, self.config.activation))
+        return layer.narrow(activate(wide, self.config.activation), hidden)
 
 
 class T5Encoder:
@@ -116,7 +116,7 @@ class T5Encoder:
         hidden = stack.embed(token_ids, embeds)
         for layer, plan in zip(stack.layers, cycle(plans), strict=False):
             attended = self._kernels.varlen_attention(*stack.project(layer, hidden), plan, scale=_ATTENTION_SCALE)
-            hidden = hidden + layer.output(attended.flatten(1))
+            hidden = layer.output(attended.flatten(1), hidden)
             hidden = stack.feed_forward(layer, hidden)
         return stack.final_norm(hidden)
 
@@ -150,10 +150,10 @@ class T5Decoder:
             query, key, value = stack.project(layer, hidden)
             self._kernels.reshape_and_cache(key, value, key_cache, value_cache, metadata.slot_mapping)
             attended = self._kernels.paged_attention(query, key_cache, value_cache, self_plan, scale=_ATTENTION_SCALE)
-            hidden = hidden + layer.output(attended.flatten(1))
+            hidden = layer.output(attended.flatten(1), hidden)
             query = layer.cross_query(stack.norm(hidden, layer.cross_norm)).view_as(query)
             attended = self._kernels.paged_attention(query, key_cache, value_cache, cross_plan, scale=_ATTENTION_SCALE)
-            hidden = hidden + layer.cross_output(attended.flatten(1))
+            hidden = layer.cross_output(attended.flatten(1), hidden)
             hidden = stack.feed_forward(layer, hidden)
         return stack.final_norm(hidden)
 

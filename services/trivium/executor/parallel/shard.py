@@ -21,7 +21,7 @@ from trivium.executor.parallel.communicator import ALONE, Communicator
 # Tokens that stay together: the bits of a grammar's mask come in words of 32.
 VOCABULARY_UNIT = 32
 
-Block: TypeAlias = Callable[[Tensor], Tensor]  # [num_tokens, ...] -> [num_tokens, ...]
+Embedding: TypeAlias = Callable[[Tensor], Tensor]  # token_ids [num_tokens] -> a new tensor [num_tokens, width]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +38,13 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class SummedLayer:
-    """A layer of which each rank has some inputs. What is added comes from the first rank."""
+    """A layer, or a block of layers, of which each rank has a part. What is added comes from the first rank."""
 
     layer: Product
     communicator: Communicator
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         return self.communicator.sum(self.layer(x, None if self.communicator.rank else add))
-
-
-@dataclass(frozen=True, slots=True)
-class SummedBlock:
-    """A block that every rank computes a part of."""
-
-    block: Block
-    communicator: Communicator
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.communicator.sum(self.block(x))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +119,10 @@ class Shard:
         return None if self.size == 1 else Split(columns=as_slice(self.part(width, what)))
 
     def summed(self, layer: Product) -> Product:
-        """`layer`, of which this rank has some inputs, as all ranks together compute it."""
+        """`layer`, of which this rank has a part, as all ranks together compute it."""
         return layer if self.size == 1 else SummedLayer(layer, self.communicator)
 
-    def summed_block(self, block: Block) -> Block:
-        """The same of more than a layer."""
-        return block if self.size == 1 else SummedBlock(block, self.communicator)
-
-    def embedding(self, table: Tensor, tokens: range) -> Block:
+    def embedding(self, table: Tensor, tokens: range) -> Embedding:
         """Embeds any token, with the rows of `tokens` here and the others elsewhere."""
         if self.size == 1:
             return WholeEmbedding(table)
