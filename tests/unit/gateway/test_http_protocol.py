@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
-from unit.gateway.fakes import WAIT_S, FakeEngine, Hang, RunningServer, World, deltas, make_info, request
+from unit.gateway.fakes import WAIT_S, FakeEngine, Hang, Pause, RunningServer, World, deltas, make_info, request
 
 BODY = b'{"model":"tiny","prompt":"a"}'
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
@@ -156,8 +158,14 @@ def test_head_and_large_body_in_one_piece_are_one_request(world: World, num_byte
 
 def test_many_one_byte_chunks_are_one_body(world: World) -> None:
     with connect(world.port) as connection:
-        connection.sendall(CHUNKED + b"1\r\nx\r\n" * 100_000 + b"0\r\n\r\n")
+        connection.sendall(CHUNKED + b"1\r\nx\r\n" * 65_535 + b"0\r\n\r\n")
         assert status_and_code(read_response(connection)) == (400, "invalid_json")
+
+
+def test_too_many_chunks_are_refused(world: World) -> None:
+    with connect(world.port) as connection:
+        connection.sendall(CHUNKED + b"1\r\nx\r\n" * 65_537)
+        assert status_and_code(read_all(connection)) == (400, "too_many_chunks")
 
 
 def test_endless_body_after_an_answer_is_cut(world: World) -> None:
@@ -167,6 +175,60 @@ def test_endless_body_after_an_answer_is_cut(world: World) -> None:
         with pytest.raises(OSError, match=r"reset|pipe"):
             for _ in range(1000):
                 connection.sendall(b" " * 2**20)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningServer]:
+    """A server that waits for no client."""
+    monkeypatch.setattr("trivium_gateway.http_protocol.HEAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("trivium_gateway.http_protocol.DISCARD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("trivium_gateway.server.KEEP_ALIVE_S", 0.3)
+    engine = FakeEngine(make_info("tiny"))
+    engine.scripts["slow"] = [Pause(1.0), *deltas("1", "2")]
+    server = RunningServer({"tiny": engine})
+    yield server
+    server.stop()
+
+
+def drip(connection: socket.socket, data: bytes) -> bytes:
+    """Send `data` byte by byte, with pauses far shorter than any limit, until the server closes; what it said."""
+    connection.settimeout(0.05)
+    answer = b""
+    with suppress(ConnectionError):
+        for byte in data:
+            connection.sendall(bytes([byte]))
+            with suppress(TimeoutError):
+                received = connection.recv(65536)
+                if not received:
+                    return answer
+                answer += received
+    return answer
+
+
+def test_a_head_that_comes_byte_by_byte_is_408(hasty: RunningServer) -> None:
+    with connect(hasty.port) as connection:
+        assert status_and_code(drip(connection, HEAD * 10)) == (408, "request_timeout")
+
+
+@pytest.mark.parametrize("data", [b"", b"\r\n" * 200], ids=["nothing", "empty lines"])
+def test_a_connection_that_begins_no_request_is_closed_without_a_word(hasty: RunningServer, data: bytes) -> None:
+    with connect(hasty.port) as connection:
+        assert (drip(connection, data) if data else read_all(connection)) == b""
+
+
+def test_half_a_head_behind_a_running_response_does_not_end_it(hasty: RunningServer) -> None:
+    body = b'{"model":"tiny","prompt":"slow"}'
+    with connect(hasty.port) as connection:
+        connection.sendall(with_length(str(len(body)).encode()) + body + b"GET / HT")
+        answers = read_all(connection)
+    first, _, second = answers.partition(b"HTTP/1.1 408")
+    assert b'"text":"12"' in first and b"request_timeout" in second
+
+
+def test_a_body_that_trickles_in_after_its_answer_is_cut(hasty: RunningServer) -> None:
+    with connect(hasty.port) as connection:
+        connection.sendall(with_length(b"8388609"))
+        assert status_and_code(drip(connection, b" " * 200)) == (413, "content_too_large")
 
 
 def test_websocket_upgrade_is_400(world: World) -> None:
