@@ -49,6 +49,7 @@ proto: $(VENV)/proto/.done
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/compare.py $(BENCH_FLAGS)
 	$(BIN)/python benchmarks/beam.py
+	$(BIN)/python benchmarks/structured.py
 	$(BIN)/python benchmarks/quantization.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/scheduler.py

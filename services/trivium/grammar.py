@@ -196,6 +196,8 @@ def error_text(reason: str) -> str:
     """What llguidance says, in one line of bounded length."""
     if reason.startswith("NoExtension"):
         return NO_TOKEN
+    if "<backtrace>" in reason:  # a panic: what it says is for its authors
+        return "the compiler of grammars failed"
     return " ".join(reason.replace("<non-verbose/>", "").split())[:MAX_ERROR_CHARS]
 
 

@@ -12,7 +12,7 @@ import pytest
 import uvloop
 
 from trivium.errors import InvalidRequestError
-from trivium.grammar import GrammarCompiler, GrammarVocabulary, bitmask_width
+from trivium.grammar import GrammarCompiler, GrammarVocabulary, bitmask_width, error_text
 from trivium.structured_outputs import StructuredOutputsParams
 from trivium.tokenizer.grammar_check import GrammarChecker
 from trivium.tokenizer.tokenizer import Tokenizer
@@ -191,6 +191,13 @@ def test_json_has_a_bounded_amount_of_whitespace(text: str, is_taken: bool) -> N
     matcher = GrammarCompiler(tokenizer.grammar_vocabulary(), [1]).compile(StructuredOutputsParams(json_object=True))
     (ids,) = tokenizer.encode([text], add_special_tokens=False)
     assert (matcher.validate_tokens(ids) == len(ids)) is is_taken
+
+
+def test_what_the_compiler_says_is_one_line_without_its_insides() -> None:
+    assert error_text("bad\n  thing <non-verbose/> ") == "bad thing"
+    panic = "panic: repeating slices?\n<backtrace>\n 0: <unknown>\n 1: type_call at /tmp/build/typeobject.c:1091"
+    assert error_text(panic) == "the compiler of grammars failed"
+    assert len(error_text("x" * 10_000)) == 500
 
 
 def test_the_cache_is_bounded_and_gives_fresh_matchers(monkeypatch: pytest.MonkeyPatch) -> None:
