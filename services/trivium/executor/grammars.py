@@ -29,6 +29,10 @@ from trivium_kernels.token_bitmask import ApplyTokenBitmask
 logger = logging.getLogger(__name__)
 
 _NUM_THREADS = 2
+# CPU time of one row's grammar. Ordinary ones take 0.03 to 3 ms a step; an ambiguous one may take more and more with
+# each token, and everybody in the batch waits for it.
+_STEP_S = 0.005
+_MAX_DEBT_S = 1.0
 _NONE = np.zeros(0, np.int64)
 
 
@@ -115,6 +119,7 @@ class GrammarRows:
             self._eos_mask[token_id // 32] |= np.int32(np.uint32(1 << token_id % 32).view(np.int32))
         self._matchers: dict[int, LLMatcher | None] = {}  # slot -> state after the row's output
         self._ignores_eos: set[int] = set()  # slots that go on as long as their grammar can
+        self._debts_s: dict[int, float] = {}  # slot -> CPU time beyond _STEP_S a step
         self._failures: dict[int, str] = {}  # slot -> why it cannot go on
 
     def __len__(self) -> int:
@@ -189,6 +194,7 @@ class GrammarRows:
     def _drop(self, slot: int) -> None:
         self._matchers.pop(slot, None)
         self._ignores_eos.discard(slot)
+        self._debts_s.pop(slot, None)
         self._failures.pop(slot, None)
 
     def _fill(self, mask: Bitmask, slot: int) -> None:
@@ -196,9 +202,14 @@ class GrammarRows:
         if matcher is None or slot in self._failures:
             mask[:] = -1  # a row that has failed, or a beam whose score is -inf already
             return
+        began_s = time.thread_time()
         matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        self._charge(slot, time.thread_time() - began_s - _STEP_S)
         if matcher.is_error():
             self._fail(slot, error_text(matcher.get_error()))
+            mask[:] = -1
+        elif self._debts_s[slot] > _MAX_DEBT_S:
+            self._fail(slot, "it is too complex: every token takes longer")
             mask[:] = -1
         elif not mask.any():
             self._fail(slot, NO_TOKEN)
@@ -210,14 +221,22 @@ class GrammarRows:
         matcher = self._matchers[slot]
         if matcher is None or slot in self._failures or (matcher.is_stopped() and token_id in self._special.eos):
             return
-        if matcher.validate_tokens([token_id]) == 1:
-            matcher.consume_token(token_id)
+        began_s = time.thread_time()
+        is_consumed = matcher.try_consume_tokens([token_id]) == 1
+        self._charge(slot, time.thread_time() - began_s)
+        if is_consumed:
+            return
+        if matcher.is_error():
+            self._fail(slot, error_text(matcher.get_error()))
         elif is_first and token_id not in self._special.eos:
             return  # forced, and stands before the grammar
         elif may_die or token_id in self._special.eos:
             self._matchers[slot] = None
         else:
             self._fail(slot, f"token {token_id} was generated, which it does not allow")
+
+    def _charge(self, slot: int, seconds: float) -> None:
+        self._debts_s[slot] = max(0.0, self._debts_s.get(slot, 0.0) + seconds)
 
     def _fail(self, slot: int, reason: str) -> None:
         logger.warning("slot %d: its grammar cannot go on: %s", slot, reason)

@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import uvloop
 
-from trivium.errors import InvalidRequestError
+from trivium.errors import InvalidRequestError, OverloadedError
 from trivium.grammar import GrammarCompiler, GrammarVocabulary, bitmask_width, error_text
 from trivium.structured_outputs import StructuredOutputsParams
 from trivium.tokenizer.grammar_check import GrammarChecker
@@ -57,13 +58,32 @@ def test_a_grammar_that_takes_too_long_is_refused_and_the_next_one_is_not() -> N
     asyncio.run(scenario())
 
 
+def test_a_grammar_does_not_wait_for_ever_for_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trivium.tokenizer.grammar_check.MAX_WAIT_S", 0.2)
+
+    async def scenario() -> None:
+        checker = GrammarChecker(vocabulary, max_compile_s=1.5)
+        try:
+            await checker.check(GOOD)
+            endless = asyncio.create_task(checker.check(ENDLESS))
+            await asyncio.sleep(0)
+            with pytest.raises(OverloadedError):
+                await checker.check(StructuredOutputsParams(regex="b"))
+            await checker.check(GOOD)  # known, so it need not wait
+            with pytest.raises(InvalidRequestError):
+                await endless
+        finally:
+            await checker.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_process_that_dies_is_replaced() -> None:
     async def scenario() -> None:
         checker = GrammarChecker(vocabulary)
         try:
             await checker.check(GOOD)
-            assert checker._process is not None
-            checker._process.end()
+            (await checker._running_process()).end()
             await checker.check(StructuredOutputsParams(regex="other"))
             assert "unclosed group" in await refusal(checker, StructuredOutputsParams(regex="a("))
         finally:
@@ -79,9 +99,14 @@ def test_a_caller_that_gives_up_leaves_no_answer_behind() -> None:
             await checker.check(GOOD)
             task = asyncio.create_task(checker.check(ENDLESS))
             await asyncio.sleep(0.2)
+            killed = psutil.Process().children()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
+            deadline = time.monotonic() + 20
+            while psutil.Process().children() in ([], killed):  # the next process starts by itself
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.01)
             assert "unclosed group" in await refusal(checker, StructuredOutputsParams(regex="a("))
             await checker.check(StructuredOutputsParams(regex="fine"))
         finally:
