@@ -285,5 +285,4 @@ def _render(tokenizer: Tokenizer, request: tokenizer_pb2.RenderRequest, limit: T
         "continue_final_message": continue_final_message,
         "template_kwargs": chat_template.parse_template_kwargs(request.template_kwargs_json),
     }
-    text = limit.run(lambda: tokenizer.chat_text(messages, **settings))
-    return tokenizer.encode([text], add_special_tokens=False)[0]
+    return tokenizer.chat(messages, run=limit.run, **settings).token_ids
