@@ -151,9 +151,7 @@ class GrammarRows:
         rows = [row for row, slot in enumerate(slots.tolist()) if slot in self._matchers]
         if not rows:
             return
-        bitmask = np.zeros((len(rows), self._width), np.int32)
-        for index, row in enumerate(rows):
-            self._fill(bitmask[index], int(slots[row]))
+        bitmask = self._bitmask(slots[rows].tolist())
         words = slice(self._first_word, self._first_word + bitmask_width(scores.shape[1]))
         self._apply(scores, torch.from_numpy(bitmask[:, words]), torch.tensor(rows))
 
@@ -197,25 +195,37 @@ class GrammarRows:
         self._debts_s.pop(slot, None)
         self._failures.pop(slot, None)
 
-    def _fill(self, mask: Bitmask, slot: int) -> None:
-        matcher = self._matchers[slot]
-        if matcher is None or slot in self._failures:
-            mask[:] = -1  # a row that has failed, or a beam whose score is -inf already
+    def _bitmask(self, slots: Sequence[int]) -> Bitmask:
+        """[len(slots), width] what may come next. Failed rows, and beams whose score is -inf, take anything."""
+        bitmask = np.full((len(slots), self._width), -1, np.int32)
+        address, row_bytes = bitmask.ctypes.data, bitmask.strides[0]
+        now_s = time.thread_time()
+        for index, slot in enumerate(slots):
+            matcher = self._matchers[slot]
+            if matcher is None or slot in self._failures:
+                continue
+            matcher.unsafe_compute_mask_ptr(address + index * row_bytes, row_bytes)
+            began_s, now_s = now_s, time.thread_time()
+            self._charge(slot, now_s - began_s - _STEP_S)
+            if matcher.is_error():
+                self._fail(slot, error_text(matcher.get_error()))
+                bitmask[index] = -1
+            elif self._debts_s[slot] > _MAX_DEBT_S:
+                self._fail(slot, "it is too complex: every token takes longer")
+        for index in np.flatnonzero(~bitmask.any(axis=1)).tolist():
+            self._fail(slots[index], NO_TOKEN)
+            bitmask[index] = -1
+        self._remove_eos(bitmask, slots)
+        return bitmask
+
+    def _remove_eos(self, bitmask: Bitmask, slots: Sequence[int]) -> None:
+        """From rows that go on as long as their grammar can."""
+        rows = [index for index, slot in enumerate(slots) if slot in self._ignores_eos]
+        if not rows:
             return
-        began_s = time.thread_time()
-        matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-        self._charge(slot, time.thread_time() - began_s - _STEP_S)
-        if matcher.is_error():
-            self._fail(slot, error_text(matcher.get_error()))
-            mask[:] = -1
-        elif self._debts_s[slot] > _MAX_DEBT_S:
-            self._fail(slot, "it is too complex: every token takes longer")
-            mask[:] = -1
-        elif not mask.any():
-            self._fail(slot, NO_TOKEN)
-            mask[:] = -1
-        elif slot in self._ignores_eos and (mask & ~self._eos_mask).any():
-            mask &= ~self._eos_mask
+        without = bitmask[rows] & ~self._eos_mask
+        can_go_on = without.any(axis=1)
+        bitmask[np.array(rows)[can_go_on]] = without[can_go_on]
 
     def _consume(self, slot: int, token_id: int, *, is_first: bool, may_die: bool = False) -> None:
         matcher = self._matchers[slot]
