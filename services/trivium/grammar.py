@@ -187,9 +187,9 @@ def _json_grammar(params: StructuredOutputsParams, schema: str) -> str:
         raise refused(params, str(error)) from None
 
 
-def refused(params: StructuredOutputsParams, reason: str) -> InvalidRequestError:
+def refused(params: StructuredOutputsParams, reason: str, code: str = "invalid_grammar") -> InvalidRequestError:
     """Why there is no matcher for `params`."""
-    return InvalidRequestError(f"{params.param}: {error_text(reason)}", param=params.param, code="invalid_grammar")
+    return InvalidRequestError(f"{params.param}: {error_text(reason)}", param=params.param, code=code)
 
 
 def error_text(reason: str) -> str:

@@ -35,16 +35,21 @@ PATHOLOGICAL: dict[str, tuple[str, Any, str, str]] = {
     "patterns at once": (
         "guided_json",
         {"allOf": [{"type": "string", "pattern": pattern} for pattern in X_PATTERNS]},
-        "invalid_grammar",
+        "grammar_too_complex",
         "too complex",
     ),
     "terminals at once": (
         "guided_grammar",
         "start: T\nT: " + " & ".join(f"/{pattern}/" for pattern in X_PATTERNS),
-        "invalid_grammar",
+        "grammar_too_complex",
         "too complex",
     ),
-    "a large divisor": ("guided_json", {"type": "integer", "multipleOf": 999_983}, "invalid_grammar", "too complex"),
+    "a large divisor": (
+        "guided_json",
+        {"type": "integer", "multipleOf": 999_983},
+        "grammar_too_complex",
+        "too complex",
+    ),
     "terminals that double": (
         "guided_grammar",
         "start: R0\n" + "\n".join(f"R{index}: R{index + 1} R{index + 1}" for index in range(60)) + '\nR60: "a"?',
@@ -61,7 +66,7 @@ PATHOLOGICAL: dict[str, tuple[str, Any, str, str]] = {
     "many strings": (
         "guided_choice",
         [f"{index}" for index in range(2000)],
-        "invalid_value",
+        "invalid_grammar",
         "1 to 1024",
     ),
     "deep parentheses": ("guided_regex", "(" * 5000 + "a" + ")" * 5000, "invalid_grammar", "invalid regex"),

@@ -102,10 +102,11 @@ class GrammarChecker:
         except TimeoutError:
             await self._replace_process()
             logger.warning("a grammar took longer than %g s to compile", self._max_compile_s)
-            return refused(params, f"it is too complex: compiling takes longer than {self._max_compile_s:g} s")
+            reason = f"it is too complex: compiling takes longer than {self._max_compile_s:g} s"
+            return refused(params, reason, "grammar_too_complex")
         except (OSError, json.JSONDecodeError):  # the process is gone: out of memory, or a bug of the compiler
             await self._replace_process()
-            return refused(params, "it is too complex to compile")
+            return refused(params, "it is too complex to compile", "grammar_too_complex")
         except asyncio.CancelledError:  # by the caller: an answer without a reader must not meet the next question
             await self._replace_process()
             raise
