@@ -26,7 +26,7 @@ MAX_CHAT_BYTES = 8 * 2**20
 MAX_MESSAGES = 8192
 MAX_TOOLS = 1024
 MAX_PROMPT_CHARS = 4 * 2**20
-MAX_RENDER_CPU_S = 0.8
+MAX_RENDER_CPU_S = 0.5
 MAX_TEMPLATE_KWARGS = 64
 CONTENT_FORMATS = ("auto", "string", "openai")
 # what rendering itself is told; a caller's variables must not change it
