@@ -313,8 +313,10 @@ def test_a_grammar_that_costs_more_with_each_token_ends_its_own_request_only(
     ambiguous = StructuredOutputsParams(grammar='start: start start start | "a" | "a" "a" | ""')
     neighbour = sampled(StructuredOutputsParams(regex="[ab]{110}"), max_tokens=110)
     expected = texts(llama, neighbour)
-    with pytest.raises(InvalidRequestError, match="every token takes longer"):
-        llama.generate(PROMPT, sampled(ambiguous, max_tokens=110, ignore_eos=True), use_tqdm=False)
+    beams = BeamSearchParams(beam_width=2, max_tokens=110, ignore_eos=True, structured_outputs=ambiguous)
+    for params in (sampled(ambiguous, max_tokens=110, ignore_eos=True), beams):
+        with pytest.raises(InvalidRequestError, match="every token takes longer"):
+            llama.generate(PROMPT, params, use_tqdm=False)
     assert texts(llama, neighbour) == expected
 
 

@@ -182,6 +182,18 @@ class GrammarRows:
                 matcher = self._matchers[first]
                 self._matchers[slot] = None if matcher is None else matcher.deep_copy()
 
+    def take_slow(self, slots: Longs) -> tuple[SlotFailure, ...]:
+        """Rows among `slots` that have used too much time. They go on until the scheduler takes them away.
+
+        Nothing else may depend on a time: every rank of a split model must do the same.
+        """
+        debts_s = self._debts_s
+        slow = [slot for slot in slots.tolist() if debts_s.get(slot, 0.0) > _MAX_DEBT_S]
+        for slot in slow:
+            logger.warning("slot %d: its grammar takes too long", slot)
+            debts_s[slot] = 0.0
+        return tuple(SlotFailure(slot, f"{PARAM}: it is too complex: every token takes longer") for slot in slow)
+
     def take_failures(self, slots: Longs) -> tuple[SlotFailure, ...]:
         """Why rows among `slots` cannot go on, told once."""
         if not self._failures:
@@ -210,8 +222,6 @@ class GrammarRows:
             if matcher.is_error():
                 self._fail(slot, error_text(matcher.get_error()))
                 bitmask[index] = -1
-            elif self._debts_s[slot] > _MAX_DEBT_S:
-                self._fail(slot, "it is too complex: every token takes longer")
         for index in np.flatnonzero(~bitmask.any(axis=1)).tolist():
             self._fail(slots[index], NO_TOKEN)
             bitmask[index] = -1
