@@ -21,7 +21,8 @@ test: $(VENV)/.dev
 	$(BIN)/pytest -q -n 2 --dist loadgroup --max-worker-restart 0 $(PYTEST_FLAGS)
 
 # A million steps of random scheduler histories instead of ten thousand, a thousand random timelines instead of fifty,
-# with the toy executor and with real models; every kernel compiled at full size for A100, H100 and RTX 50.
+# with the toy executor and with real models; every kernel compiled at full size for A100, H100 and RTX 50; the table of
+# hostile requests three times, each answered within a second.
 soak: $(VENV)/.dev
 	TRIVIUM_SOAK_STEPS=1000000 $(SOAK) -k no_history_breaks tests/unit/scheduler/test_state_machine.py
 	TRIVIUM_SOAK_TRACES=1000 $(SOAK) -k random_timelines tests/unit/scheduler/test_scheduler.py
@@ -29,6 +30,8 @@ soak: $(VENV)/.dev
 	$(BIN)/python benchmarks/gpu.py --compile 80
 	$(BIN)/python benchmarks/gpu.py --compile 90
 	$(BIN)/python benchmarks/gpu.py --compile 120
+	TRIVIUM_SOAK_TABLES=3 TRIVIUM_STRICT_TIMES=1 $(SOAK) -s tests/integration/test_hostile.py
+	TRIVIUM_STRICT_TIMES=1 $(SOAK) -k pathological tests/integration/test_structured_served.py
 
 check: $(VENV)/.dev $(VENV)/proto/.done
 	$(BIN)/ruff check .
@@ -49,6 +52,7 @@ proto: $(VENV)/proto/.done
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/compare.py $(BENCH_FLAGS)
 	$(BIN)/python benchmarks/beam.py
+	$(BIN)/python benchmarks/structured.py
 	$(BIN)/python benchmarks/quantization.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/scheduler.py

@@ -1,33 +1,36 @@
 """Checkpoints of real shapes with random weights, for benchmarks: made once, kept in the temporary folder.
 
-Each also exists as CTranslate2 model, converted through its own loaders. The tokens are named t0, t1, ...
+Each also exists as CTranslate2 model, converted through its own loaders. The tokens are named t0, t1, ..., or where the
+text of the output counts, learned from the source files of Python's library.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import sysconfig
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 FOLDER = Path(tempfile.gettempdir()) / f"trivium-benchmarks-{os.getuid()}"
 PAD, EOS = 1, 2
+_NUM_TEXT_CHARS = 2**24
 _IDS = {"pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": 0}
 _SEQ2SEQ = {**_IDS, "decoder_start_token_id": EOS, "forced_eos_token_id": None, "forced_bos_token_id": None}
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """dtype: how the weights are stored; arithmetic is float32 for everyone."""
+    """dtype: how the weights are stored; arithmetic is float32 for everyone. has_text: tokens are pieces of text."""
 
     name: str
     model_class: str
@@ -35,6 +38,7 @@ class Shape:
     config: dict[str, Any]
     dtype: torch.dtype = torch.float32
     is_encoder_decoder: bool = True
+    has_text: bool = False
 
     @property
     def vocab_size(self) -> int:
@@ -63,6 +67,7 @@ _LLAMA_135M = {
 LLAMA = Shape(
     "llama-135m", "LlamaForCausalLM", "LlamaConfig", _LLAMA_135M, dtype=torch.bfloat16, is_encoder_decoder=False
 )
+LLAMA_TEXT = replace(LLAMA, name="llama-135m-text", has_text=True)
 LLAMA_FP32 = Shape("llama-135m-fp32", "LlamaForCausalLM", "LlamaConfig", _LLAMA_135M, is_encoder_decoder=False)
 QWEN3 = Shape(
     "qwen3-0.6b",
@@ -178,13 +183,46 @@ def _save(shape: Shape, directory: Path) -> None:
     config = getattr(transformers, shape.config_class)(**shape.config)
     model = getattr(transformers, shape.model_class)(config)
     model.to(shape.dtype).save_pretrained(directory)
-    vocabulary = {token(index): index for index in range(shape.vocab_size)}
     PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token=token(3))),
+        tokenizer_object=_learned_tokens(shape) if shape.has_text else _named_tokens(shape),
         eos_token=token(EOS),
         pad_token=token(shape.config["pad_token_id"]),
         unk_token=token(3),
     ).save_pretrained(directory)
+
+
+def _named_tokens(shape: Shape) -> Tokenizer:
+    vocabulary = {token(index): index for index in range(shape.vocab_size)}
+    return Tokenizer(models.WordLevel(vocabulary, unk_token=token(3)))
+
+
+def _learned_tokens(shape: Shape) -> Tokenizer:
+    """Byte-level BPE. The first ids are special tokens, as everywhere here."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=shape.vocab_size,
+        special_tokens=[token(index) for index in range(4)],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_library_texts(), trainer)
+    if tokenizer.get_vocab_size() != shape.vocab_size:
+        raise RuntimeError(f"{_NUM_TEXT_CHARS} characters are too few for {shape.vocab_size} tokens")
+    return tokenizer
+
+
+def _library_texts() -> Iterator[str]:
+    num_chars = 0
+    for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
+        if "site-packages" in path.parts:
+            continue
+        text = path.read_text(errors="ignore")
+        yield text
+        num_chars += len(text)
+        if num_chars > _NUM_TEXT_CHARS:
+            return
 
 
 def _convert(shape: Shape, source: Path, directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from pathlib import Path
 
@@ -54,3 +55,18 @@ def generate_from(path: Path, rows: Tensor, decoder: list[int] | None = None, **
     start = len(decoder) if decoder is not None else int(model.config.is_encoder_decoder)
     with torch.inference_mode():
         return [int(token) for token in model.generate(**inputs)[0, start:]]
+
+
+def encoded(rows: object) -> str:
+    """Base64 of what `torch.save` writes."""
+    return base64.b64encode(saved(rows)).decode()
+
+
+def raw(rows: Tensor) -> dict[str, object]:
+    """As bytes with shape and type."""
+    data = rows.contiguous().view(torch.uint8).numpy().tobytes()
+    return {
+        "data": base64.b64encode(data).decode(),
+        "shape": list(rows.shape),
+        "dtype": str(rows.dtype).removeprefix("torch."),
+    }

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Lifespan
 
-from trivium.errors import ConfigurationError
+from trivium.config import GatewayConfig
 from trivium.remote_engine import RemoteEngine
 from trivium_gateway.auth import ApiKeyCheck
 from trivium_gateway.chat import ChatEndpoint
@@ -29,8 +29,10 @@ from trivium_gateway.exposition import MetricsEndpoint
 from trivium_gateway.front_door import FrontDoor
 from trivium_gateway.metrics import GatewayMetrics
 from trivium_gateway.models import HealthEndpoints, ModelEndpoints
+from trivium_gateway.rate_limit import RateLimit
+from trivium_gateway.request_reader import RequestReader
 from trivium_gateway.routing import ModelRoutes
-from trivium_gateway.server import DRAIN_TIMEOUT_S, bind, run_server
+from trivium_gateway.server import bind, run_server
 from trivium_gateway.text_tasks import SummarizationsEndpoint, TranslationsEndpoint
 from trivium_gateway.tokenize import DetokenizeEndpoint, TokenizeEndpoint, version
 
@@ -39,38 +41,53 @@ def create_app(
     routes: ModelRoutes,
     lifespan: Lifespan[Starlette] | None = None,
     *,
-    api_key: str | None = None,
+    config: GatewayConfig | None = None,
     drain: Drain | None = None,
-    enable_prompt_embeds: bool = False,
 ) -> Starlette:
     """The ASGI application for the models in `routes`. `drain` lets its server end it in order."""
-    with_embeds = {"enable_prompt_embeds": enable_prompt_embeds}
+    config = config or GatewayConfig()
     drain = drain or Drain()
     models = ModelEndpoints(routes)
     health = HealthEndpoints(routes, drain)
     metrics = GatewayMetrics(routes.names())
+    reader = RequestReader(metrics, is_strict=config.strict)
+    generating, embeds = (routes, reader, drain, metrics), config.enable_prompt_embeds
     app = Starlette(
         routes=[
             Route("/health/live", health.live),
             Route("/health/ready", health.ready),
             Route("/v1/models", models.list_models),
             Route("/v1/models/{name:path}", models.get_model),
-            Route("/v1/completions", CompletionsEndpoint(routes, drain, metrics, **with_embeds), methods=["POST"]),
-            Route("/v1/chat/completions", ChatEndpoint(routes, drain, metrics, **with_embeds), methods=["POST"]),
-            Route("/v1/translations", TranslationsEndpoint(routes, drain, metrics), methods=["POST"]),
-            Route("/v1/summarizations", SummarizationsEndpoint(routes, drain, metrics), methods=["POST"]),
-            Route("/v1/embeddings", EmbeddingsEndpoint(routes, drain), methods=["POST"]),
-            Route("/tokenize", TokenizeEndpoint(routes), methods=["POST"]),
-            Route("/detokenize", DetokenizeEndpoint(routes), methods=["POST"]),
+            Route("/v1/completions", CompletionsEndpoint(*generating, enable_prompt_embeds=embeds), methods=["POST"]),
+            Route("/v1/chat/completions", ChatEndpoint(*generating, enable_prompt_embeds=embeds), methods=["POST"]),
+            Route("/v1/translations", TranslationsEndpoint(*generating), methods=["POST"]),
+            Route("/v1/summarizations", SummarizationsEndpoint(*generating), methods=["POST"]),
+            Route("/v1/embeddings", EmbeddingsEndpoint(routes, reader, drain), methods=["POST"]),
+            Route("/tokenize", TokenizeEndpoint(routes, reader), methods=["POST"]),
+            Route("/detokenize", DetokenizeEndpoint(routes, reader), methods=["POST"]),
             Route("/version", version),
             Route("/metrics", MetricsEndpoint(routes, metrics).get),
         ],
-        middleware=[Middleware(FrontDoor, api_key=ApiKeyCheck(api_key), drain=drain, metrics=metrics)],
+        middleware=[
+            Middleware(
+                FrontDoor,
+                api_key=ApiKeyCheck(config.api_key),
+                rate_limit=_rate_limit(config),
+                drain=drain,
+                metrics=metrics,
+            )
+        ],
         exception_handlers={HTTPException: _raise_as_ours},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     return app
+
+
+def _rate_limit(config: GatewayConfig) -> RateLimit | None:
+    if not config.max_requests_per_minute:
+        return None
+    return RateLimit(config.max_requests_per_minute, by_key=config.api_key is not None)
 
 
 async def _raise_as_ours(request: Request, error: Exception) -> Response:
@@ -87,25 +104,19 @@ async def serve(
     tokenizer: str,
     host: str,
     port: int,
-    api_key: str | None,
+    config: GatewayConfig,
     stop: asyncio.Event,
-    drain_timeout_s: float = DRAIN_TIMEOUT_S,
-    enable_prompt_embeds: bool = False,
 ) -> None:
     """Serve `models` (served name -> scheduler address) on `host`:`port` until `stop` is set, then drain.
 
-    Does not wait for the engines: `/health/ready` tells when they are there. Raises ConfigurationError for an empty
-    key and for an address that cannot be listened on.
+    Does not wait for the engines: `/health/ready` tells when they are there. Raises ConfigurationError for an address
+    that cannot be listened on.
     """
-    if api_key == "":
-        raise ConfigurationError("the API key is empty")
     with bind(host, port) as listener:
         async with _engines(models, tokenizer) as engines:
             drain = Drain()
-            app = create_app(
-                ModelRoutes(engines), api_key=api_key, drain=drain, enable_prompt_embeds=enable_prompt_embeds
-            )
-            await run_server(app, listener, drain=drain, stop=stop, drain_timeout_s=drain_timeout_s)
+            app = create_app(ModelRoutes(engines), config=config, drain=drain)
+            await run_server(app, listener, drain=drain, stop=stop, drain_timeout_s=config.drain_timeout_s)
 
 
 @asynccontextmanager

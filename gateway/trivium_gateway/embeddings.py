@@ -22,13 +22,14 @@ from trivium.errors import InvalidRequestError
 from trivium.params import check_int
 from trivium.pooling import PoolingParams, PoolingType, check_pooled_length, packs
 from trivium.prompt_truncation import Truncation
-from trivium_gateway.asgi import check_media_type, read_body, send_json, watch_disconnect
+from trivium_gateway.asgi import send_json, watch_disconnect
 from trivium_gateway.concurrency import run_all
 from trivium_gateway.drain import Drain
 from trivium_gateway.errors import unsupported_parameter
-from trivium_gateway.json_body import decode_fields, to_struct
+from trivium_gateway.json_body import to_struct
 from trivium_gateway.openai_protocol import first_used
 from trivium_gateway.prompts import encode_prompts, inputs
+from trivium_gateway.request_reader import RequestReader
 from trivium_gateway.routing import ModelRoutes
 from trivium_gateway.usage import EmbeddingUsage
 
@@ -73,13 +74,14 @@ class EmbeddingList(msgspec.Struct, frozen=True, kw_only=True):
 class EmbeddingsEndpoint:
     """An ASGI application for POST /v1/embeddings."""
 
-    def __init__(self, routes: ModelRoutes, drain: Drain) -> None:
+    def __init__(self, routes: ModelRoutes, reader: RequestReader, drain: Drain) -> None:
         self._routes = routes
+        self._reader = reader
         self._drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        check_media_type(scope)
-        fields = decode_fields(await read_body(scope, receive))
+        fields = await self._reader.read(scope, receive)
+        self._reader.check_known(fields, EmbeddingRequest, _UNSUPPORTED)
         for name in first_used(fields, _UNSUPPORTED):
             raise unsupported_parameter(name)
         request = to_struct({name: value for name, value in fields.items() if value is not None}, EmbeddingRequest)

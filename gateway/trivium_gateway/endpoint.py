@@ -24,21 +24,15 @@ from trivium.errors import InvalidRequestError
 from trivium.inputs import EncodedPrompt, GenerationRequest
 from trivium.params import SamplingParams
 from trivium.telemetry import current_traceparent
-from trivium_gateway.asgi import (
-    MAX_BODY_BYTES,
-    MAX_EMBEDS_BODY_BYTES,
-    check_media_type,
-    read_body,
-    send_json,
-    watch_disconnect,
-)
+from trivium_gateway.asgi import MAX_BODY_BYTES, MAX_EMBEDS_BODY_BYTES, send_json, watch_disconnect
 from trivium_gateway.auth import tenant_of
 from trivium_gateway.drain import Drain
 from trivium_gateway.generation import ChoiceCollector, Generation, run_generation
-from trivium_gateway.json_body import decode_fields, to_struct
+from trivium_gateway.json_body import to_struct
 from trivium_gateway.logprobs import LogprobsForm, TokenTexts
 from trivium_gateway.metrics import GatewayMetrics
 from trivium_gateway.openai_protocol import GenerationFields
+from trivium_gateway.request_reader import RequestReader
 from trivium_gateway.routing import ModelRoutes
 from trivium_gateway.sampling import as_given, check_fields, resolve_aliases
 from trivium_gateway.stream_extras import StreamExtras
@@ -69,10 +63,17 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
     operation: ClassVar[str]  # as the GenAI conventions of OpenTelemetry call it
 
     def __init__(
-        self, routes: ModelRoutes, drain: Drain, metrics: GatewayMetrics, *, enable_prompt_embeds: bool = False
+        self,
+        routes: ModelRoutes,
+        reader: RequestReader,
+        drain: Drain,
+        metrics: GatewayMetrics,
+        *,
+        enable_prompt_embeds: bool = False,
     ) -> None:
         self._enable_prompt_embeds = enable_prompt_embeds
         self._routes = routes
+        self._reader = reader
         self._drain = drain
         self._metrics = metrics
 
@@ -98,9 +99,8 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
 
     async def _answer(self, span: Span, scope: Scope, receive: Receive, send: Send) -> None:
         began_s = time.monotonic()
-        check_media_type(scope)
         max_bytes = MAX_EMBEDS_BODY_BYTES if self._enable_prompt_embeds else MAX_BODY_BYTES
-        fields = decode_fields(await read_body(scope, receive, max_bytes))
+        fields = await self._reader.read(scope, receive, max_bytes=max_bytes)
         request = self._checked(fields)
         scope["trivium.model"] = self._routes.base_of(request.model or "")
         tenant = tenant_of(request.user, scope["headers"])
@@ -122,6 +122,7 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
             await self._send_whole(generation, receive, send)
 
     def _checked(self, fields: dict[str, Any]) -> RequestT:
+        self._reader.check_known(fields, self.request_type, self.unsupported)
         if fields.get("model") is None:
             raise InvalidRequestError("model is missing", param="model", code="missing_model")
         if fields.get("prompt_embeds") is not None and not self._enable_prompt_embeds:

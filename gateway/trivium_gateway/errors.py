@@ -8,7 +8,14 @@ from __future__ import annotations
 
 import msgspec
 
-from trivium.errors import ConfigurationError, EngineUnavailableError, InternalError, InvalidRequestError, TriviumError
+from trivium.errors import (
+    ConfigurationError,
+    EngineUnavailableError,
+    InternalError,
+    InvalidRequestError,
+    OverloadedError,
+    TriviumError,
+)
 
 Header = tuple[bytes, bytes]
 
@@ -64,6 +71,16 @@ class RequestTimeoutError(InvalidRequestError):
     default_code = "request_timeout"
 
 
+class RateLimitedError(OverloadedError):
+    """The caller has sent more requests than it may; it may send the next one after `retry_after_s`."""
+
+    default_code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class ClientDisconnectedError(Exception):
     """The client is gone: nobody is left to answer. Never leaves the gateway."""
 
@@ -109,7 +126,8 @@ def error_headers(error: TriviumError) -> list[Header]:
     if isinstance(error, MethodNotAllowedError):
         headers.append((b"allow", error.allow.encode()))
     if error.http_status in (429, 503):
-        headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
+        seconds = error.retry_after_s if isinstance(error, RateLimitedError) else RETRY_AFTER_S
+        headers.append((b"retry-after", str(seconds).encode()))
     if error.http_status == 500:
         headers.append((b"x-should-retry", b"false"))
     if error.code == DRAINING:

@@ -191,6 +191,9 @@ def gateway_families(metrics: GatewayMetrics) -> Iterator[Metric]:
     for (endpoint, model, status), count in metrics.responses.items():
         responses.add_metric((endpoint, model, str(status)), count)
     yield responses
+    yield CounterMetricFamily(
+        "trivium_gateway_unknown_fields", "Fields of requests that were ignored", value=metrics.num_unknown_fields
+    )
     running = GaugeMetricFamily("trivium_gateway_requests_running", "API calls that generate", labels=("model",))
     for name, of_model in metrics.models.items():
         running.add_metric((name,), of_model.num_running)

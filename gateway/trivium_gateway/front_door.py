@@ -1,8 +1,9 @@
-"""The one middleware: request id, key, host, drain, and every failure turned into an OpenAI error body.
+"""The one middleware: request id, key, rate, host, drain, and every failure turned into an OpenAI error body.
 
-Order for each request: read the request id (made up if absent), check the key, check id and Host, enter the drain
-count, run the endpoint. Whatever the endpoint raises before its first byte becomes a response here; what it raises
-later is its own to report, and reaching this module then means a bug: it is logged and the connection is cut.
+Order for each request: read the request id (made up if absent), check the key, count against the rate limit,
+check id and Host, enter the drain count, run the endpoint. Whatever the endpoint raises before its first byte becomes
+a response here; what it raises later is its own to report, and reaching this module then means a bug: it is logged and
+the connection is cut.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from trivium_gateway.auth import OPEN_PATHS, ApiKeyCheck
 from trivium_gateway.drain import Drain
 from trivium_gateway.errors import ClientDisconnectedError, Header, client_error, error_body, error_headers
 from trivium_gateway.metrics import GatewayMetrics
+from trivium_gateway.rate_limit import RateLimit
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +39,18 @@ def new_request_id() -> str:
 class FrontDoor:
     """ASGI middleware around all routes. Holds no state of its own."""
 
-    def __init__(self, app: ASGIApp, *, api_key: ApiKeyCheck, drain: Drain, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        api_key: ApiKeyCheck,
+        rate_limit: RateLimit | None,
+        drain: Drain,
+        metrics: GatewayMetrics,
+    ) -> None:
         self._app = app
         self._api_key = api_key
+        self._rate_limit = rate_limit
         self._drain = drain
         self._metrics = metrics
 
@@ -55,6 +66,8 @@ class FrontDoor:
         reply = _Reply(send, (b"x-request-id", request_id.encode()))
         try:
             self._api_key.check(scope["path"], scope["headers"])
+            if self._rate_limit is not None and scope["method"] == "POST":
+                self._rate_limit.take(scope)
             _check_head(scope, is_valid_id)
             if self._drain.is_draining and scope["path"] not in OPEN_PATHS:
                 await discard_body(receive)

@@ -7,7 +7,6 @@ plain values are kept for a moment in between, because they tell which fields th
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -15,8 +14,6 @@ from typing import Any, TypeVar
 import msgspec
 
 from trivium.errors import InvalidRequestError
-
-logger = logging.getLogger(__name__)
 
 MAX_DEPTH = 64
 
@@ -46,14 +43,10 @@ def decode_fields(body: bytes) -> dict[str, Any]:
 
 
 def to_struct(fields: Mapping[str, Any], cls: type[StructT]) -> StructT:
-    """`fields` as a request of type `cls`; unknown fields are left out, with one line in the debug log.
+    """`fields` as a request of type `cls`; unknown fields are left out.
 
     Raises InvalidRequestError that names the first field of a wrong type.
     """
-    if logger.isEnabledFor(logging.DEBUG):
-        unknown = fields.keys() - set(cls.__struct_fields__)
-        if unknown:
-            logger.debug("fields without meaning here: %s", sorted(name[:40] for name in unknown)[:20])
     try:
         return msgspec.convert(fields, cls)
     except msgspec.ValidationError as error:

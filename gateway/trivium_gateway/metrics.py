@@ -83,6 +83,7 @@ class GatewayMetrics:
 
     def __init__(self, models: Sequence[str]) -> None:
         self.models = {name: ModelMetrics() for name in models}  # served name -> numbers
+        self.num_unknown_fields = 0  # top-level fields of requests that were ignored
         self.responses: Counter[tuple[str, str, int]] = Counter()  # (endpoint, model, status) -> responses
 
     def count_response(self, path: str, model: object, status: int) -> None:

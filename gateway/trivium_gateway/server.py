@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that the side that sends is the side that closes
-DRAIN_TIMEOUT_S = 5.0
 CUT_TIMEOUT_S = 1.0
 
 
@@ -66,7 +65,7 @@ async def run_server(
     *,
     drain: Drain,
     stop: asyncio.Event,
-    drain_timeout_s: float = DRAIN_TIMEOUT_S,
+    drain_timeout_s: float,
 ) -> None:
     """Serve `app` on `listener` until `stop` is set, then drain. Closes the listener."""
     config = uvicorn.Config(

@@ -120,4 +120,5 @@ def _json_schema(value: object) -> StructuredOutputsParams:
 
 
 def _wrong(part: str, reason: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{_JSON_SCHEMA}{part} {reason}", param=f"{_JSON_SCHEMA}{part}")
+    text = f"{_JSON_SCHEMA}{part} {reason}"
+    return InvalidRequestError(text, param=f"{_JSON_SCHEMA}{part}", code="invalid_schema")

@@ -17,11 +17,12 @@ from trivium.engine import EngineClient
 from trivium.errors import InvalidRequestError
 from trivium.inputs import check_token_ids
 from trivium.prompts import check_vocabulary
-from trivium_gateway.asgi import check_media_type, read_body, send_json
+from trivium_gateway.asgi import send_json
 from trivium_gateway.errors import unsupported_parameter
-from trivium_gateway.json_body import decode_fields, to_struct
+from trivium_gateway.json_body import to_struct
 from trivium_gateway.messages import check_messages, is_continuation
 from trivium_gateway.openai_protocol import first_used
+from trivium_gateway.request_reader import RequestReader
 from trivium_gateway.routing import ModelRoutes
 from trivium_gateway.sampling import check_template_fields
 from trivium_gateway.tools import shown_tools
@@ -65,14 +66,36 @@ class DetokenizeResponse(msgspec.Struct, frozen=True, kw_only=True):
 BodyT = TypeVar("BodyT", TokenizeRequest, DetokenizeRequest)
 
 
+class _Requests:
+    """What both endpoints read."""
+
+    def __init__(self, routes: ModelRoutes, reader: RequestReader) -> None:
+        self._routes = routes
+        self._reader = reader
+
+    async def read(self, kind: type[BodyT], scope: Scope, receive: Receive) -> tuple[BodyT, EngineClient]:
+        """The body and the engine of its model; a server of one model needs no name."""
+        fields = await self._reader.read(scope, receive)
+        self._reader.check_known(fields, kind, _UNSUPPORTED)
+        check_template_fields(fields)
+        for name in first_used(fields, _UNSUPPORTED):
+            raise unsupported_parameter(name)
+        request = to_struct(fields, kind)
+        names = self._routes.names()
+        if request.model is None and len(names) != 1:
+            raise InvalidRequestError("model is missing", param="model", code="missing_model")
+        scope["trivium.model"] = self._routes.base_of(request.model or names[0])
+        return request, self._routes.find(request.model or names[0])
+
+
 class TokenizeEndpoint:
     """An ASGI application for POST /tokenize."""
 
-    def __init__(self, routes: ModelRoutes) -> None:
-        self._routes = routes
+    def __init__(self, routes: ModelRoutes, reader: RequestReader) -> None:
+        self._requests = _Requests(routes, reader)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request, engine = await _read(scope, receive, TokenizeRequest, self._routes)
+        request, engine = await self._requests.read(TokenizeRequest, scope, receive)
         info = engine.model_info
         if (request.prompt is None) == (request.messages is None):
             raise InvalidRequestError("give prompt or messages, one of them", param="prompt", code="missing_prompt")
@@ -93,11 +116,11 @@ class TokenizeEndpoint:
 class DetokenizeEndpoint:
     """An ASGI application for POST /detokenize. Special tokens are shown unless `skip_special_tokens` is true."""
 
-    def __init__(self, routes: ModelRoutes) -> None:
-        self._routes = routes
+    def __init__(self, routes: ModelRoutes, reader: RequestReader) -> None:
+        self._requests = _Requests(routes, reader)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request, engine = await _read(scope, receive, DetokenizeRequest, self._routes)
+        request, engine = await self._requests.read(DetokenizeRequest, scope, receive)
         if not isinstance(request.tokens, list):
             raise InvalidRequestError("tokens must be a list of token ids", param="tokens", code="invalid_token_id")
         tokens = check_token_ids(request.tokens, "tokens")
@@ -109,21 +132,6 @@ class DetokenizeEndpoint:
 async def version(request: Request) -> Response:
     body = msgspec.json.encode({"version": trivium.__version__})
     return Response(body, media_type="application/json")
-
-
-async def _read(scope: Scope, receive: Receive, kind: type[BodyT], routes: ModelRoutes) -> tuple[BodyT, EngineClient]:
-    """The body and the engine of its model; a server of one model needs no name."""
-    check_media_type(scope)
-    fields = decode_fields(await read_body(scope, receive))
-    check_template_fields(fields)
-    for name in first_used(fields, _UNSUPPORTED):
-        raise unsupported_parameter(name)
-    request = to_struct(fields, kind)
-    names = routes.names()
-    if request.model is None and len(names) != 1:
-        raise InvalidRequestError("model is missing", param="model", code="missing_model")
-    scope["trivium.model"] = routes.base_of(request.model or names[0])
-    return request, routes.find(request.model or names[0])
 
 
 async def _of_prompt(request: TokenizeRequest, engine: EngineClient) -> list[int]:

@@ -20,6 +20,7 @@ from trivium.config import (
     DEFAULT_MAX_LORA_RANK,
     DEFAULT_MAX_LORAS,
     ExecutorConfig,
+    GatewayConfig,
     SchedulerConfig,
     ServedModel,
 )
@@ -110,6 +111,8 @@ def serve(
     scheduling_policy: flags.SchedulingPolicy = "fcfs",
     enable_prefix_caching: flags.EnablePrefixCaching = True,
     enable_prompt_embeds: flags.EnablePromptEmbeds = False,
+    strict: flags.Strict = False,
+    max_requests_per_minute: flags.MaxRequestsPerMinute = 0,
     api_key: flags.ApiKey = None,
     log_level: flags.LogLevel = "info",
 ) -> None:
@@ -164,7 +167,11 @@ def serve(
         else (),
         lora_modules=modules,
         revision=revision,
-        enable_prompt_embeds=enable_prompt_embeds,
+        gateway_flags=(
+            "--enable-prompt-embeds" if enable_prompt_embeds else "--no-enable-prompt-embeds",
+            "--strict" if strict else "--no-strict",
+            *command_flags(max_requests_per_minute=max_requests_per_minute),
+        ),
         started_at=context.obj,
     )
     raise typer.Exit(serve_all(config))
@@ -179,25 +186,25 @@ def gateway(
     api_key: flags.ApiKey = None,
     drain_timeout: flags.DrainTimeout = 5.0,
     enable_prompt_embeds: flags.EnablePromptEmbeds = False,
+    strict: flags.Strict = False,
+    max_requests_per_minute: flags.MaxRequestsPerMinute = 0,
     log_level: flags.LogLevel = "info",
 ) -> None:
     """Serve the OpenAI protocol over HTTP for models whose schedulers run elsewhere."""
     routes = parse_routes(model)
     check_api_key(api_key)
+    config = GatewayConfig(
+        api_key=api_key,
+        enable_prompt_embeds=enable_prompt_embeds,
+        strict=strict,
+        max_requests_per_minute=max_requests_per_minute,
+        drain_timeout_s=drain_timeout,
+    )
 
     async def run(stop: asyncio.Event) -> None:
         from trivium_gateway.app import serve as serve_gateway
 
-        await serve_gateway(
-            models=routes,
-            tokenizer=tokenizer,
-            host=host,
-            port=port,
-            api_key=api_key,
-            stop=stop,
-            drain_timeout_s=drain_timeout,
-            enable_prompt_embeds=enable_prompt_embeds,
-        )
+        await serve_gateway(models=routes, tokenizer=tokenizer, host=host, port=port, config=config, stop=stop)
 
     preload = ("trivium_gateway.app",)
     end_process(run_service("gateway", run, preload=preload, log_level=log_level, is_traced=True))

@@ -223,6 +223,30 @@ class SchedulerConfig:
             raise ConfigurationError(f"scheduling_policy must be fcfs or priority, got {self.scheduling_policy!r}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """How a gateway treats its clients.
+
+    api_key: what they must send, None for nothing. enable_prompt_embeds: prompts may come as embeddings. strict: a
+    field that the endpoint does not know is refused instead of ignored. max_requests_per_minute: of one caller, 0 for
+    no limit. drain_timeout_s: what running requests get to finish when the gateway is stopped.
+    """
+
+    api_key: str | None = field(default=None, repr=False)
+    enable_prompt_embeds: bool = False
+    strict: bool = False
+    max_requests_per_minute: int = 0
+    drain_timeout_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.api_key is not None and not self.api_key.strip():
+            raise ConfigurationError("the API key is empty")
+        if self.max_requests_per_minute < 0:
+            raise ConfigurationError(
+                f"max_requests_per_minute must not be negative, got {self.max_requests_per_minute}"
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class ServedModel:
     """A model as named on the command line: `NAME=PATH_OR_HUB_ID`, or just one of them."""

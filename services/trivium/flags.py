@@ -104,4 +104,15 @@ EnablePromptEmbeds = Annotated[
         help="Take prompts as embeddings over HTTP.",
     ),
 ]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict/--no-strict",
+        envvar="TRIVIUM_STRICT",
+        help="Refuse requests with fields that no endpoint knows, instead of ignoring those.",
+    ),
+]
+MaxRequestsPerMinute = Annotated[
+    int, _flag("max-requests-per-minute", "POST requests of one API key, or address without keys; 0: no limit.", min=0)
+]
 MaxPlansInFlight = Annotated[int, _flag("max-plans-in-flight", "Steps planned ahead of the executor.", min=1)]

@@ -187,15 +187,17 @@ def _json_grammar(params: StructuredOutputsParams, schema: str) -> str:
         raise refused(params, str(error)) from None
 
 
-def refused(params: StructuredOutputsParams, reason: str) -> InvalidRequestError:
+def refused(params: StructuredOutputsParams, reason: str, code: str = "invalid_grammar") -> InvalidRequestError:
     """Why there is no matcher for `params`."""
-    return InvalidRequestError(f"{params.param}: {error_text(reason)}", param=params.param, code="invalid_grammar")
+    return InvalidRequestError(f"{params.param}: {error_text(reason)}", param=params.param, code=code)
 
 
 def error_text(reason: str) -> str:
     """What llguidance says, in one line of bounded length."""
     if reason.startswith("NoExtension"):
         return NO_TOKEN
+    if "<backtrace>" in reason:  # a panic: what it says is for its authors
+        return "the compiler of grammars failed"
     return " ".join(reason.replace("<non-verbose/>", "").split())[:MAX_ERROR_CHARS]
 
 

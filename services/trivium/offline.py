@@ -135,7 +135,7 @@ class RequestRunner:
             texts = [{**message, "content": _text(message.get("content"))} for message in messages]
             return encoder_decoder_chat(texts, continues=settings.continue_final_message)
         tokenizer = self._engine.tokenizer
-        text = tokenizer.chat_text(
+        chat = tokenizer.chat(
             messages,
             tools=settings.tools,
             add_generation_prompt=settings.add_generation_prompt,
@@ -144,7 +144,7 @@ class RequestRunner:
             template=settings.chat_template,
             content_format=settings.chat_template_content_format,
         )
-        return TokensPrompt(prompt_token_ids=tokenizer.encode([text], add_special_tokens=False)[0], prompt=text)
+        return TokensPrompt(prompt_token_ids=chat.token_ids, prompt=chat.text)
 
     async def pool(self, prompts: Sequence[Prompt], params: PoolingParams, progress: Progress) -> list[Pooled]:
         """The vector of every prompt, in packs of at most `max_num_batched_tokens`. Raises InvalidRequestError."""

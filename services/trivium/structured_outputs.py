@@ -139,4 +139,6 @@ def _check_unicode(name: str, value: str) -> None:
 
 
 def _invalid(name: str, reason: str, *, code: str | None = None) -> InvalidRequestError:
+    if name in KINDS:
+        code = code or "invalid_grammar"
     return InvalidRequestError(f"{PARAM}.{name} {reason}", param=f"{PARAM}.{name}", code=code)

@@ -249,9 +249,9 @@ class Supervisor:
 class ServeConfig:
     """What `trivium serve` was asked for.
 
-    port 0 takes a free one. `engine_flags` go to every executor as they are, `scheduler_flags` to every scheduler.
-    So do `lora_flags`, and each of `lora_modules` to the executor of its base. `revision` is of every hub model's
-    tokenizer. enable_prompt_embeds: of the gateway. `started_at` is the monotonic time from which the start is counted.
+    port 0 takes a free one. `engine_flags` and `lora_flags` go to every executor as they are, each of `lora_modules` to
+    the executor of its base, `scheduler_flags` to every scheduler, `gateway_flags` to the gateway. `revision` is of
+    every hub model's tokenizer. `started_at` is the monotonic time from which the start is counted.
     """
 
     models: tuple[ServedModel, ...]
@@ -261,10 +261,10 @@ class ServeConfig:
     log_level: str = "info"
     engine_flags: tuple[str, ...] = ()
     scheduler_flags: tuple[str, ...] = ()
+    gateway_flags: tuple[str, ...] = ()
     lora_flags: tuple[str, ...] = ()
     lora_modules: tuple[LoRAModule, ...] = ()
     revision: str | None = None
-    enable_prompt_embeds: bool = False
     started_at: float = 0.0
 
 
@@ -342,7 +342,7 @@ def build_children(config: ServeConfig, runtime_dir: str) -> tuple[ChildSpec, ..
         for flag in ("--model", f"{model.name}={address}")
     ]
     flags = ("--host", config.host, "--port", str(config.port), "--drain-timeout", str(GATEWAY_DRAIN_S))
-    flags += ("--enable-prompt-embeds" if config.enable_prompt_embeds else "--no-enable-prompt-embeds",)
+    flags += config.gateway_flags
     children.append(
         child(
             "gateway", StopStage.GATEWAY, "gateway", *routes, "--tokenizer", tokenizer, *flags, api_key=config.api_key

@@ -82,6 +82,8 @@ VALUE_SETS: dict[str, tuple[str, dict[str, Any]]] = {  # id -> (release name, va
             "gateway": {
                 "replicas": 3,
                 "enablePromptEmbeds": True,
+                "strict": True,
+                "maxRequestsPerMinute": 1_000_000,
                 "service": {"type": "LoadBalancer", "port": 80, "annotations": {"a": "b"}},
             },
             "tokenizer": {"replicas": 2},
@@ -337,10 +339,12 @@ def test_engine_flags_arrive_exactly(releases: dict[str, Release]) -> None:
     assert (parsed["max_waiting_requests"], parsed["max_plans_in_flight"]) == (1_000_000, 3)
 
 
-def test_prompt_embeddings_are_off_unless_the_values_say_on(release: Release) -> None:
+def test_the_gateway_is_told_what_clients_may_do(release: Release) -> None:
     (gateway,) = release.workloads("gateway")
-    wanted = release.values["gateway"]["enablePromptEmbeds"]
-    assert parse(container_of(gateway))["enable_prompt_embeds"] is wanted
+    parsed, wanted = parse(container_of(gateway)), release.values["gateway"]
+    assert parsed["enable_prompt_embeds"] is wanted["enablePromptEmbeds"]
+    assert parsed["strict"] is wanted["strict"]
+    assert parsed["max_requests_per_minute"] == wanted["maxRequestsPerMinute"]
 
 
 def test_variables_for_the_command_are_flags_that_it_has(release: Release) -> None:

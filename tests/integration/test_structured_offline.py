@@ -305,6 +305,21 @@ def test_a_grammar_that_turns_out_too_complex_ends_its_own_request_only(llama: L
     assert scheduler.num_running == scheduler.num_waiting == 0
 
 
+def test_a_grammar_that_costs_more_with_each_token_ends_its_own_request_only(
+    llama: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trivium.executor.grammars._STEP_S", 0.0005)
+    monkeypatch.setattr("trivium.executor.grammars._MAX_DEBT_S", 0.02)
+    ambiguous = StructuredOutputsParams(grammar='start: start start start | "a" | "a" "a" | ""')
+    neighbour = sampled(StructuredOutputsParams(regex="[ab]{110}"), max_tokens=110)
+    expected = texts(llama, neighbour)
+    beams = BeamSearchParams(beam_width=2, max_tokens=110, ignore_eos=True, structured_outputs=ambiguous)
+    for params in (sampled(ambiguous, max_tokens=110, ignore_eos=True), beams):
+        with pytest.raises(InvalidRequestError, match="every token takes longer"):
+            llama.generate(PROMPT, params, use_tqdm=False)
+    assert texts(llama, neighbour) == expected
+
+
 def test_rows_with_a_grammar_do_not_guess_beside_rows_that_do(llama: LLM) -> None:
     structured = StructuredOutputsParams(regex=r"(ab){12}-[a-c]{6}")
     guessing = {"prompt_lookup_num_tokens": 8}

@@ -6,7 +6,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +14,7 @@ import openai
 import pytest
 
 from cluster import Cluster, serve
+from time_limits import GRAMMAR_S
 from tiny import save_tiny
 
 pytestmark = pytest.mark.xdist_group("structured")
@@ -28,7 +29,50 @@ SCHEMA = {
     "additionalProperties": False,
 }
 RESPONSE_FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": SCHEMA}}
-ENDLESS = {"allOf": [{"type": "string", "pattern": f".*{'x' * count}.*"} for count in range(1, 40)]}
+X_PATTERNS = [f".*{'x' * count}.*" for count in range(1, 40)]
+# name -> (field, value, code, words of the refusal), each of which must hold up nobody else. The first three never end.
+PATHOLOGICAL: dict[str, tuple[str, Any, str, str]] = {
+    "patterns at once": (
+        "guided_json",
+        {"allOf": [{"type": "string", "pattern": pattern} for pattern in X_PATTERNS]},
+        "grammar_too_complex",
+        "too complex",
+    ),
+    "terminals at once": (
+        "guided_grammar",
+        "start: T\nT: " + " & ".join(f"/{pattern}/" for pattern in X_PATTERNS),
+        "grammar_too_complex",
+        "too complex",
+    ),
+    "a large divisor": (
+        "guided_json",
+        {"type": "integer", "multipleOf": 999_983},
+        "grammar_too_complex",
+        "too complex",
+    ),
+    "terminals that double": (
+        "guided_grammar",
+        "start: R0\n" + "\n".join(f"R{index}: R{index + 1} R{index + 1}" for index in range(60)) + '\nR60: "a"?',
+        "invalid_grammar",
+        "too big",
+    ),
+    "a product of alternatives": (
+        "guided_json",
+        {"allOf": [{"anyOf": [{"properties": {f"{i} {j}": {}}} for j in range(8)]} for i in range(12)]},
+        "invalid_grammar",
+        "too large",
+    ),
+    "many properties": ("guided_json", {"properties": {str(i): {} for i in range(20_000)}}, "too_long", "characters"),
+    "many strings": (
+        "guided_choice",
+        [f"{index}" for index in range(2000)],
+        "invalid_grammar",
+        "1 to 1024",
+    ),
+    "deep parentheses": ("guided_regex", "(" * 5000 + "a" + ")" * 5000, "invalid_grammar", "invalid regex"),
+    "deep rules": ("guided_grammar", "root ::= " + "(" * 5000 + '"a"' + ")" * 5000, "invalid_grammar", "recursion"),
+    "a reference to itself": ("guided_json", {"$ref": "#"}, "invalid_grammar", "no token"),
+}
 LONG = "([a-z]{5} ){180}end"
 
 
@@ -132,34 +176,7 @@ def test_a_bad_grammar_is_a_400_by_name(
     assert caught.value.code == "invalid_grammar"
 
 
-def test_an_endless_grammar_is_refused_while_others_go_on(client: openai.OpenAI, cluster: Cluster) -> None:
-    complete(client, guided_regex="warm")
-    errors: list[Exception] = []
-
-    def attack() -> None:
-        try:
-            complete(client, guided_json=ENDLESS)
-        except openai.BadRequestError as error:
-            errors.append(error)
-
-    attacker = threading.Thread(target=attack)
-    start = time.monotonic()
-    attacker.start()
-    num_done = 0
-    while attacker.is_alive() and time.monotonic() - start < 60:
-        one_began = time.monotonic()
-        assert complete(client, guided_regex="warm") == "warm"  # known, so it need not wait for its turn
-        complete(client, max_tokens=5)
-        assert time.monotonic() - one_began < 2.0
-        num_done += 1
-    attacker.join(60)
-    assert num_done > 5
-    assert len(errors) == 1 and "too complex" in str(errors[0])
-    assert complete(client, guided_regex="new") == "new"
-    assert "Traceback" not in cluster.log.read_text()
-
-
-def stream_text(client: openai.OpenAI, seed: int, first: threading.Event) -> str:
+def stream_text(client: openai.OpenAI, seed: int, on_chunk: Callable[[], None]) -> str:
     text = ""
     for chunk in client.completions.create(
         model="llama",
@@ -171,7 +188,7 @@ def stream_text(client: openai.OpenAI, seed: int, first: threading.Event) -> str
         extra_body={"guided_regex": LONG},
     ):
         text += chunk.choices[0].text
-        first.set()
+        on_chunk()
     return text
 
 
@@ -180,7 +197,7 @@ def test_a_killed_process_changes_no_output(client: openai.OpenAI, cluster: Clus
     def run(*, kill: bool) -> list[str]:
         events = [threading.Event() for _ in range(3)]
         with ThreadPoolExecutor(3) as pool:
-            running = [pool.submit(stream_text, client, seed, event) for seed, event in enumerate(events)]
+            running = [pool.submit(stream_text, client, seed, event.set) for seed, event in enumerate(events)]
             for event in events:
                 assert event.wait(30)
             if kill:
@@ -195,3 +212,63 @@ def test_a_killed_process_changes_no_output(client: openai.OpenAI, cluster: Clus
     assert all(re.fullmatch(LONG, text) for text in expected)
     assert run(kill=True) == expected
     cluster.wait_ready()
+
+
+class Neighbour(threading.Thread):
+    """Streams the same output again and again, and counts its pieces, until it is told to stop."""
+
+    def __init__(self, client: openai.OpenAI) -> None:
+        super().__init__(daemon=True)
+        self._client = client
+        self._is_over = threading.Event()
+        self.texts: set[str] = set()
+        self.num_chunks = 0
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            while not self._is_over.is_set():
+                self.texts.add(stream_text(self._client, seed=7, on_chunk=self._count))
+        except Exception as error:
+            self.error = error
+
+    def _count(self) -> None:
+        self.num_chunks += 1
+
+    def stop(self) -> None:
+        self._is_over.set()
+        self.join(60)
+        assert self.error is None and not self.is_alive(), self.error
+
+
+@pytest.fixture(scope="module")
+def neighbour(client: openai.OpenAI) -> Iterator[Neighbour]:
+    complete(client, guided_regex="warm")
+    neighbour = Neighbour(client)
+    neighbour.start()
+    yield neighbour
+    neighbour.stop()
+    (text,) = neighbour.texts
+    assert re.fullmatch(LONG, text)
+
+
+@pytest.mark.parametrize("name", PATHOLOGICAL)
+def test_a_pathological_grammar_is_refused_while_others_go_on(
+    client: openai.OpenAI, cluster: Cluster, neighbour: Neighbour, name: str
+) -> None:
+    field, value, code, words = PATHOLOGICAL[name]
+    num_chunks, began_s = neighbour.num_chunks, time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        attack = pool.submit(complete, client, **{field: value})
+        num_beside = 0
+        while not attack.done():
+            assert complete(client, guided_regex="warm") == "warm"  # known, so it need not wait for its turn
+            num_beside += 1
+        took_s = time.monotonic() - began_s
+        with pytest.raises(openai.BadRequestError, match=words) as caught:
+            attack.result()
+    assert (caught.value.param, caught.value.code) == (field, code)
+    assert took_s < GRAMMAR_S
+    assert "Traceback" not in cluster.log.read_text()
+    if words == "too complex":
+        assert num_beside > 5 and neighbour.num_chunks > num_chunks + 5

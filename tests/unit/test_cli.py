@@ -16,7 +16,7 @@ import typer
 
 import trivium
 from trivium import cli, flag_values, process
-from trivium.config import ExecutorConfig, LoRAModule, SchedulerConfig, ServedModel
+from trivium.config import ExecutorConfig, GatewayConfig, LoRAModule, SchedulerConfig, ServedModel
 from trivium.demo import BUNDLED_MODELS
 from trivium.errors import ConfigurationError
 from trivium.supervisor import ServeConfig, build_children
@@ -179,21 +179,38 @@ def test_gateway_hands_over_its_routes(served: Callable[..., Any]) -> None:
         "tokenizer": "[::1]:50051",
         "host": "127.0.0.1",
         "port": 81,
-        "api_key": None,
-        "drain_timeout_s": 7.0,
-        "enable_prompt_embeds": False,
+        "config": GatewayConfig(drain_timeout_s=7.0),
     }
 
 
-def test_prompt_embeddings_are_off_unless_a_flag_or_the_environment_says_on(
-    served: Callable[..., Any], configured: Callable[..., ServeConfig], monkeypatch: pytest.MonkeyPatch
+GATEWAY = ("gateway", "--model", "a=unix:/run/s0", "--tokenizer", "unix:/run/t")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("enable_prompt_embeds", True), ("strict", True), ("max_requests_per_minute", 7)]
+)
+def test_what_clients_may_do_is_said_by_flag_or_environment_to_the_gateway(
+    setting: str,
+    value: object,
+    served: Callable[..., Any],
+    configured: Callable[..., ServeConfig],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gateway = ("gateway", "--model", "a=unix:/run/s0", "--tokenizer", "unix:/run/t")
-    flag = "--enable-prompt-embeds"
-    assert [served(*gateway, *flags)[1]["enable_prompt_embeds"] for flags in ((), (flag,))] == [False, True]
-    assert [configured(*flags).enable_prompt_embeds for flags in ((), (flag,))] == [False, True]
-    monkeypatch.setenv("TRIVIUM_ENABLE_PROMPT_EMBEDS", "1")
-    assert served(*gateway)[1]["enable_prompt_embeds"] and configured().enable_prompt_embeds
+    name = setting.replace("_", "-")
+    flag = (f"--{name}",) if value is True else (f"--{name}", str(value))
+
+    def of_gateway(*flags: str) -> object:
+        return getattr(served(*GATEWAY, *flags)[1]["config"], setting)
+
+    def of_serve(*flags: str) -> object:
+        """What the gateway that `trivium serve` starts is told."""
+        (child,) = [child for child in build_children(configured(*flags), "/run") if child.name == "gateway"]
+        return getattr(served(*child.argv[4:])[1]["config"], setting)
+
+    off = getattr(GatewayConfig(), setting)
+    assert (of_gateway(), of_gateway(*flag), of_serve(), of_serve(*flag)) == (off, value, off, value)
+    monkeypatch.setenv(f"TRIVIUM_{setting.upper()}", str(int(value)))  # type: ignore[call-overload]
+    assert (of_gateway(), of_serve()) == (value, value)
 
 
 def test_tokenizer_hands_over_its_models_and_needs_no_torch(served: Callable[..., Any], forbidden: list[str]) -> None:

@@ -118,12 +118,14 @@ class BeamGroups:
         return Selection(tuple(candidates), tuple(first_copies), tuple(copies))
 
     def take_failures(self, batch: InputBatch) -> tuple[SlotFailure, ...]:
-        """Groups with a beam that cannot go on, told once; their rows have ended."""
+        """Groups with a beam that cannot or must not go on, told once; the rows of the former have ended."""
         failures = []
         for first_slot, group in self._groups.items():
             found = self._grammars.take_failures(group.slots)
             if found:
                 batch.ended[group.slots] = True
+            found += self._grammars.take_slow(group.slots)
+            if found:
                 failures.append(SlotFailure(first_slot, found[0].message))
         return tuple(failures)
 

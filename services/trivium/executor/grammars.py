@@ -29,6 +29,10 @@ from trivium_kernels.token_bitmask import ApplyTokenBitmask
 logger = logging.getLogger(__name__)
 
 _NUM_THREADS = 2
+# CPU time of one row's grammar. Ordinary ones take 0.03 to 3 ms a step; an ambiguous one may take more and more with
+# each token, and everybody in the batch waits for it.
+_STEP_S = 0.005
+_MAX_DEBT_S = 1.0
 _NONE = np.zeros(0, np.int64)
 
 
@@ -115,6 +119,7 @@ class GrammarRows:
             self._eos_mask[token_id // 32] |= np.int32(np.uint32(1 << token_id % 32).view(np.int32))
         self._matchers: dict[int, LLMatcher | None] = {}  # slot -> state after the row's output
         self._ignores_eos: set[int] = set()  # slots that go on as long as their grammar can
+        self._debts_s: dict[int, float] = {}  # slot -> CPU time beyond _STEP_S a step
         self._failures: dict[int, str] = {}  # slot -> why it cannot go on
 
     def __len__(self) -> int:
@@ -146,9 +151,7 @@ class GrammarRows:
         rows = [row for row, slot in enumerate(slots.tolist()) if slot in self._matchers]
         if not rows:
             return
-        bitmask = np.zeros((len(rows), self._width), np.int32)
-        for index, row in enumerate(rows):
-            self._fill(bitmask[index], int(slots[row]))
+        bitmask = self._bitmask(slots[rows].tolist())
         words = slice(self._first_word, self._first_word + bitmask_width(scores.shape[1]))
         self._apply(scores, torch.from_numpy(bitmask[:, words]), torch.tensor(rows))
 
@@ -179,6 +182,18 @@ class GrammarRows:
                 matcher = self._matchers[first]
                 self._matchers[slot] = None if matcher is None else matcher.deep_copy()
 
+    def take_slow(self, slots: Longs) -> tuple[SlotFailure, ...]:
+        """Rows among `slots` that have used too much time. They go on until the scheduler takes them away.
+
+        Nothing else may depend on a time: every rank of a split model must do the same.
+        """
+        debts_s = self._debts_s
+        slow = [slot for slot in slots.tolist() if debts_s.get(slot, 0.0) > _MAX_DEBT_S]
+        for slot in slow:
+            logger.warning("slot %d: its grammar takes too long", slot)
+            debts_s[slot] = 0.0
+        return tuple(SlotFailure(slot, f"{PARAM}: it is too complex: every token takes longer") for slot in slow)
+
     def take_failures(self, slots: Longs) -> tuple[SlotFailure, ...]:
         """Why rows among `slots` cannot go on, told once."""
         if not self._failures:
@@ -189,35 +204,59 @@ class GrammarRows:
     def _drop(self, slot: int) -> None:
         self._matchers.pop(slot, None)
         self._ignores_eos.discard(slot)
+        self._debts_s.pop(slot, None)
         self._failures.pop(slot, None)
 
-    def _fill(self, mask: Bitmask, slot: int) -> None:
-        matcher = self._matchers[slot]
-        if matcher is None or slot in self._failures:
-            mask[:] = -1  # a row that has failed, or a beam whose score is -inf already
+    def _bitmask(self, slots: Sequence[int]) -> Bitmask:
+        """[len(slots), width] what may come next. Failed rows, and beams whose score is -inf, take anything."""
+        bitmask = np.full((len(slots), self._width), -1, np.int32)
+        address, row_bytes = bitmask.ctypes.data, bitmask.strides[0]
+        now_s = time.thread_time()
+        for index, slot in enumerate(slots):
+            matcher = self._matchers[slot]
+            if matcher is None or slot in self._failures:
+                continue
+            matcher.unsafe_compute_mask_ptr(address + index * row_bytes, row_bytes)
+            began_s, now_s = now_s, time.thread_time()
+            self._charge(slot, now_s - began_s - _STEP_S)
+            if matcher.is_error():
+                self._fail(slot, error_text(matcher.get_error()))
+                bitmask[index] = -1
+        for index in np.flatnonzero(~bitmask.any(axis=1)).tolist():
+            self._fail(slots[index], NO_TOKEN)
+            bitmask[index] = -1
+        self._remove_eos(bitmask, slots)
+        return bitmask
+
+    def _remove_eos(self, bitmask: Bitmask, slots: Sequence[int]) -> None:
+        """From rows that go on as long as their grammar can."""
+        rows = [index for index, slot in enumerate(slots) if slot in self._ignores_eos]
+        if not rows:
             return
-        matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-        if matcher.is_error():
-            self._fail(slot, error_text(matcher.get_error()))
-            mask[:] = -1
-        elif not mask.any():
-            self._fail(slot, NO_TOKEN)
-            mask[:] = -1
-        elif slot in self._ignores_eos and (mask & ~self._eos_mask).any():
-            mask &= ~self._eos_mask
+        without = bitmask[rows] & ~self._eos_mask
+        can_go_on = without.any(axis=1)
+        bitmask[np.array(rows)[can_go_on]] = without[can_go_on]
 
     def _consume(self, slot: int, token_id: int, *, is_first: bool, may_die: bool = False) -> None:
         matcher = self._matchers[slot]
         if matcher is None or slot in self._failures or (matcher.is_stopped() and token_id in self._special.eos):
             return
-        if matcher.validate_tokens([token_id]) == 1:
-            matcher.consume_token(token_id)
+        began_s = time.thread_time()
+        is_consumed = matcher.try_consume_tokens([token_id]) == 1
+        self._charge(slot, time.thread_time() - began_s)
+        if is_consumed:
+            return
+        if matcher.is_error():
+            self._fail(slot, error_text(matcher.get_error()))
         elif is_first and token_id not in self._special.eos:
             return  # forced, and stands before the grammar
         elif may_die or token_id in self._special.eos:
             self._matchers[slot] = None
         else:
             self._fail(slot, f"token {token_id} was generated, which it does not allow")
+
+    def _charge(self, slot: int, seconds: float) -> None:
+        self._debts_s[slot] = max(0.0, self._debts_s.get(slot, 0.0) + seconds)
 
     def _fail(self, slot: int, reason: str) -> None:
         logger.warning("slot %d: its grammar cannot go on: %s", slot, reason)

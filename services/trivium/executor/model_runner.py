@@ -293,11 +293,12 @@ class ModelRunner:
         self._beam_groups = BeamGroups(self._special, self._grammar_rows, self._vocabulary)
 
     def _take_failures(self, slots: Longs) -> tuple[SlotFailure, ...]:
-        """Rows among `slots`, and beam groups, that cannot go on."""
+        """Rows among `slots`, and beam groups, that cannot or must not go on."""
         if not len(self._grammar_rows):
             return ()
         failures = self._grammar_rows.take_failures(slots)
         self._batch.ended[[failure.slot for failure in failures]] = True
+        failures += self._grammar_rows.take_slow(slots)
         return failures + self._beam_groups.take_failures(self._batch)
 
     def _select_beams(self, logits: Tensor, slots: Longs) -> tuple[BeamCandidates, ...]:

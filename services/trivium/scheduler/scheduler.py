@@ -57,12 +57,14 @@ class Scheduler:
         self._running: dict[int, Request] = {}  # key -> Request, in order of arrival
         self._freed_slots: list[int] = []  # told to the executor with the next plan
         self._in_flight: deque[PlanInFlight] = deque()
+        self._num_siblings = 0  # choices that wait for the first one of their prompt
         self._step = 0
         self._use(info)
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        """Choices that wait: in the queue, or for the first one of their prompt."""
+        return len(self._waiting) + self._num_siblings
 
     @property
     def num_waiting_tokens(self) -> int:
@@ -114,6 +116,7 @@ class Scheduler:
                 self.add_request(sibling)
         else:
             leader.siblings = siblings
+            self._num_siblings += len(siblings)
 
     def add_beams(self, choices: Sequence[Request], key: int) -> None:
         """Queue the beam search whose results are `choices`, as one request `key`."""
@@ -221,6 +224,8 @@ class Scheduler:
             assert planned == rows.num_in_flight[slot], f"request {request.key}: wrong number in flight"
         for request in self._waiting:
             assert request.slot == -1, f"request {request.key} waits with a slot"
+        leaders = [*self._waiting, *self._running.values()]
+        assert self._num_siblings == sum(len(leader.siblings) for leader in leaders), "siblings are miscounted"
         num_swapped = sum(self.kv_cache.host.holds(request.key) for request in self._waiting)
         assert num_swapped == self.kv_cache.host.num_requests, "host blocks are held for requests that do not wait"
         if not self._running:
@@ -342,6 +347,7 @@ class Scheduler:
     def _queue_siblings(self, request: Request) -> None:
         """Their common prompt is computed, or never will be: the other choices go next."""
         siblings, request.siblings = request.siblings, []
+        self._num_siblings -= len(siblings)
         if request.slot >= 0:
             self._rows.watch(request)
         for sibling in siblings:

@@ -1,8 +1,8 @@
 """From a chat to the text of a prompt, by the template that came with the model.
 
 The template is the checkpoint's, the messages are a client's: transformers renders in a jinja sandbox, and the size of
-what goes in and what comes out is bounded here. Rendering cannot be interrupted, so callers run it in a thread and
-wait no longer than MAX_RENDER_S.
+what goes in and what comes out is bounded here. Rendering may take for ever, so those who render for clients do it in
+a thread under a `TimeLimit` of MAX_RENDER_CPU_S.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_CHAT_BYTES = 8 * 2**20
 MAX_MESSAGES = 8192
 MAX_TOOLS = 1024
 MAX_PROMPT_CHARS = 4 * 2**20
-MAX_RENDER_S = 4.0
+MAX_RENDER_CPU_S = 0.5
 MAX_TEMPLATE_KWARGS = 64
 CONTENT_FORMATS = ("auto", "string", "openai")
 # what rendering itself is told; a caller's variables must not change it

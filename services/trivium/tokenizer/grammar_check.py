@@ -1,8 +1,9 @@
 """Refuses grammars that are wrong or take too long, before they get near an executor.
 
 A thread that compiles cannot be stopped, and some grammars take for ever. So they are compiled in a process of their
-own first, which is killed when its time is up. Run as a module, this file is that process: it reads a vocabulary, then
-grammars, one JSON value per line, and answers each grammar with null or the reason to refuse it.
+own first, which is killed when its time is up; the next one starts at once. Run as a module, this file is that process:
+it reads a vocabulary, then grammars, one JSON value per line, and answers each grammar with null or the reason to
+refuse it.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from trivium.structured_outputs import StructuredOutputsParams
 
 logger = logging.getLogger(__name__)
 
-MAX_COMPILE_S = 3.0
+MAX_COMPILE_S = 2.0
 MAX_WAITING = 64
+MAX_WAIT_S = 10.0  # for other grammars to be compiled
 MAX_VERDICTS = 512
 MAX_MEMORY_BYTES = 4 * 2**30
 _START_S = 30.0  # until a new process has read its vocabulary
@@ -43,9 +45,10 @@ class GrammarChecker:
         self._load_vocabulary = vocabulary
         self._max_compile_s = max_compile_s
         self._vocabulary: bytes | None = None
-        self._process: _Process | None = None
+        self._process: asyncio.Task[_Process] | None = None  # which starts it
         self._turn = asyncio.Lock()
         self._num_waiting = 0
+        self._is_closed = False
         # grammar -> why it is refused, if it is
         self._verdicts: OrderedDict[StructuredOutputsParams, InvalidRequestError | None] = OrderedDict()
 
@@ -56,9 +59,12 @@ class GrammarChecker:
                 raise OverloadedError(f"{MAX_WAITING} grammars wait to be compiled")
             self._num_waiting += 1
             try:
-                async with self._turn:
+                await self._take_turn()
+                try:
                     if params not in self._verdicts:
                         self._verdicts[params] = await self._compile(params)
+                finally:
+                    self._turn.release()
             finally:
                 self._num_waiting -= 1
         self._verdicts.move_to_end(params)
@@ -69,9 +75,24 @@ class GrammarChecker:
             raise type(error)(error.message, param=error.param, code=error.code)
 
     async def close(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
+        self._is_closed = True
+        await self._end_process()
+
+    async def _end_process(self) -> None:
+        starting, self._process = self._process, None
+        if starting is None:
+            return
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError, InvalidRequestError, EngineUnavailableError):
+            process = await starting
             await asyncio.to_thread(process.end)
+
+    async def _take_turn(self) -> None:
+        try:
+            async with asyncio.timeout(MAX_WAIT_S):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise OverloadedError("too many grammars wait to be compiled") from None
 
     async def _compile(self, params: StructuredOutputsParams) -> InvalidRequestError | None:
         try:
@@ -79,33 +100,74 @@ class GrammarChecker:
             async with asyncio.timeout(self._max_compile_s):
                 reply: dict[str, str] | None = json.loads(await process.ask(json.dumps(asdict(params)).encode()))
         except TimeoutError:
-            await self.close()
+            await self._replace_process()
             logger.warning("a grammar took longer than %g s to compile", self._max_compile_s)
-            return refused(params, f"it is too complex: compiling takes longer than {self._max_compile_s:g} s")
+            reason = f"it is too complex: compiling takes longer than {self._max_compile_s:g} s"
+            return refused(params, reason, "grammar_too_complex")
         except (OSError, json.JSONDecodeError):  # the process is gone: out of memory, or a bug of the compiler
-            await self.close()
-            return refused(params, "it is too complex to compile")
-        except BaseException:  # given up by the caller: an answer without a reader must not meet the next question
-            await self.close()
+            await self._replace_process()
+            return refused(params, "it is too complex to compile", "grammar_too_complex")
+        except asyncio.CancelledError:  # by the caller: an answer without a reader must not meet the next question
+            await self._replace_process()
             raise
         return None if reply is None else InvalidRequestError(**reply)
 
     async def _running_process(self) -> _Process:
-        """The process, with its vocabulary read. Raises EngineUnavailableError if it does not start."""
-        if self._process is not None and self._process.is_alive:
-            return self._process
-        await self.close()
+        """The process, with its vocabulary read.
+
+        Raises EngineUnavailableError if it does not start, InvalidRequestError if there is no such vocabulary.
+        """
+        if self._process is not None and self._process.done() and not _is_alive(self._process):
+            await self._end_process()
+        if self._is_closed:
+            raise EngineUnavailableError("the service is shutting down", code="draining")
+        if self._process is None:
+            self._process = asyncio.create_task(self._start())
+        return await asyncio.shield(self._process)
+
+    async def _replace_process(self) -> None:
+        """The next grammar need not wait for the start of another one."""
+        await self._end_process()
+        if not self._is_closed:
+            self._process = asyncio.create_task(self._start())
+
+    async def _start(self) -> _Process:
         if self._vocabulary is None:
             self._vocabulary = _to_line(await asyncio.to_thread(self._load_vocabulary))
-        process = self._process = await asyncio.to_thread(_Process)
+        spawning = asyncio.ensure_future(asyncio.to_thread(_Process))
+        try:
+            process = await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            spawning.add_done_callback(_end_spawned)
+            raise
+        except OSError as error:
+            logger.error("the process that compiles grammars cannot be started: %s", error.strerror)
+            raise _not_started() from None
         try:
             async with asyncio.timeout(_START_S):
                 is_started = bool(await process.ask(self._vocabulary))
         except (TimeoutError, OSError):
             is_started = False
+        except asyncio.CancelledError:
+            process.end()
+            raise
         if not is_started:
-            raise EngineUnavailableError("the process that compiles grammars did not start")
+            process.end()
+            raise _not_started()
         return process
+
+
+def _not_started() -> EngineUnavailableError:
+    return EngineUnavailableError("the process that compiles grammars did not start")
+
+
+def _end_spawned(spawning: asyncio.Future[_Process]) -> None:
+    if not spawning.cancelled() and spawning.exception() is None:
+        spawning.result().end()
+
+
+def _is_alive(starting: asyncio.Task[_Process]) -> bool:
+    return not starting.cancelled() and starting.exception() is None and starting.result().is_alive
 
 
 class _Process:

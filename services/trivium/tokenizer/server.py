@@ -32,6 +32,7 @@ from trivium.ledger import register_ledger
 from trivium.tokenizer import chat_template
 from trivium.tokenizer.detokenize_session import DetokenizeSession, num_ids
 from trivium.tokenizer.grammar_check import GrammarChecker
+from trivium.tokenizer.time_limit import TimeLimit, TimeLimitExceededError
 from trivium.tokenizer.tokenizer import Tokenizer
 from trivium.v1 import tokenizer_pb2, tokenizer_pb2_grpc, types_pb2
 from trivium.v1.ledger_pb2 import LedgerReply, TokenizerLedger
@@ -152,16 +153,19 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
 
     async def Render(self, request: tokenizer_pb2.RenderRequest, context: Context) -> tokenizer_pb2.RenderResponse:
         async def handler() -> tokenizer_pb2.RenderResponse:
-            tokenizer = self._tokenizer(request.model)
+            tokenizer, limit = self._tokenizer(request.model), TimeLimit(chat_template.MAX_RENDER_CPU_S)
+            rendering = asyncio.ensure_future(self._in_thread(lambda: _render(tokenizer, request, limit)))
             try:
-                ids = await asyncio.wait_for(
-                    self._in_thread(lambda: _render(tokenizer, request)), chat_template.MAX_RENDER_S
-                )
-            except TimeoutError:
-                logger.warning(
-                    "rendering a chat for %s took longer than %s s", request.model, chat_template.MAX_RENDER_S
-                )
-                raise EngineUnavailableError("rendering the chat took too long", code="render_timeout") from None
+                wait_s = chat_template.MAX_RENDER_CPU_S
+                while not (await asyncio.wait((rendering,), timeout=wait_s))[0]:
+                    wait_s = limit.check()
+                ids = rendering.result()
+            except TimeLimitExceededError:
+                logger.warning("the chat template of %s took longer than it may", request.model)
+                raise chat_template.template_error() from None
+            finally:
+                rendering.cancel()
+                limit.stop()
             return tokenizer_pb2.RenderResponse(prompt=types_pb2.TokensPrompt(ids=ids))
 
         return await rpc.answer(context, handler)  # type: ignore[no-any-return]
@@ -270,13 +274,15 @@ def _out_of_order(command: tokenizer_pb2.DetokenizeCommand) -> InvalidRequestErr
     )
 
 
-def _render(tokenizer: Tokenizer, request: tokenizer_pb2.RenderRequest) -> list[int]:
+def _render(tokenizer: Tokenizer, request: tokenizer_pb2.RenderRequest, limit: TimeLimit) -> list[int]:
+    """Token ids of a chat. Only the template is under `limit`: encoding is linear, and is one call into C."""
     continue_final_message = request.continue_final_message
     is_set = request.HasField("add_generation_prompt")
-    return tokenizer.render_chat(
-        chat_template.parse_messages(request.messages_json),
-        tools=chat_template.parse_tools(request.tools_json),
-        add_generation_prompt=request.add_generation_prompt if is_set else not continue_final_message,
-        continue_final_message=continue_final_message,
-        template_kwargs=chat_template.parse_template_kwargs(request.template_kwargs_json),
-    )
+    messages = chat_template.parse_messages(request.messages_json)
+    settings = {
+        "tools": chat_template.parse_tools(request.tools_json),
+        "add_generation_prompt": request.add_generation_prompt if is_set else not continue_final_message,
+        "continue_final_message": continue_final_message,
+        "template_kwargs": chat_template.parse_template_kwargs(request.template_kwargs_json),
+    }
+    return tokenizer.chat(messages, run=limit.run, **settings).token_ids

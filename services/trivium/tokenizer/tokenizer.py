@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trivium.errors import InvalidRequestError
@@ -21,6 +22,7 @@ from trivium.tokenizer import chat_template
 from trivium.tokenizer.chat_template import MAX_PROMPT_CHARS, Messages, Tools
 from trivium.tokenizer.detokenizer import Decode, IncrementalDetokenizer
 from trivium.tokenizer.languages import Languages, TargetMode, find_languages
+from trivium.tokenizer.plain_text import PlainText
 from trivium.tokenizer_backend import load_backend
 
 if TYPE_CHECKING:
@@ -29,6 +31,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_TEXTS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedChat:
+    """A chat as the model reads it."""
+
+    text: str
+    token_ids: list[int]
 
 
 class Tokenizer:
@@ -40,6 +50,7 @@ class Tokenizer:
         self._languages = find_languages(backend)
         self._decode = _fast_decode(backend) or _slow_decode(backend)
         self._special_ids = special_ids(backend)
+        self._plain_text = PlainText(backend)
         self._has_token = _token_test(backend)
         self._token_bytes = token_bytes(backend, self._decode)
         # The first call takes truncation and padding settings out of the backend; later calls change nothing.
@@ -151,18 +162,31 @@ class Tokenizer:
 
         Raises InvalidRequestError as `chat_template.render` does.
         """
-        text = self.chat_text(
+        return self.chat(
             messages,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             template_kwargs=template_kwargs,
-        )
-        return self.encode([text], add_special_tokens=False)[0]
+        ).token_ids
 
-    def chat_text(self, messages: Messages, **settings: Any) -> str:
-        """The prompt text of a chat; `settings` are those of `chat_template.render`, which raises."""
-        return chat_template.render(self._backend, messages, **settings)
+    def chat(
+        self, messages: Messages, *, run: Callable[[Callable[[], str]], str] | None = None, **settings: Any
+    ) -> RenderedChat:
+        """The prompt of a chat; `settings` are those of `chat_template.render`, which raises.
+
+        run: runs the template. What users and tools say holds no special tokens, whatever it looks like.
+        """
+        chat_template.check_messages(messages)
+        marked = self._plain_text.mark(messages)
+
+        def render() -> str:
+            return chat_template.render(self._backend, messages if marked is None else marked, **settings)
+
+        text = render() if run is None else run(render)
+        if marked is not None:
+            return RenderedChat(self._plain_text.unmark(text), self._plain_text.encode(text))
+        return RenderedChat(text, self.encode([text], add_special_tokens=False)[0])
 
     def copy_backend(self) -> PreTrainedTokenizerBase:
         """A copy of transformers' tokenizer, for a caller to keep."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import uvloop
 
-from trivium.config import ModelInfo
+from trivium.config import GatewayConfig, ModelInfo
 from trivium.errors import EngineUnavailableError, InvalidRequestError
 from trivium.inputs import EncodedPair, GenerationRequest, PairTexts
 from trivium.outputs import ChoiceDelta, FinishReason, TokenText
@@ -58,11 +58,18 @@ def make_info(name: str, *, is_encoder_decoder: bool = False, max_model_len: int
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """A script step in which nothing happens."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Hang:
     """A script step that never ends."""
 
 
-Step = ChoiceDelta | Exception | Hang
+Step = ChoiceDelta | Exception | Pause | Hang
 HELLO = ("Hel", "lo ", "world")
 
 
@@ -165,6 +172,8 @@ class FakeEngine:
                 if isinstance(step, Hang):
                     self.started.put(request.request_id)
                     await asyncio.Event().wait()
+                elif isinstance(step, Pause):
+                    await asyncio.sleep(step.seconds)
                 elif isinstance(step, Exception):
                     raise step
                 else:
@@ -181,22 +190,16 @@ class FakeEngine:
 
 
 class RunningServer:
-    """A gateway on a free port of 127.0.0.1, in a thread with a uvloop loop. `stop` ends it and waits."""
+    """A gateway on a free port of 127.0.0.1, in a thread with a uvloop loop. `stop` ends it and waits.
 
-    def __init__(
-        self,
-        engines: Mapping[str, FakeEngine],
-        *,
-        api_key: str | None = None,
-        drain_timeout_s: float = 5.0,
-        enable_prompt_embeds: bool = False,
-    ) -> None:
+    settings: of GatewayConfig.
+    """
+
+    def __init__(self, engines: Mapping[str, FakeEngine], **settings: Any) -> None:
         self._listener = bind("127.0.0.1", 0)
         self.port: int = self._listener.getsockname()[1]
         self._engines = engines
-        self._api_key = api_key
-        self._drain_timeout_s = drain_timeout_s
-        self._enable_prompt_embeds = enable_prompt_embeds
+        self._config = GatewayConfig(**settings)
         self._stop = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_up = threading.Event()
@@ -211,14 +214,10 @@ class RunningServer:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         drain = Drain()
-        app = create_app(
-            ModelRoutes(self._engines),
-            api_key=self._api_key,
-            drain=drain,
-            enable_prompt_embeds=self._enable_prompt_embeds,
-        )
+        app = create_app(ModelRoutes(self._engines), config=self._config, drain=drain)
         self._is_up.set()
-        await run_server(app, self._listener, drain=drain, stop=self._stop, drain_timeout_s=self._drain_timeout_s)
+        timeout_s = self._config.drain_timeout_s
+        await run_server(app, self._listener, drain=drain, stop=self._stop, drain_timeout_s=timeout_s)
 
     def begin_stop(self) -> None:
         assert self._loop is not None

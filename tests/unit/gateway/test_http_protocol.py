@@ -1,13 +1,15 @@
-"""Limits and framing below the application, seen from a raw socket."""
+"""Limits and framing below the application, seen from a raw socket. What is refused at once: tests/hostile."""
 
 from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
-from unit.gateway.fakes import WAIT_S, FakeEngine, Hang, RunningServer, World, deltas, make_info, request
+from unit.gateway.fakes import WAIT_S, FakeEngine, Hang, Pause, RunningServer, World, deltas, make_info, request
 
 BODY = b'{"model":"tiny","prompt":"a"}'
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
@@ -56,65 +58,6 @@ def with_length(length: bytes) -> bytes:
     return HEAD + b"Content-Length: " + length + b"\r\n\r\n"
 
 
-@pytest.mark.parametrize(
-    ("data", "status", "code"),
-    [
-        pytest.param(with_length(b"abc") + BODY, 400, "invalid_content_length", id="B17 abc"),
-        pytest.param(with_length(b"-1") + BODY, 400, "invalid_content_length", id="B17 -1"),
-        pytest.param(with_length(b"9" * 30), 400, "invalid_content_length", id="B17 overflow"),
-        pytest.param(
-            HEAD + b"Content-Length: 29\r\nContent-Length: 30\r\n\r\n" + BODY,
-            400,
-            "invalid_content_length",
-            id="B17 two",
-        ),
-        pytest.param(
-            HEAD + b"Content-Length: 29\r\nTransfer-Encoding: chunked\r\n\r\n" + BODY,
-            400,
-            "invalid_content_length",
-            id="B18",
-        ),
-        pytest.param(
-            HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 29\r\n\r\n" + BODY,
-            400,
-            "invalid_content_length",
-            id="B18 turned round",
-        ),
-        pytest.param(CHUNKED + b"zz\r\n", 400, "invalid_http", id="bad chunk"),
-        pytest.param(HEAD + b"X: " + b"a" * 2**20, 431, "headers_too_large", id="B20 1 MiB, unfinished"),
-        pytest.param(
-            CHUNKED + b"1\r\nx\r\n0\r\nX: " + b"a" * 2**20, 431, "headers_too_large", id="B20 endless trailer"
-        ),
-        pytest.param(CHUNKED + b"1;" + b"a" * 2**20, 431, "headers_too_large", id="B20 endless chunk extension"),
-        pytest.param(HEAD + b"X: " + b"a" * 66_000 + b"\r\n\r\n", 431, "headers_too_large", id="B20 66 kB"),
-        pytest.param(HEAD + b"X: a\r\n" * 10_000 + b"\r\n", 431, "headers_too_large", id="B20 10,000"),
-        pytest.param(b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414, "uri_too_long", id="B21"),
-        pytest.param(b"GET /\r\n\r\n", 400, "invalid_host", id="B27 HTTP/0.9"),
-        pytest.param(b"GET / HTTP/3.0\r\nHost: x\r\n\r\n", 400, "invalid_http", id="B27 HTTP/3.0"),
-        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 64, 400, "invalid_http", id="B27 TLS"),
-        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "invalid_http", id="B77 HTTP/2"),
-        pytest.param(b"\0\xff\0\xff\r\n\r\n", 400, "invalid_http", id="noise"),
-    ],
-)
-def test_refused_below_the_application_and_closed(world: World, data: bytes, status: int, code: str) -> None:
-    with connect(world.port) as connection:
-        connection.sendall(data)
-        assert status_and_code(read_all(connection)) == (status, code)
-    assert request(world.port, "GET", "/health/live").status == 200
-
-
-@pytest.mark.parametrize(
-    "host", [b"a/#@b", b"x" * 10_240, b"a b", b"a\r\nHost: b", b"", b"\xc3\xbc"], ids=lambda host: repr(host[:12])
-)
-def test_bad_host_is_400(world: World, host: bytes) -> None:
-    head = b"GET /health/live HTTP/1.1\r\nHost: " + host + b"\r\n\r\n"
-    assert ask(world.port, head) == (400, "invalid_host")
-
-
-def test_missing_host_is_400(world: World) -> None:
-    assert ask(world.port, b"GET /health/live HTTP/1.1\r\n\r\n") == (400, "invalid_host")
-
-
 @pytest.mark.parametrize("host", [b"localhost", b"127.0.0.1:8000", b"[::1]:8000", b"a-b.c_d.example"])
 def test_good_host_passes(world: World, host: bytes) -> None:
     with connect(world.port) as connection:
@@ -129,13 +72,6 @@ def test_large_length_is_413_before_the_body_is_sent(world: World) -> None:
 def test_client_that_sends_the_large_body_first_still_reads_the_413(world: World) -> None:
     answer = request(world.port, "POST", "/v1/completions", b" " * (9 * 2**20), {"Content-Type": "application/json"})
     assert answer.error == (413, "content_too_large", None)
-
-
-def test_large_chunked_body_is_413(world: World) -> None:
-    chunk = b"100000\r\n" + b" " * 2**20 + b"\r\n"
-    with connect(world.port) as connection:
-        connection.sendall(CHUNKED + chunk * 9)
-        assert status_and_code(read_response(connection)) == (413, "content_too_large")
 
 
 def test_body_of_exactly_the_limit_is_read(world: World) -> None:
@@ -156,8 +92,14 @@ def test_head_and_large_body_in_one_piece_are_one_request(world: World, num_byte
 
 def test_many_one_byte_chunks_are_one_body(world: World) -> None:
     with connect(world.port) as connection:
-        connection.sendall(CHUNKED + b"1\r\nx\r\n" * 100_000 + b"0\r\n\r\n")
+        connection.sendall(CHUNKED + b"1\r\nx\r\n" * 65_535 + b"0\r\n\r\n")
         assert status_and_code(read_response(connection)) == (400, "invalid_json")
+
+
+def test_too_many_chunks_are_refused(world: World) -> None:
+    with connect(world.port) as connection:
+        connection.sendall(CHUNKED + b"1\r\nx\r\n" * 65_537)
+        assert status_and_code(read_all(connection)) == (400, "too_many_chunks")
 
 
 def test_endless_body_after_an_answer_is_cut(world: World) -> None:
@@ -169,18 +111,58 @@ def test_endless_body_after_an_answer_is_cut(world: World) -> None:
                 connection.sendall(b" " * 2**20)
 
 
-def test_websocket_upgrade_is_400(world: World) -> None:
-    head = b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
-    assert ask(world.port, head) == (400, "upgrade_not_supported")
-
-
-def test_wrong_key_is_answered_before_the_body_is_asked_for() -> None:
-    server = RunningServer({"tiny": FakeEngine(make_info("tiny"))}, api_key="k")
-    with connect(server.port) as connection:
-        connection.sendall(HEAD + b"Authorization: Bearer x\r\nExpect: 100-continue\r\nContent-Length: 29\r\n\r\n")
-        response = read_response(connection)
-        assert response.startswith(b"HTTP/1.1 401")
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningServer]:
+    """A server that waits for no client."""
+    monkeypatch.setattr("trivium_gateway.http_protocol.HEAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("trivium_gateway.http_protocol.DISCARD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("trivium_gateway.server.KEEP_ALIVE_S", 0.3)
+    engine = FakeEngine(make_info("tiny"))
+    engine.scripts["slow"] = [Pause(1.0), *deltas("1", "2")]
+    server = RunningServer({"tiny": engine})
+    yield server
     server.stop()
+
+
+def drip(connection: socket.socket, data: bytes) -> bytes:
+    """Send `data` byte by byte, with pauses far shorter than any limit, until the server closes; what it said."""
+    connection.settimeout(0.05)
+    answer = b""
+    with suppress(ConnectionError):
+        for byte in data:
+            connection.sendall(bytes([byte]))
+            with suppress(TimeoutError):
+                received = connection.recv(65536)
+                if not received:
+                    return answer
+                answer += received
+    return answer
+
+
+def test_a_head_that_comes_byte_by_byte_is_408(hasty: RunningServer) -> None:
+    with connect(hasty.port) as connection:
+        assert status_and_code(drip(connection, HEAD * 10)) == (408, "request_timeout")
+
+
+@pytest.mark.parametrize("data", [b"", b"\r\n" * 200], ids=["nothing", "empty lines"])
+def test_a_connection_that_begins_no_request_is_closed_without_a_word(hasty: RunningServer, data: bytes) -> None:
+    with connect(hasty.port) as connection:
+        assert (drip(connection, data) if data else read_all(connection)) == b""
+
+
+def test_half_a_head_behind_a_running_response_does_not_end_it(hasty: RunningServer) -> None:
+    body = b'{"model":"tiny","prompt":"slow"}'
+    with connect(hasty.port) as connection:
+        connection.sendall(with_length(str(len(body)).encode()) + body + b"GET / HT")
+        answers = read_all(connection)
+    first, _, second = answers.partition(b"HTTP/1.1 408")
+    assert b'"text":"12"' in first and b"request_timeout" in second
+
+
+def test_a_body_that_trickles_in_after_its_answer_is_cut(hasty: RunningServer) -> None:
+    with connect(hasty.port) as connection:
+        connection.sendall(with_length(b"8388609"))
+        assert status_and_code(drip(connection, b" " * 200)) == (413, "content_too_large")
 
 
 def test_expect_continue_is_honoured(world: World) -> None:
@@ -189,21 +171,6 @@ def test_expect_continue_is_honoured(world: World) -> None:
         assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.sendall(BODY)
         assert read_response(connection).startswith(b"HTTP/1.1 200")
-
-
-def test_pipelined_requests_are_answered_in_order(world: World) -> None:
-    bodies = [
-        json.dumps({"model": "tiny", "prompt": text, "stream": text == "one"}).encode() for text in ("one", "two")
-    ]
-    world.tiny.scripts["one"] = deltas("1", "1", "1")
-    world.tiny.scripts["two"] = deltas("2", "2", "2")
-    data = b"".join(with_length(str(len(body)).encode()) + body for body in bodies)
-    with connect(world.port) as connection:
-        connection.sendall(data + b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        first, second, third = read_all(connection).split(b"HTTP/1.1 200 OK\r\n")[1:]
-    assert first.count(b'"text":"1"') == 3 and b"[DONE]" in first and b'"222"' not in first
-    assert b'"text":"222"' in second
-    assert b'"status":"ok"' in third
 
 
 def test_garbage_behind_a_running_request_aborts_it(world: World) -> None:

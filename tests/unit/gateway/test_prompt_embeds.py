@@ -1,11 +1,8 @@
-"""`prompt_embeds` over HTTP: what is taken, in which order it is answered, and what is refused by name."""
+"""`prompt_embeds` over HTTP: what is taken, and in which order it is answered. Hostile ones: tests/hostile."""
 
 from __future__ import annotations
 
 import base64
-import io
-import json
-import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from embeds import saved
+from embeds import encoded, raw
 from unit.gateway.fakes import HIDDEN_SIZE, MAX_ENCODER_LEN, MAX_MODEL_LEN, FakeEngine, RunningServer, World, make_info
 
 ROWS = torch.arange(3 * HIDDEN_SIZE, dtype=torch.float32).reshape(3, HIDDEN_SIZE) / 7
@@ -33,19 +30,6 @@ def world() -> Iterator[World]:
 def client(world: World) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=world.server.base_url, api_key="none", max_retries=0, timeout=20) as client:
         yield client
-
-
-def encoded(rows: object) -> str:
-    return base64.b64encode(saved(rows)).decode()
-
-
-def raw(rows: torch.Tensor) -> dict[str, Any]:
-    data = rows.contiguous().view(torch.uint8).numpy().tobytes()
-    return {
-        "data": base64.b64encode(data).decode(),
-        "shape": list(rows.shape),
-        "dtype": str(rows.dtype).removeprefix("torch."),
-    }
 
 
 def safe(rows: torch.Tensor) -> str:
@@ -137,104 +121,11 @@ def test_echo_of_an_encoder_decoder_model_shows_the_decoder_prompt(client: opena
     assert completion.choices[0].text == "abHello world"
 
 
-def torch_file(rows: object, **entries: bytes) -> str:
-    """A file of `torch.save` with some entries replaced."""
-    old, buffer = zipfile.ZipFile(io.BytesIO(saved(rows))), io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as new:
-        for name in old.namelist():
-            new.writestr(name, entries.get(name.rpartition("/")[2].replace(".", "_"), old.read(name)))
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def deflated() -> str:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("archive/data.pkl", bytes(2**28))
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def text(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def safe_header(**entry: Any) -> str:
-    header = json.dumps({"x": {"dtype": "F32", "shape": [1, 8], "data_offsets": [0, 32], **entry}}).encode()
-    return text(len(header).to_bytes(8, "little") + header + bytes(32))
-
-
-WRONG: dict[str, tuple[Any, str]] = {
-    "empty": ("", "invalid_prompt_embeds"),
-    "not base64": ("%%%%", "invalid_prompt_embeds"),
-    "not ascii": ("äöü", "invalid_prompt_embeds"),
-    "url-safe base64": ("-_-_", "invalid_prompt_embeds"),
-    "whitespace": ("AAAA\nAAAA", "invalid_prompt_embeds"),
-    "a number": (5, "invalid_prompt_embeds"),
-    "true": (True, "invalid_prompt_embeds"),
-    "nested": ([[encoded(ROWS)]], "invalid_prompt_embeds"),
-    "an empty list": ([], "invalid_prompt_embeds"),
-    "too many": (["AAAA"] * 65, "too_many_prompts"),
-    "no tensor": (text(b"hello, world"), "invalid_prompt_embeds"),
-    "a plain pickle": (text(b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R."), "invalid_prompt_embeds"),
-    "a call in a file": (torch_file(ROWS, data_pkl=b"\x80\x02cos\nsystem\n)R."), "invalid_prompt_embeds"),
-    "an extension": (torch_file(ROWS, data_pkl=b"\x80\x02\x82\x01."), "invalid_prompt_embeds"),
-    "big-endian": (torch_file(ROWS, byteorder=b"big"), "invalid_prompt_embeds"),
-    "a short storage": (torch_file(ROWS, **{"0": b"1234"}), "invalid_prompt_embeds"),
-    "deflated": (deflated(), "invalid_prompt_embeds"),
-    "a list of tensors": (encoded([ROWS]), "invalid_prompt_embeds"),
-    "sparse": (encoded(ROWS.to_sparse()), "invalid_prompt_embeds"),
-    "quantized": (torch_file(ROWS, data_pkl=b"\x80\x02ctorch._utils\n_rebuild_qtensor\n)R."), "invalid_prompt_embeds"),
-    "csr": (torch_file(ROWS, data_pkl=b"\x80\x02ctorch._utils\n_rebuild_sparse_tensor\n)R."), "invalid_prompt_embeds"),
-    "meta": (encoded(ROWS.to("meta")), "invalid_prompt_embeds"),
-    "repeated rows": (encoded(ROWS[:1].expand(4, -1)), "invalid_prompt_embeds"),
-    **{
-        str(dtype): (encoded(ROWS.to(dtype)), "invalid_prompt_embeds")
-        for dtype in (torch.float64, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn)
-    },
-    "0 dimensions": (encoded(ROWS[0, 0]), "invalid_prompt_embeds"),
-    "1 dimension": (encoded(ROWS[0]), "invalid_prompt_embeds"),
-    "3 dimensions": (encoded(ROWS[None]), "invalid_prompt_embeds"),
-    "no rows": (encoded(ROWS[:0]), "invalid_prompt_embeds"),
-    "too wide": (encoded(torch.zeros(2, HIDDEN_SIZE + 1)), "invalid_prompt_embeds"),
-    "not a number": (encoded(ROWS * float("nan")), "non_finite"),
-    "infinite": (encoded(ROWS + float("inf")), "non_finite"),
-    "too large": (encoded(torch.full((1, HIDDEN_SIZE), 1e38)), "non_finite"),
-    "minus too large": (encoded(torch.full((1, HIDDEN_SIZE), -1e38)), "non_finite"),
-    "raw: keys": ({"data": "AAAA"}, "invalid_prompt_embeds"),
-    "raw: more keys": ({**raw(ROWS), "device": "cpu"}, "invalid_prompt_embeds"),
-    "raw: data": ({**raw(ROWS), "data": [1.0]}, "invalid_prompt_embeds"),
-    "raw: wrong shape": ({**raw(ROWS), "shape": [3, 9]}, "invalid_prompt_embeds"),
-    "raw: huge shape": ({**raw(ROWS), "shape": [2**31 - 1, 2**31 - 1]}, "too_long"),
-    "raw: huge number": ({**raw(ROWS), "shape": [2**62, 4]}, "invalid_prompt_embeds"),
-    "raw: negative shape": ({**raw(ROWS), "shape": [-3, -8]}, "invalid_prompt_embeds"),
-    "raw: shape of text": ({**raw(ROWS), "shape": ["3", 8]}, "invalid_prompt_embeds"),
-    "raw: dtype": ({**raw(ROWS), "dtype": "float64"}, "invalid_prompt_embeds"),
-    "raw: dtype of a list": ({**raw(ROWS), "dtype": ["float32"]}, "invalid_prompt_embeds"),
-    "safetensors: two": (text(safetensors.torch.save({"a": ROWS, "b": ROWS + 1})), "invalid_prompt_embeds"),
-    "safetensors: dtype": (text(safetensors.torch.save({"a": ROWS.double()})), "invalid_prompt_embeds"),
-    "safetensors: offsets": (safe_header(data_offsets=[0, 2**40]), "invalid_prompt_embeds"),
-    "safetensors: backwards": (safe_header(data_offsets=[32, 0]), "invalid_prompt_embeds"),
-    "safetensors: shape": (safe_header(shape=[2, 8]), "invalid_prompt_embeds"),
-    "safetensors: shape of text": (safe_header(shape="ab"), "invalid_prompt_embeds"),
-    "safetensors: deep": (text((4096).to_bytes(8, "little") + b"[" * 4096), "invalid_prompt_embeds"),
-    "safetensors: long header": (text((2**60).to_bytes(8, "little") + b"{}"), "invalid_prompt_embeds"),
-}
-
-
 def refused(client: openai.OpenAI, model: str = "tiny", **body: Any) -> dict[str, Any]:
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model=model, prompt=body.pop("prompt", ""), extra_body=body)
     error: dict[str, Any] = caught.value.body  # type: ignore[assignment]
     return error
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_embeddings_are_refused_by_name(world: World, client: openai.OpenAI, case: str) -> None:
-    value, code = WRONG[case]
-    before = len(world.tiny.requests)
-    error = refused(client, prompt_embeds=value)
-    param = "prompt_embeds[0]" if case == "nested" else "prompt_embeds"
-    assert (error["code"], error["param"]) == (code, param), error
-    assert len(world.tiny.requests) == before
 
 
 @pytest.mark.parametrize("endpoint", ["completions", "chat"])

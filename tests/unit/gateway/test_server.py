@@ -7,10 +7,12 @@ import json
 import socket
 import threading
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
 
+from trivium.config import GatewayConfig
 from trivium.errors import ConfigurationError
 from trivium.outputs import ChoiceDelta
 from trivium_gateway.app import serve
@@ -122,7 +124,7 @@ async def test_serve_needs_no_engine_to_start_and_stops_when_told(tmp_path: Path
             tokenizer=f"unix:{tmp_path}/tokenizer",
             host="127.0.0.1",
             port=port,
-            api_key=None,
+            config=GatewayConfig(),
             stop=stop,
         )
     )
@@ -138,9 +140,23 @@ async def test_serve_needs_no_engine_to_start_and_stops_when_told(tmp_path: Path
 
 
 @pytest.mark.asyncio
-async def test_serve_refuses_a_taken_port_and_an_empty_key(tmp_path: Path) -> None:
+async def test_serve_refuses_a_taken_port() -> None:
     with bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-        for api_key in (None, ""):
-            with pytest.raises(ConfigurationError, match="in use" if api_key is None else "empty"):
-                await serve(models={}, tokenizer="", host="127.0.0.1", port=port, api_key=api_key, stop=asyncio.Event())
+        with pytest.raises(ConfigurationError, match="in use"):
+            await serve(
+                models={}, tokenizer="", host="127.0.0.1", port=port, config=GatewayConfig(), stop=asyncio.Event()
+            )
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"api_key": ""}, "empty"), ({"api_key": " "}, "empty"), ({"max_requests_per_minute": -1}, "negative")],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        GatewayConfig(**settings)
+
+
+def test_the_key_is_in_no_text_of_the_settings() -> None:
+    assert "s3cret" not in repr(GatewayConfig(api_key="s3cret"))

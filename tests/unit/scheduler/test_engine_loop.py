@@ -313,6 +313,22 @@ async def test_a_request_that_waits_too_long_is_told_so() -> None:
 
 
 @pytest.mark.asyncio
+async def test_choices_that_wait_for_the_first_of_them_count_as_waiting() -> None:
+    async with running() as world:
+        clients = [world.submit(seed, n=16) for seed in range(3)]
+        with pytest.raises(OverloadedError, match="48 requests wait already, the limit is 50"):
+            world.submit(3, n=3)
+        clients.append(world.submit(4, n=2))
+        await asyncio.gather(*(client.done.wait() for client in clients))
+        assert world.loop.scheduler.num_waiting == 0
+        clients = [world.submit(seed, n=16) for seed in range(3)]
+        world.loop.abort(clients[0].keys)
+        world.submit(5, n=16)
+        for client in clients[1:]:
+            await client.done.wait()
+
+
+@pytest.mark.asyncio
 async def test_the_queue_is_bounded_by_tokens_too() -> None:
     async with running(SchedulerConfig(max_waiting_tokens=2 * len(PROMPT))) as world:
         world.submit(1)

@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import uvloop
 
-from trivium.errors import InvalidRequestError
-from trivium.grammar import GrammarCompiler, GrammarVocabulary, bitmask_width
+from trivium.errors import InvalidRequestError, OverloadedError
+from trivium.grammar import GrammarCompiler, GrammarVocabulary, bitmask_width, error_text
 from trivium.structured_outputs import StructuredOutputsParams
 from trivium.tokenizer.grammar_check import GrammarChecker
 from trivium.tokenizer.tokenizer import Tokenizer
@@ -57,13 +58,32 @@ def test_a_grammar_that_takes_too_long_is_refused_and_the_next_one_is_not() -> N
     asyncio.run(scenario())
 
 
+def test_a_grammar_does_not_wait_for_ever_for_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trivium.tokenizer.grammar_check.MAX_WAIT_S", 0.2)
+
+    async def scenario() -> None:
+        checker = GrammarChecker(vocabulary, max_compile_s=1.5)
+        try:
+            await checker.check(GOOD)
+            endless = asyncio.create_task(checker.check(ENDLESS))
+            await asyncio.sleep(0)
+            with pytest.raises(OverloadedError):
+                await checker.check(StructuredOutputsParams(regex="b"))
+            await checker.check(GOOD)  # known, so it need not wait
+            with pytest.raises(InvalidRequestError):
+                await endless
+        finally:
+            await checker.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_process_that_dies_is_replaced() -> None:
     async def scenario() -> None:
         checker = GrammarChecker(vocabulary)
         try:
             await checker.check(GOOD)
-            assert checker._process is not None
-            checker._process.end()
+            (await checker._running_process()).end()
             await checker.check(StructuredOutputsParams(regex="other"))
             assert "unclosed group" in await refusal(checker, StructuredOutputsParams(regex="a("))
         finally:
@@ -79,9 +99,14 @@ def test_a_caller_that_gives_up_leaves_no_answer_behind() -> None:
             await checker.check(GOOD)
             task = asyncio.create_task(checker.check(ENDLESS))
             await asyncio.sleep(0.2)
+            killed = psutil.Process().children()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
+            deadline = time.monotonic() + 20
+            while psutil.Process().children() in ([], killed):  # the next process starts by itself
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.01)
             assert "unclosed group" in await refusal(checker, StructuredOutputsParams(regex="a("))
             await checker.check(StructuredOutputsParams(regex="fine"))
         finally:
@@ -191,6 +216,13 @@ def test_json_has_a_bounded_amount_of_whitespace(text: str, is_taken: bool) -> N
     matcher = GrammarCompiler(tokenizer.grammar_vocabulary(), [1]).compile(StructuredOutputsParams(json_object=True))
     (ids,) = tokenizer.encode([text], add_special_tokens=False)
     assert (matcher.validate_tokens(ids) == len(ids)) is is_taken
+
+
+def test_what_the_compiler_says_is_one_line_without_its_insides() -> None:
+    assert error_text("bad\n  thing <non-verbose/> ") == "bad thing"
+    panic = "panic: repeating slices?\n<backtrace>\n 0: <unknown>\n 1: type_call at /tmp/build/typeobject.c:1091"
+    assert error_text(panic) == "the compiler of grammars failed"
+    assert len(error_text("x" * 10_000)) == 500
 
 
 def test_the_cache_is_bounded_and_gives_fresh_matchers(monkeypatch: pytest.MonkeyPatch) -> None:

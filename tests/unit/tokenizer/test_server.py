@@ -30,14 +30,17 @@ from unit.tokenizer.tiny_languages import save_multilingual
 from unit.tokenizer.tiny_tokenizers import make_tokenizer, save_model
 
 CHAT = [{"role": "user", "content": "hello"}]
+MODELS = ["bpe", "uni", "endless"]
+ENDLESS = "{% for _ in range(99999) %}{% for _ in range(99999) %}{% endfor %}{% endfor %}"
 
 
 @asynccontextmanager
 async def running_server(tmp_path: Path) -> AsyncIterator[tuple[grpc.aio.Channel, asyncio.Event]]:
-    """A ready server of the models "bpe" and "uni"; the event stops it."""
+    """A ready server of MODELS; the event stops it."""
     models = [
         ServedModel("bpe", save_model(tmp_path / "bpe")),
         ServedModel("uni", save_model(tmp_path / "uni", "metaspace", template=None)),
+        ServedModel("endless", save_model(tmp_path / "endless", template=ENDLESS)),
     ]
     address, stop = f"unix:{tmp_path}/s", asyncio.Event()
     task = asyncio.create_task(serve(models, address, stop))
@@ -224,12 +227,23 @@ async def test_a_stream_that_is_ended_while_its_welcome_is_written_sees_why(
 
 
 @pytest.mark.asyncio
-async def test_a_chat_that_renders_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_templates_that_never_end_are_stopped_and_leave_their_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_template, "MAX_RENDER_CPU_S", 0.1)
     async with running_server(tmp_path) as (channel, _):
-        monkeypatch.setattr(chat_template, "MAX_RENDER_S", 0.0)
         stub = tokenizer_pb2_grpc.TokenizerStub(channel)
-        request = tokenizer_pb2.RenderRequest(model="bpe", messages_json=json.dumps(CHAT).encode())
-        assert await failure(stub.Render(request)) is grpc.StatusCode.UNAVAILABLE
+        request = tokenizer_pb2.RenderRequest(model="endless", messages_json=json.dumps(CHAT).encode())
+        given_up = stub.Render(request)  # by its caller, who need not tell the thread
+        await asyncio.sleep(0.05)
+        given_up.cancel()
+        for _ in range(10):  # more than there are threads
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await stub.Render(request)
+            error = rpc.error_from_rpc(raised.value)
+            assert isinstance(error, InvalidRequestError) and error.code == "template_error"
+        response = await stub.Render(tokenizer_pb2.RenderRequest(model="bpe", messages_json=request.messages_json))
+        assert list(response.prompt.ids) == make_tokenizer().render_chat(CHAT)
 
 
 @pytest.mark.asyncio
@@ -280,7 +294,7 @@ async def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path: Path) -> 
 async def test_the_ledger_counts_handles_until_they_are_closed_or_their_stream_ends(tmp_path: Path) -> None:
     async def handles() -> tuple[int, int]:
         reply = await ask_ledger(channel)
-        assert reply is not None and reply.service == "tokenizer" and list(reply.tokenizer.models) == ["bpe", "uni"]
+        assert reply is not None and reply.service == "tokenizer" and list(reply.tokenizer.models) == MODELS
         return reply.open_streams, reply.tokenizer.detokenize_handles
 
     async with running_server(tmp_path) as (channel, _):
