@@ -274,15 +274,13 @@ def _load_qkv(config: DecoderConfig, checkpoint: Checkpoint, prefix: str) -> Lin
     names, shard = config.names, checkpoint.shard
     query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     widths = (query, kv, kv) if names.qkv_layout is QkvLayout.SEPARATE else (query + 2 * kv,)
-    is_grouped = names.qkv_layout is QkvLayout.GROUPED  # its rows change places
-    is_as_stored = shard.size == 1 and not is_grouped
+    is_as_stored = shard.size == 1 and names.qkv_layout is not QkvLayout.GROUPED
     return checkpoint.linear(
         [f"{prefix}.{name}" for name in names.qkv],
         widths,
         config.hidden_size,
         bias=config.qkv_bias,
         transposed=names.conv1d,
-        adaptable=not is_grouped,
         split=None if is_as_stored else Split(rows=_qkv_rows(config, shard)),
     )
 

@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from trivium.errors import ConfigurationError
+from trivium.executor.adapter_pool import AdapterPool, LoraDelta
 from trivium.executor.attention import AttentionMetadata, PagedRows
 from trivium.executor.kv_cache import KVCache, KVCacheShape
 from trivium.executor.loader import Checkpoint
@@ -127,6 +129,12 @@ class FallbackDecoder:
         logits: Tensor = self._head(inputs_embeds=hidden[None], use_cache=False).logits[0]
         return logits.float()
 
+    def linear_layers(self) -> dict[str, nn.Linear]:
+        """The linear layers of the body, but not of the head, by their names in the causal model."""
+        prefix = self._head.base_model_prefix
+        modules: Iterable[tuple[str, nn.Module]] = self._body.named_modules()
+        return {f"{prefix}.{name}": module for name, module in modules if type(module) is nn.Linear}
+
     def record_calls(self, token_ids: Tensor) -> list[AttentionCall]:
         """What the attention layers ask for, in the order of their calls. Raises ConfigurationError."""
         self._recorded = []
@@ -210,6 +218,8 @@ def build_fallback(name: str, config: JsonConfig, checkpoint: Checkpoint, kernel
         decoder = FallbackDecoder(name, model, kernels)
         calls = decoder.record_calls(prompts[-1])
         shape = _kv_shape(name, calls, text_config, max_model_len)
+        if checkpoint.adapters is not None:
+            _adapt(decoder, checkpoint.adapters, prompts[-1])
         _check_logits(name, decoder, shape, prompts, expected)
     except ConfigurationError:
         raise
@@ -225,6 +235,33 @@ def build_fallback(name: str, config: JsonConfig, checkpoint: Checkpoint, kernel
         max_model_len=max_model_len,
         max_encoder_len=0,
     )
+
+
+def _adapt(decoder: FallbackDecoder, adapters: AdapterPool, token_ids: Tensor) -> None:
+    """Let adapters change every linear layer that is called once for a step, with one row for each of its tokens.
+
+    An expert has the rows of some tokens only, and a layer whose weight is read without a call never comes here.
+    """
+    layers = decoder.linear_layers()
+    calls: dict[str, list[int]] = {}  # name of a layer -> rows of each of its calls
+
+    def record(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        calls.setdefault(name, []).append(inputs[0].shape[:-1].numel() if inputs else 0)
+
+    hooks = [layer.register_forward_pre_hook(partial(record, name)) for name, layer in layers.items()]
+    decoder.record_calls(token_ids)
+    for hook in hooks:
+        hook.remove()
+    for name, layer in layers.items():
+        if calls.get(name) == [len(token_ids)]:
+            delta = adapters.add_layer([name], [layer.out_features], layer.in_features)
+            layer.register_forward_hook(partial(_add_delta, delta))
+
+
+def _add_delta(delta: LoraDelta, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """A forward hook of a linear layer: inputs[0] [..., in_features], output [..., out_features]."""
+    delta.add_to(output.view(-1, output.shape[-1]), inputs[0].reshape(-1, inputs[0].shape[-1]))
+    return output
 
 
 def _causal_models() -> set[str]:
