@@ -135,11 +135,14 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
         assert request.model is not None, "checked before"
         engine = self._routes.find(request.model)
         generation_id = f"{self.id_prefix}-{request.request_id or uuid.uuid4().hex}"
+        adapter = self._routes.adapter_of(request.model)
+        info = engine.model_info.limited_by(adapter)
+        is_soft = info.find_prompt_adapter(adapter) is not None
         try:
-            jobs = await self.jobs(request, engine, engine.model_info)
+            jobs = await self.jobs(request, engine, info)
         except InvalidRequestError as error:
             raise as_given(error, request) from None
-        traceparent, adapter = current_traceparent(), self._routes.adapter_of(request.model)
+        traceparent = current_traceparent()
         requests = tuple(
             GenerationRequest(
                 request_id=generation_id if len(jobs) == 1 else f"{generation_id}-{position}",
@@ -147,7 +150,8 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
                 sampling=job.sampling,
                 stream=bool(request.stream),
                 traceparent=traceparent,
-                adapter=adapter,
+                adapter="" if is_soft else adapter,
+                prompt_adapter=adapter if is_soft else "",
                 priority=request.priority or 0,
                 tenant=tenant,
                 cache_salt=request.cache_salt or "",

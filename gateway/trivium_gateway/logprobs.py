@@ -80,10 +80,10 @@ class TokenTexts:
     def prompt_dicts(
         self, prompt: EncodedPrompt, logprobs: Sequence[TokenLogprobs], num_top: int
     ) -> list[dict[int, PromptLogprob] | None]:
-        """vLLM's `prompt_logprobs`: None for the first token, which nothing predicts."""
+        """vLLM's `prompt_logprobs`: None for the first token, which nothing predicts, and for embeddings."""
         cut = [_first(value, num_top) for value in logprobs]
         shown = to_dicts(prompt.token_ids[1:], cut, self._texts)
-        return [None, *({key: _shown_prompt(value) for key, value in item.items()} for item in shown)]
+        return [None, *map(_shown_prompt, shown)]
 
 
 class CompletionLogprobsWriter:
@@ -175,8 +175,13 @@ def _shown(logprob: float) -> float:
     return max(logprob, LOWEST)
 
 
-def _shown_prompt(value: Logprob) -> PromptLogprob:
-    return PromptLogprob(logprob=_shown(value.logprob), rank=value.rank, decoded_token=value.decoded_token)
+def _shown_prompt(of_token: dict[int, Logprob] | None) -> dict[int, PromptLogprob] | None:
+    if of_token is None:
+        return None
+    return {
+        token_id: PromptLogprob(logprob=_shown(value.logprob), rank=value.rank, decoded_token=value.decoded_token)
+        for token_id, value in of_token.items()
+    }
 
 
 def _name(token: TokenText) -> str:

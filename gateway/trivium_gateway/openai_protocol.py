@@ -268,7 +268,7 @@ class TextTaskResponse(msgspec.Struct, frozen=True, kw_only=True):
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """`max_model_len` and `is_encoder_decoder` are absent until the model has been reached once.
 
-    parent: of a LoRA adapter, the model that it changes.
+    parent: of an adapter, the model that it is for.
     """
 
     id: str

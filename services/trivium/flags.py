@@ -79,6 +79,26 @@ LoraModules = Annotated[
 ]
 MaxLoraRank = Annotated[int, _flag("max-lora-rank", "Highest rank of an adapter.", min=1)]
 MaxLoras = Annotated[int, _flag("max-loras", "Most adapters in one batch.", min=1)]
+EnablePromptAdapter = Annotated[
+    bool,
+    typer.Option(
+        "--enable-prompt-adapter/--no-enable-prompt-adapter",
+        envvar="TRIVIUM_ENABLE_PROMPT_ADAPTER",
+        help="Serve soft prompts, too.",
+    ),
+]
+PromptAdapters = Annotated[
+    list[str],
+    _flag(
+        "prompt-adapters",
+        'Soft prompts of PEFT, as NAME=PATH ... or {"name": ..., "path": ..., "base_model_name": ...}.',
+        metavar="NAME=PATH",
+    ),
+]
+MaxPromptAdapters = Annotated[int, _flag("max-prompt-adapters", "Most soft prompts in one batch.", min=1)]
+MaxPromptAdapterToken = Annotated[
+    int, _flag("max-prompt-adapter-token", "Most virtual tokens of a soft prompt.", min=1)
+]
 DrainTimeout = Annotated[
     float, _flag("drain-timeout", "Seconds that running requests get to finish when the gateway is stopped.", min=0)
 ]

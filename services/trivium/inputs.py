@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NotRequired, TypeAlias, TypedDict, final
 
 from trivium.errors import InvalidRequestError
@@ -70,6 +70,8 @@ PromptInputs: TypeAlias = Prompt  # older names of both
 SingletonPromptInputs: TypeAlias = SingletonPrompt
 
 
+Places: TypeAlias = tuple[tuple[int, int], ...]
+
 MAX_EMBEDS_BYTES = 48 * 2**20  # of one prompt, as float32: it has to fit into a message
 _DIGEST_BYTES = 16
 
@@ -85,12 +87,16 @@ class RawTensor:
 
 @dataclass(frozen=True, slots=True)
 class PromptEmbeds:
-    """Checked embeddings: float32, little-endian, [num_tokens, hidden_size]. digests: 16 bytes for each token."""
+    """Checked embeddings: float32, little-endian, [num_tokens, hidden_size]. digests: 16 bytes for each token.
+
+    places: the positions [start, end) of the prompt that they are for, in rising order; None if they are all of it.
+    """
 
     data: bytes = field(repr=False)
     num_tokens: int
     hidden_size: int
     digests: bytes = field(repr=False, compare=False)
+    places: Places | None = None
 
     @classmethod
     def of(cls, data: bytes, num_tokens: int, hidden_size: int) -> PromptEmbeds:
@@ -103,35 +109,35 @@ class PromptEmbeds:
         return cls(data, num_tokens, hidden_size, b"".join(digests))
 
     @property
+    def spans(self) -> Places:
+        """`places`, whatever they are."""
+        return ((0, self.num_tokens),) if self.places is None else self.places
+
+    @property
     def placeholder_ids(self) -> tuple[int, ...]:
         """What stands for the tokens where ids are listed; they mean nothing."""
         return (0,) * self.num_tokens
 
-    def rows_from(self, start: int) -> bytes:
-        """The embeddings of the tokens from `start` on."""
-        return self.data if start == 0 else self.data[4 * self.hidden_size * start :]
+    def behind(self, num_tokens: int) -> PromptEmbeds:
+        """The same, of a prompt with `num_tokens` more tokens ahead of it."""
+        return replace(self, places=tuple((start + num_tokens, end + num_tokens) for start, end in self.spans))
+
+    def rows_from(self, position: int) -> bytes:
+        """The embeddings of the tokens from `position` of the prompt on."""
+        num_before = sum(min(end, position) - start for start, end in self.spans if start < position)
+        return self.data if num_before == 0 else self.data[4 * self.hidden_size * num_before :]
 
     def digests_of(self, start: int, end: int) -> bytes:
-        """What identifies the embeddings of tokens [start, end), as far as there are so many."""
-        return self.digests[_DIGEST_BYTES * start : _DIGEST_BYTES * end]
-
-
-@dataclass(frozen=True, slots=True)
-class LoRARequest:
-    """An adapter to generate with: a directory (or hub id) as PEFT writes it, under a name and a number of its own."""
-
-    lora_name: str
-    lora_int_id: int
-    lora_path: str
-
-    def __post_init__(self) -> None:
-        for name in ("lora_name", "lora_path"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise InvalidRequestError(f"{name} must be a name, got {getattr(self, name)!r:.60}", param=name)
-        if isinstance(self.lora_int_id, bool) or not isinstance(self.lora_int_id, int) or self.lora_int_id < 1:
-            raise InvalidRequestError(
-                f"lora_int_id must be at least 1, got {self.lora_int_id!r:.60}", param="lora_int_id"
-            )
+        """What identifies the embeddings of the tokens [start, end) of the prompt, and which of these have some."""
+        pieces, first_row = [], 0
+        for low, high in self.spans:
+            begin, stop = max(low, start), min(high, end)
+            if begin < stop:
+                row = first_row + begin - low
+                pieces.append(b"%d-%d:" % (begin - start, stop - start))
+                pieces.append(self.digests[_DIGEST_BYTES * row : _DIGEST_BYTES * (row + stop - begin)])
+            first_row += high - low
+        return b"".join(pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +220,8 @@ class GenerationRequest:
     `sampling.seed` must be set (the front door draws one where the caller gave none): a request that is resumed after
     a crash then continues with the same random numbers.
     Waiting requests are ordered by `priority` (lower first), then fairly among tenants. Cached prefixes are shared only
-    between requests of the same `cache_salt`. adapter: the name of a loaded adapter, empty for the base model.
+    between requests of the same `cache_salt`. adapter: the name of a loaded LoRA adapter, prompt_adapter: that of a
+    loaded soft prompt, whose virtual tokens are not part of `prompt`; empty for none.
     """
 
     request_id: str
@@ -227,6 +234,7 @@ class GenerationRequest:
     tenant: str = ""
     cache_salt: str = ""
     adapter: str = ""
+    prompt_adapter: str = ""
 
     @property
     def num_open_choices(self) -> int:

@@ -10,10 +10,12 @@ import random
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from trivium.adapters import LoRARequest, PromptAdapterRequest
 from trivium.beam_params import BeamSearchParams
 from trivium.chat_utils import encoder_decoder_chat
+from trivium.config import ModelInfo
 from trivium.engine_args import EngineArgs
 from trivium.errors import InvalidRequestError
 from trivium.generation_defaults import default_max_tokens, with_necessities
@@ -21,7 +23,6 @@ from trivium.guided import LLMGuidedOptions, guided_fields
 from trivium.inputs import (
     EncodedPrompt,
     GenerationRequest,
-    LoRARequest,
     Prompt,
     TokensPrompt,
     is_explicit_encoder_decoder,
@@ -41,17 +42,6 @@ if TYPE_CHECKING:
 
 Params: TypeAlias = SamplingParams | BeamSearchParams
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
-
-
-def refuse_prompt_adapter(request: object) -> None:
-    """Raise InvalidRequestError for a `prompt_adapter_request`, or for a list with one."""
-    items = request if isinstance(request, list | tuple) else [request]
-    if any(item is not None for item in items):
-        raise InvalidRequestError(
-            "prompt_adapter_request is not supported: prompt adapters cannot be loaded: write the prompt as text",
-            param="prompt_adapter_request",
-            code="unsupported_parameter",
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +66,7 @@ class RequestOptions:
     request_id: str | None = None
     is_streamed: bool = False
     lora_request: LoRARequest | None = None
+    prompt_adapter_request: PromptAdapterRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,21 +90,16 @@ class RequestRunner:
 
     async def make_request(self, prompt: Prompt, options: RequestOptions) -> GenerationRequest:
         """Raises InvalidRequestError for a wrong prompt or parameter."""
-        given, adapter = options.params, options.lora_request
-        if not isinstance(adapter, LoRARequest | None):
-            raise InvalidRequestError(f"not a LoRARequest: {adapter!r:.60}", param="lora_request")
-        if adapter is not None:
-            await self._engine.load_adapter(adapter)
-        if isinstance(given, SamplingParams) or given is None:
-            truncation = None if given is None else Truncation.of(given)
-            encoded = await encode_prompt(prompt, self._engine, self._engine.model_info, truncation=truncation)
-        else:
-            encoded = await encode_prompt(prompt, self._engine, self._engine.model_info)
+        given = options.params
+        adapter, prompt_adapter = await self._load_adapters(options)
+        info = self._engine.model_info.limited_by(prompt_adapter)
+        truncation = Truncation.of(given) if isinstance(given, SamplingParams) else None
+        encoded = await encode_prompt(prompt, self._engine, info, truncation=truncation)
         if encoded.num_embeds_bytes and not self._enable_prompt_embeds:
             raise InvalidRequestError(
                 "prompt_embeds needs LLM(enable_prompt_embeds=True)", param="prompt_embeds", code="feature_disabled"
             )
-        sampling = await self._complete(given, encoded, options.guided)
+        sampling = await self._complete(given, encoded, info, options.guided)
         if sampling.seed is None:
             sampling = replace(sampling, seed=self._random.getrandbits(63))
         check_int("priority", options.priority, -(2**31), 2**31 - 1)
@@ -123,8 +109,22 @@ class RequestRunner:
             sampling,
             stream=options.is_streamed,
             priority=options.priority,
-            adapter="" if adapter is None else adapter.lora_name,
+            adapter=adapter,
+            prompt_adapter=prompt_adapter,
         )
+
+    async def _load_adapters(self, options: RequestOptions) -> tuple[str, str]:
+        """Names of LoRA adapter and soft prompt, loaded. Raises InvalidRequestError."""
+        lora, soft, adapters = options.lora_request, options.prompt_adapter_request, self._engine.adapters
+        if not isinstance(lora, LoRARequest | None):
+            raise InvalidRequestError(f"not a LoRARequest: {lora!r:.60}", param="lora_request")
+        if not isinstance(soft, PromptAdapterRequest | None):
+            raise InvalidRequestError(f"not a PromptAdapterRequest: {soft!r:.60}", param="prompt_adapter_request")
+        if lora is not None:
+            await adapters.load(lora)
+        if soft is not None:
+            await adapters.load_prompt(soft)
+        return "" if lora is None else lora.lora_name, "" if soft is None else soft.prompt_adapter_name
 
     def chat_prompt(self, messages: Messages, settings: ChatSettings) -> Prompt:
         """The prompt that a conversation is. Raises InvalidRequestError."""
@@ -203,10 +203,9 @@ class RequestRunner:
                 yield shown
 
     async def _complete(
-        self, given: Params | None, prompt: EncodedPrompt, guided: LLMGuidedOptions | None
+        self, given: Params | None, prompt: EncodedPrompt, info: ModelInfo, guided: LLMGuidedOptions | None
     ) -> SamplingParams:
         """`given` checked, or the defaults of the checkpoint."""
-        info = self._engine.model_info
         fields = {} if guided is None else guided_fields(guided)
         if given is None:
             resolved = await complete_sampling(
@@ -237,7 +236,8 @@ class RequestRunner:
             if only in (None, choice.index):
                 shown = replace(choice, token_ids=list(choice.token_ids))
                 if sampling.logprobs is not None:
-                    shown.logprobs = await self._named(shown.token_ids, values)
+                    named = await self._named(shown.token_ids, values)
+                    shown.logprobs = cast("list[dict[int, Logprob]]", named)  # of an output each is of a token
                 choices.append(shown)
         encoder_ids = prompt.encoder_token_ids
         result = RequestOutput(
@@ -253,7 +253,7 @@ class RequestRunner:
             result.prompt_logprobs = [None, *await self._named(result.prompt_token_ids[1:], outputs.prompt_logprobs)]
         return result
 
-    async def _named(self, token_ids: list[int], logprobs: list[TokenLogprobs]) -> list[dict[int, Logprob]]:
+    async def _named(self, token_ids: list[int], logprobs: list[TokenLogprobs]) -> list[dict[int, Logprob] | None]:
         if not self._engine.has_tokenizer:
             return to_dicts(token_ids, logprobs, {})
         texts = await self._engine.token_texts(named_ids(token_ids, logprobs))

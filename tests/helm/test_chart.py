@@ -16,7 +16,7 @@ import typer
 import yaml
 
 from trivium import __version__, cli
-from trivium.config import LoRAModule
+from trivium.config import AdapterModule
 from trivium.demo import BUNDLED_MODELS
 
 KUBERNETES_VERSIONS = ("1.29", "1.31", "1.34", "1.37")  # the oldest that Chart.yaml allows ... the newest known
@@ -54,6 +54,7 @@ VALUE_SETS: dict[str, tuple[str, dict[str, Any]]] = {  # id -> (release name, va
                         "tensorParallelSize": 2,
                     },
                     "lora": {"modules": {"sql": "/cache/sql", "a=b": "hub/x"}, "maxLoraRank": 64, "maxLoras": 2},
+                    "promptAdapters": {"modules": {"pirate": "/cache/p"}, "maxPromptAdapterToken": 64},
                 }
             ],
             "scheduler": {"maxWaitingRequests": 1_000_000, "maxPlansInFlight": 3},
@@ -331,8 +332,10 @@ def test_engine_flags_arrive_exactly(releases: dict[str, Release]) -> None:
     expected |= {"gpu_memory_utilization": 0.85, "swap_space": 4.0}
     expected |= {"enable_lora": True, "max_lora_rank": 64, "max_loras": 2}
     assert {name: parsed[name] for name in expected} == expected
-    modules = [LoRAModule.parse(text) for text in parsed["lora_modules"]]
-    assert modules == [LoRAModule("a=b", "hub/x"), LoRAModule("sql", "/cache/sql")]
+    assert (parsed["enable_prompt_adapter"], parsed["max_prompt_adapter_token"]) == (True, 64)
+    assert [AdapterModule.parse(text) for text in parsed["prompt_adapters"]] == [AdapterModule("pirate", "/cache/p")]
+    modules = [AdapterModule.parse(text) for text in parsed["lora_modules"]]
+    assert modules == [AdapterModule("a=b", "hub/x"), AdapterModule("sql", "/cache/sql")]
     parsed = parse(container_of(release.workloads("scheduler")[0]))
     assert (parsed["max_waiting_requests"], parsed["max_plans_in_flight"]) == (1_000_000, 3)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import typer
 
 import trivium
 from trivium import cli, flag_values, process
-from trivium.config import ExecutorConfig, LoRAModule, SchedulerConfig, ServedModel
+from trivium.config import AdapterModule, ExecutorConfig, SchedulerConfig, ServedModel
 from trivium.demo import BUNDLED_MODELS
 from trivium.errors import ConfigurationError
 from trivium.supervisor import ServeConfig, build_children
@@ -127,9 +128,9 @@ def test_serve_hands_its_engine_flags_to_the_executors(configured: Callable[...,
 def test_lora_modules_take_values_up_to_the_next_flag(configured: Callable[..., ServeConfig]) -> None:
     config = configured("base", "--enable-lora", "--lora-modules", "a=/x", "b=/y", "--max-loras", "3")
     assert config.models == (ServedModel("base", "base"),)
-    assert config.lora_modules == (LoRAModule("a", "/x", "base"), LoRAModule("b", "/y", "base"))
-    assert config.lora_flags == ("--enable-lora", "--max-lora-rank", "16", "--max-loras", "3")
-    assert configured("base").lora_flags == ()
+    assert config.lora_modules == (AdapterModule("a", "/x", "base"), AdapterModule("b", "/y", "base"))
+    assert config.adapter_flags == ("--enable-lora", "--max-lora-rank", "16", "--max-loras", "3")
+    assert configured("base").adapter_flags == ()
 
 
 def test_each_lora_module_goes_to_the_executor_of_its_base(configured: Callable[..., ServeConfig]) -> None:
@@ -139,6 +140,17 @@ def test_each_lora_module_goes_to_the_executor_of_its_base(configured: Callable[
     assert '{"name": "a", "path": "/x"}' in flags["executor two"]
     assert "--lora-modules" not in flags["executor one"] and "--enable-lora" in flags["executor one"]
     assert "--enable-lora" not in flags["scheduler two"]
+
+
+def test_soft_prompts_go_to_the_executor_of_their_base(configured: Callable[..., ServeConfig]) -> None:
+    flags = ("--enable-lora", "--lora-modules", "a=/x", "--enable-prompt-adapter", "--prompt-adapters", "p=/y", "q=/z")
+    config = configured("base", *flags, "--max-prompt-adapter-token", "99")
+    assert config.prompt_adapters == (AdapterModule("p", "/y", "base"), AdapterModule("q", "/z", "base"))
+    limits = ("--max-prompt-adapters", "8", "--max-prompt-adapter-token", "99")
+    assert config.adapter_flags[5:] == ("--enable-prompt-adapter", *limits)
+    argv = next(child.argv for child in build_children(config, "/run") if child.name == "executor base")
+    given = [json.loads(argv[place + 1]) for place, part in enumerate(argv) if part == "--prompt-adapters"]
+    assert given == [{"name": "p", "path": "/y"}, {"name": "q", "path": "/z"}]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +165,12 @@ def test_each_lora_module_goes_to_the_executor_of_its_base(configured: Callable[
         (("one", "--enable-lora", "--lora-modules", "{"), "is not valid JSON"),
         (
             ("one", "--enable-lora", "--lora-modules", '{"name": "a", "path": "x", "base_model_name": "b"}'),
-            "base_model_name 'b' of LoRA module 'a' is not served",
+            "base_model_name 'b' of adapter 'a' is not served",
+        ),
+        (("one", "--prompt-adapters", "a=/x"), "--prompt-adapters needs --enable-prompt-adapter"),
+        (
+            ("one", "--enable-lora", "--lora-modules", "a=/x", "--enable-prompt-adapter", "--prompt-adapters", "a=/y"),
+            "model name 'a' is given twice",
         ),
     ],
 )
@@ -259,7 +276,7 @@ def test_executor_hands_over_every_flag(served: Callable[..., Any]) -> None:
         tensor_parallel_size=4,
         generation_config="/etc/generation",
         enable_lora=True,
-        lora_modules=(LoRAModule("x", "/x", "a"), LoRAModule("y", "/y", "a")),
+        lora_modules=(AdapterModule("x", "/x", "a"), AdapterModule("y", "/y", "a")),
         max_lora_rank=64,
         max_loras=2,
     )

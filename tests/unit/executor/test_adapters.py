@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from adapters import DECODER_TARGETS, load_peft, save_adapter, targets_of
 from tiny import BART_LIKE, DECODER_ONLY, T5_LIKE, save_tiny
-from trivium.config import ExecutorConfig, LoRAModule
+from trivium.config import AdapterModule, ExecutorConfig
 from trivium.errors import ConfigurationError
 from trivium.executor.model_runner import ModelRunner
 from trivium.executor.plan_check import PlanError
@@ -26,7 +26,7 @@ GROUPED_KEYS = {"falcon": {"new_decoder_architecture": True, "num_kv_heads": 3, 
 
 
 def lora_runner(checkpoint: Path, adapters: dict[str, Path], **settings: Any) -> ModelRunner:
-    modules = tuple(LoRAModule(name, str(path)) for name, path in adapters.items())
+    modules = tuple(AdapterModule(name, str(path)) for name, path in adapters.items())
     return make_runner(checkpoint, enable_lora=True, lora_modules=modules, **settings)
 
 
@@ -207,8 +207,8 @@ def test_a_rank_above_the_limit_and_half_an_adapter_are_refused(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lora_modules": (LoRAModule("a", "x"),)}, "lora_modules need enable_lora"),
-        ({"enable_lora": True, "lora_modules": (LoRAModule("tiny", "x"),)}, "model name 'tiny' is given 2 times"),
+        ({"lora_modules": (AdapterModule("a", "x"),)}, "lora_modules need enable_lora"),
+        ({"enable_lora": True, "lora_modules": (AdapterModule("tiny", "x"),)}, "model name 'tiny' is given 2 times"),
         ({"max_loras": 0}, "max_loras must be at least 1"),
     ],
 )

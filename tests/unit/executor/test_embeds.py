@@ -11,8 +11,8 @@ import torch
 
 from embeds import embed, generate_from, packed, soft_rows
 from tiny import BART_LIKE, DECODER_ONLY, T5_LIKE, load_oracle, save_tiny
-from trivium.executor.input_batch import SlotEmbeds
 from trivium.executor.plan_check import PlanError
+from trivium.executor.slot_embeds import SlotEmbeds
 from trivium.params import SamplingParams
 from trivium.step import NewRequestData, SchedulerOutput
 from unit.executor.mini_scheduler import GREEDY, MiniRequest, MiniScheduler
@@ -168,6 +168,7 @@ def new_request(**fields: object) -> NewRequestData:
         "choice_index": 0,
         "max_tokens": 4,
         "prompt_embeds": bytes(2 * 48 * 4),
+        "prompt_places": ((0, 3),),
     }
     return NewRequestData(**{**defaults, **fields})  # type: ignore[arg-type]
 
@@ -189,8 +190,10 @@ def test_an_encoder_run_without_its_embeddings_is_refused(tmp_path: Path) -> Non
         prompt_token_ids=(2,),
         num_computed_tokens=0,
         prompt_embeds=None,
+        prompt_places=(),
         encoder_token_ids=(0, 0),
         encoder_embeds=b"",
+        encoder_places=((0, 2),),
         cross_block_ids=(2,),
     )
     with pytest.raises(PlanError, match="embeddings are missing"):
@@ -215,7 +218,7 @@ def test_embeddings_are_let_go_once_computed_or_freed(tmp_path: Path) -> None:
 
 def test_slot_embeds_find_the_tokens_that_have_rows() -> None:
     embeds = SlotEmbeds(2)
-    embeds.put(3, np.arange(6, dtype="<f4").tobytes(), start=4)
+    embeds.put(3, np.arange(6, dtype=np.float32).reshape(3, 2), start=4)
     slots, positions = np.array([1, 3, 3, 3, 3]), np.array([4, 5, 6, 7, 8])
     found = embeds.find(slots, positions)
     assert found is not None
@@ -223,3 +226,12 @@ def test_slot_embeds_find_the_tokens_that_have_rows() -> None:
     assert embeds.find(np.array([1]), np.array([4])) is None
     embeds.drop([3])
     assert embeds.find(slots, positions) is None
+
+
+def test_slot_embeds_of_several_places_from_a_position_on() -> None:
+    embeds = SlotEmbeds(1)
+    embeds.put_places(0, np.array([2, 3, 7], "<f4").tobytes(), ((0, 4), (7, 8)), start=2)
+    positions = np.arange(9)
+    found = embeds.find(np.zeros(9, np.int64), positions)
+    assert found is not None
+    assert dict(zip(positions[found[0]].tolist(), found[1].ravel().tolist(), strict=True)) == {2: 2, 3: 3, 7: 7}

@@ -15,8 +15,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from adapters import load_peft, save_adapter
+from embeds import generate_from, packed, soft_rows
+from soft_prompts import load_soft_prompt, peft_greedy, save_soft_prompt
 from tiny import load_oracle, save_model
-from trivium.config import LoRAModule
+from trivium.config import AdapterModule
 from trivium.errors import ConfigurationError
 from unit.executor.mini_scheduler import GREEDY, MiniScheduler
 from unit.executor.parity import add_random_requests, generate, make_runner, random_ids, record_logits
@@ -105,7 +107,7 @@ def test_rows_with_and_without_an_adapter_say_what_peft_says(checkpoint: tuple[P
     path, oracle = checkpoint
     targets = linear_names(oracle)
     adapters = {name: save_adapter(path, tmp_path / name, targets, seed=index) for index, name in enumerate("ab")}
-    modules = tuple(LoRAModule(name, str(adapter)) for name, adapter in adapters.items())
+    modules = tuple(AdapterModule(name, str(adapter)) for name, adapter in adapters.items())
     scheduler = MiniScheduler(make_runner(path, enable_lora=True, lora_modules=modules), chunk=7)
     requests = add_random_requests(scheduler, 4)
     for request, name in zip(requests, ["a", "", "b", "a"], strict=True):
@@ -115,6 +117,30 @@ def test_rows_with_and_without_an_adapter_say_what_peft_says(checkpoint: tuple[P
     expected = [generate(oracles.get(request.adapter, oracle), request) for request in requests]
     assert [request.output for request in requests] == expected
     assert any(generate(oracle, request) != request.output for request in requests)
+
+
+@pytest.mark.filterwarnings("ignore:Passing `")
+def test_soft_prompts_and_embeddings_go_ahead_of_tokens(checkpoint: tuple[Path, Any], tmp_path: Path) -> None:
+    path, oracle = checkpoint
+    has_other_heads = oracle.config.model_type in ("deepseek_v3", "gpt_bigcode", "biogpt")  # than PEFT thinks
+    kinds = ["prompt"] if has_other_heads else ["prompt", "prefix"]
+    adapters = {kind: save_soft_prompt(path, tmp_path / kind, kind, seed=7) for kind in kinds}
+    modules = tuple(AdapterModule(name, str(adapter)) for name, adapter in adapters.items())
+    scheduler = MiniScheduler(make_runner(path, enable_prompt_adapter=True, prompt_adapters=modules), chunk=4)
+    prompts = [random_ids(3 + 4 * index, seed=index) for index in range(len(kinds))]
+    requests = [
+        scheduler.add(prompt, prompt_adapter=scheduler.info.find_prompt_adapter(kind))
+        for kind, prompt in zip(kinds, prompts, strict=True)
+    ]
+    rows = soft_rows(oracle, random_ids(9))
+    embedded = scheduler.add([0] * len(rows), embeds=packed(rows))
+    scheduler.run()
+    expected = [
+        peft_greedy(load_soft_prompt(path, adapters[kind]), prompt, None, 12)
+        for kind, prompt in zip(kinds, prompts, strict=True)
+    ]
+    assert [request.output for request in requests] == expected
+    assert embedded.output == generate_from(path, rows, max_new_tokens=12)
 
 
 def linear_names(model: Any) -> tuple[str, ...]:
@@ -135,7 +161,7 @@ def test_the_head_takes_no_adapter(tmp_path: Path) -> None:
         adapter / "adapter_model.safetensors",
     )
     with pytest.raises(ConfigurationError, match="target module lm_head is not supported for this model"):
-        make_runner(path, enable_lora=True, lora_modules=(LoRAModule("a", str(adapter)),))
+        make_runner(path, enable_lora=True, lora_modules=(AdapterModule("a", str(adapter)),))
 
 
 def test_one_line_says_that_it_is_slower(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -92,6 +92,10 @@ class BartStack:
             return self._norm(tokens, self._embedding_norm) + places
         return self._norm(tokens + places, self._embedding_norm)
 
+    def word_embeddings(self, token_ids: Tensor) -> Tensor:
+        scale = self.config.embedding_scale if self.config.family.table_is_scaled else 1.0
+        return self._embedding(token_ids) * scale
+
     def project(self, layer: BartLayer, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value, each [num_tokens, num_heads, head_dim]."""
         qkv = layer.qkv(self.enter(hidden, layer.attention_norm))
@@ -126,6 +130,9 @@ class BartEncoder:
         self._cross = cross
         self._cross_shape = cross_shape
         self._kernels = kernels
+
+    def word_embeddings(self, token_ids: Tensor) -> Tensor:
+        return self._stack.word_embeddings(token_ids)
 
     def encode(
         self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor, embeds: InputEmbeds | None = None
@@ -221,6 +228,7 @@ def build_bart(family: BartFamily, json_config: JsonConfig, checkpoint: Checkpoi
         decoder=BartDecoder(decoder, vocabulary.head, kernels),
         encoder=BartEncoder(encoder, cross, kv_shape, kernels),
         kv_shape=kv_shape,
+        num_kv_heads=config.decoder.num_heads,
         vocab_size=vocabulary.size,
         max_model_len=config.decoder.max_positions,
         max_encoder_len=config.encoder.max_positions,

@@ -193,6 +193,7 @@ def build_decoder(
         decoder=Decoder(config, checkpoint, kernels),
         encoder=None,
         kv_shape=KVCacheShape(len(config.layers), num_kv_heads, config.head_dim),
+        num_kv_heads=config.num_kv_heads,
         vocab_size=config.vocab_size,
         max_model_len=config.max_positions,
         max_encoder_len=0,

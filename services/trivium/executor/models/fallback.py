@@ -24,11 +24,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from trivium.errors import ConfigurationError
-from trivium.executor.adapter_pool import AdapterPool, LoraDelta
 from trivium.executor.attention import AttentionMetadata, PagedRows
 from trivium.executor.kv_cache import KVCache, KVCacheShape
 from trivium.executor.loader import Checkpoint
 from trivium.executor.model_config import JsonConfig
+from trivium.executor.models.fallback_adapters import add_adapters
 from trivium.executor.models.model import InputEmbeds, LanguageModel
 from trivium_kernels.dispatch import Kernels
 from trivium_kernels.paged_attention import PagedAttentionPlan
@@ -103,6 +103,7 @@ class FallbackDecoder:
         self._kernels = kernels
         self._step: StepAttention | None = None
         self._recorded: list[AttentionCall] | None = None
+        self._embedding: Any = model.get_input_embeddings()
         self._body: Any = model.base_model
         self._head: Any = model
         attention_name = f"trivium_{id(self):x}"
@@ -118,10 +119,11 @@ class FallbackDecoder:
         metadata: AttentionMetadata,
         embeds: InputEmbeds | None = None,
     ) -> Tensor:
-        assert embeds is None, "a model of hidden size 0 takes no embeddings"
         self._step = StepAttention(self._kernels, kv_cache, metadata)
         try:
-            return self._run(token_ids, positions)
+            if embeds is None:
+                return self._run(positions, input_ids=token_ids)
+            return self._run(positions, inputs_embeds=embeds.put_into(self._embedding(token_ids)))
         finally:
             self._step = None
 
@@ -139,14 +141,32 @@ class FallbackDecoder:
         """What the attention layers ask for, in the order of their calls. Raises ConfigurationError."""
         self._recorded = []
         try:
-            self._run(token_ids, torch.arange(len(token_ids)))
+            self._run(torch.arange(len(token_ids)), input_ids=token_ids)
             return self._recorded
         finally:
             self._recorded = None
 
-    def _run(self, token_ids: Tensor, positions: Tensor) -> Tensor:
-        output = self._body(input_ids=token_ids[None], position_ids=positions[None], use_cache=False)
-        hidden: Tensor = output[0]
+    def embeds_like_tokens(self, token_ids: Tensor) -> int:
+        """Width of the embeddings that may take the place of token ids; 0 if the body makes something else of them.
+
+        What attention layers put out is left out of that: they have been checked.
+        """
+        self._recorded = []
+        positions = torch.arange(len(token_ids))
+        try:
+            rows: Tensor = self._embedding(token_ids)
+            found = self._run(positions, inputs_embeds=rows)
+            is_same = torch.allclose(found, self._run(positions, input_ids=token_ids), atol=_CHECK_TOLERANCE)
+            return rows.shape[1] if is_same else 0
+        except Exception:  # a model may fail in any way
+            return 0
+        finally:
+            self._recorded = None
+
+    def _run(self, positions: Tensor, **inputs: Tensor) -> Tensor:
+        """Hidden states [num_tokens, hidden] of packed input_ids or inputs_embeds."""
+        packed = {name: value[None] for name, value in inputs.items()}
+        hidden: Tensor = self._body(**packed, position_ids=positions[None], use_cache=False)[0]
         return hidden[0]
 
     def _attention(
@@ -219,8 +239,10 @@ def build_fallback(name: str, config: JsonConfig, checkpoint: Checkpoint, kernel
         calls = decoder.record_calls(prompts[-1])
         shape = _kv_shape(name, calls, text_config, max_model_len)
         if checkpoint.adapters is not None:
-            _adapt(decoder, checkpoint.adapters, prompts[-1])
+            run = partial(decoder.record_calls, prompts[-1])
+            add_adapters(checkpoint.adapters, decoder.linear_layers(), run, lens[-1])
         _check_logits(name, decoder, shape, prompts, expected)
+        hidden_size = decoder.embeds_like_tokens(prompts[-1])
     except ConfigurationError:
         raise
     except Exception as error:  # a model may fail in any way when it is run as it was not meant to be
@@ -231,37 +253,12 @@ def build_fallback(name: str, config: JsonConfig, checkpoint: Checkpoint, kernel
         decoder=decoder,
         encoder=None,
         kv_shape=shape,
+        num_kv_heads=shape.num_kv_heads,
         vocab_size=expected[0].shape[1],
         max_model_len=max_model_len,
         max_encoder_len=0,
+        hidden_size=hidden_size,
     )
-
-
-def _adapt(decoder: FallbackDecoder, adapters: AdapterPool, token_ids: Tensor) -> None:
-    """Let adapters change every linear layer that is called once for a step, with one row for each of its tokens.
-
-    An expert has the rows of some tokens only, and a layer whose weight is read without a call never comes here.
-    """
-    layers = decoder.linear_layers()
-    calls: dict[str, list[int]] = {}  # name of a layer -> rows of each of its calls
-
-    def record(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        calls.setdefault(name, []).append(inputs[0].shape[:-1].numel() if inputs else 0)
-
-    hooks = [layer.register_forward_pre_hook(partial(record, name)) for name, layer in layers.items()]
-    decoder.record_calls(token_ids)
-    for hook in hooks:
-        hook.remove()
-    for name, layer in layers.items():
-        if calls.get(name) == [len(token_ids)]:
-            delta = adapters.add_layer([name], [layer.out_features], layer.in_features)
-            layer.register_forward_hook(partial(_add_delta, delta))
-
-
-def _add_delta(delta: LoraDelta, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """A forward hook of a linear layer: inputs[0] [..., in_features], output [..., out_features]."""
-    delta.add_to(output.view(-1, output.shape[-1]), inputs[0].reshape(-1, inputs[0].shape[-1]))
-    return output
 
 
 def _causal_models() -> set[str]:
