@@ -3,7 +3,8 @@
 A decoder-only model gets the messages by its chat template. For an encoder-decoder model, which has no notion of a
 conversation, the last user message is the encoder input, and a final assistant message with
 `continue_final_message=true` is the decoder prompt; messages before them are not read. `prompt_embeds` are whole
-prompts (or encoder inputs) of their own, whose choices come ahead of the choices for the messages.
+prompts (or encoder inputs) of their own, whose choices come ahead of the choices for the messages. Embeddings may also
+be parts of a message.
 
 The output limit defaults to the checkpoint's own, else to what the context has room for.
 """
@@ -16,11 +17,11 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
+from trivium.chat_embeds import chat_prompt, take_embeds, with_embeds
 from trivium.chat_utils import encoder_decoder_chat
 from trivium.config import ModelInfo
 from trivium.engine import EngineClient
 from trivium.errors import InvalidRequestError
-from trivium.inputs import Prompt, TokensPrompt
 from trivium.outputs import ChoiceDelta
 from trivium.prompts import encode_prompt
 from trivium_gateway.endpoint import GenerationEndpoint, Job
@@ -35,7 +36,7 @@ from trivium_gateway.openai_protocol import (
     ChatCompletionRequest,
     ChatMessage,
 )
-from trivium_gateway.prompts import PlacedPrompt, embeds_prompts, with_languages
+from trivium_gateway.prompts import PlacedPrompt, decode, embeds_prompts, with_languages
 from trivium_gateway.sampling import check_num_logprobs, fit_sampling, given_sampling, shown_finish, truncation_of
 from trivium_gateway.stream_extras import StreamExtras
 from trivium_gateway.streaming import ChunkEncoder
@@ -56,7 +57,11 @@ class ChatEndpoint(GenerationEndpoint[ChatCompletionRequest]):
 
     async def jobs(self, request: ChatCompletionRequest, engine: EngineClient, info: ModelInfo) -> list[Job]:
         prompts = await embeds_prompts(request.prompt_embeds)
-        messages = check_messages(request.messages) if request.messages or not prompts else []
+        messages: list[dict[str, Any]] = []
+        if request.messages or not prompts:
+            messages = check_messages(request.messages, takes_embeds=self._enable_prompt_embeds)
+        messages, parts = take_embeds(messages)
+        embeds = [await decode(part.value, part.param) for part in parts]
         tools = shown_tools(request.tools, request.tool_choice)
         continues = bool(messages) and is_continuation(
             messages,
@@ -74,20 +79,18 @@ class ChatEndpoint(GenerationEndpoint[ChatCompletionRequest]):
             if not messages:
                 pass
             elif info.is_encoder_decoder:
-                prompt: Prompt = encoder_decoder_chat(messages, continues=continues)
+                prompt = encoder_decoder_chat(with_embeds(messages, embeds), continues=continues)
                 prompts.append(PlacedPrompt(prompt, "messages"))
             else:
                 adds_prompt = not continues if request.add_generation_prompt is None else request.add_generation_prompt
-                prompt = TokensPrompt(
-                    prompt_token_ids=await engine.render(
-                        messages,
-                        tools=tools,
-                        add_generation_prompt=adds_prompt,
-                        continue_final_message=continues,
-                        template_kwargs=request.chat_template_kwargs,
-                    )
+                ids = await engine.render(
+                    messages,
+                    tools=tools,
+                    add_generation_prompt=adds_prompt,
+                    continue_final_message=continues,
+                    template_kwargs=request.chat_template_kwargs,
                 )
-                prompts.append(PlacedPrompt(prompt, "messages"))
+                prompts.append(PlacedPrompt(chat_prompt(ids, embeds), "messages"))
             if len(prompts) > 1 and form.num_prompt_top is not None:
                 raise InvalidRequestError("prompt_logprobs are of one prompt", param="prompt_logprobs")
             return [await _job(placed, request, given, engine, info) for placed in prompts]

@@ -60,11 +60,11 @@ class Generation:
         return self.requests[choice // self.n].prompt
 
     def echoed(self, choice: int) -> str:
-        """What a choice that echoes its prompt begins with: what the output goes on from."""
+        """What a choice that echoes its prompt begins with: what the output goes on from, as far as it has text."""
         prompt = self.prompt_of(choice)
         if prompt.text is not None:
             return prompt.text
-        return self.token_texts.text_of(prompt.token_ids, shows_special=self.logprobs.shows_special)
+        return self.token_texts.text_of(prompt.own_ids, shows_special=self.logprobs.shows_special)
 
     def usage(self, num_output_tokens: int) -> Usage:
         return count_usage((request.prompt for request in self.requests), num_output_tokens)

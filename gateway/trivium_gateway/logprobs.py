@@ -98,8 +98,9 @@ class CompletionLogprobsWriter:
         self._begin()
 
     def prompt(self, prompt: EncodedPrompt, text: str, logprobs: Sequence[TokenLogprobs]) -> CompletionLogprobs:
-        """The entries of an echoed prompt, before any others; `text` is what is shown of it."""
-        written = self.tokens(prompt.token_ids, (None, *logprobs), text)
+        """The entries of an echoed prompt, before any others; `text` is what is shown of it. Embeddings have none."""
+        of_tokens = [value for value, is_own in zip((None, *logprobs), prompt.is_token, strict=True) if is_own]
+        written = self.tokens(prompt.own_ids, of_tokens, text)
         self._num_chars = len(text)
         self._begin()
         return written

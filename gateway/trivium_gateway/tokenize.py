@@ -16,7 +16,7 @@ import trivium
 from trivium.engine import EngineClient
 from trivium.errors import InvalidRequestError
 from trivium.inputs import check_token_ids
-from trivium.prompts import check_vocabulary
+from trivium.prompt_sides import check_vocabulary
 from trivium_gateway.asgi import check_media_type, read_body, send_json
 from trivium_gateway.errors import unsupported_parameter
 from trivium_gateway.json_body import decode_fields, to_struct

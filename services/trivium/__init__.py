@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trivium.inputs import (
         EmbedsPrompt,
         ExplicitEncoderDecoderPrompt,
+        MixedPrompt,
         TextPrompt,
         TokensPrompt,
         build_explicit_enc_dec_prompt,
@@ -45,6 +46,7 @@ __all__ = [
     "LLMGuidedOptions",
     "LoRARequest",
     "Logprob",
+    "MixedPrompt",
     "PoolingParams",
     "PromptAdapterRequest",
     "RequestOutput",
@@ -72,6 +74,7 @@ _HOME = {
     "LLMGuidedOptions": "trivium.guided",
     "LoRARequest": "trivium.adapters",
     "Logprob": "trivium.outputs",
+    "MixedPrompt": "trivium.inputs",
     "PoolingParams": "trivium.pooling",
     "PromptAdapterRequest": "trivium.adapters",
     "RequestOutput": "trivium.outputs",

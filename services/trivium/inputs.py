@@ -6,11 +6,11 @@ tokenizer: `prompts.py` turns a `Prompt` into an `EncodedPrompt` with the help o
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, NotRequired, TypeAlias, TypedDict, final
 
+from trivium.embeds import PromptEmbeds
 from trivium.errors import InvalidRequestError
 from trivium.params import SamplingParams
 
@@ -48,7 +48,15 @@ class EmbedsPrompt(TypedDict):
     target_language: NotRequired[str | None]
 
 
-SingletonPrompt: TypeAlias = str | TextPrompt | TokensPrompt | EmbedsPrompt
+@final
+class MixedPrompt(TypedDict):
+    """A prompt in parts, in their order: text, token ids and embeddings. Text is tokenized without special tokens."""
+
+    prompt_parts: list[str | TextPrompt | TokensPrompt | EmbedsPrompt]
+    target_language: NotRequired[str | None]
+
+
+SingletonPrompt: TypeAlias = str | TextPrompt | TokensPrompt | EmbedsPrompt | MixedPrompt
 
 
 @final
@@ -70,82 +78,14 @@ PromptInputs: TypeAlias = Prompt  # older names of both
 SingletonPromptInputs: TypeAlias = SingletonPrompt
 
 
-Places: TypeAlias = tuple[tuple[int, int], ...]
-
-MAX_EMBEDS_BYTES = 48 * 2**20  # of one prompt, as float32: it has to fit into a message
-_DIGEST_BYTES = 16
-
-
-@dataclass(frozen=True, slots=True)
-class RawTensor:
-    """Numbers as bytes, row by row and little-endian, with what they are said to be. Nothing is checked."""
-
-    data: bytes
-    shape: tuple[int, ...]
-    dtype: str
-
-
-@dataclass(frozen=True, slots=True)
-class PromptEmbeds:
-    """Checked embeddings: float32, little-endian, [num_tokens, hidden_size]. digests: 16 bytes for each token.
-
-    places: the positions [start, end) of the prompt that they are for, in rising order; None if they are all of it.
-    """
-
-    data: bytes = field(repr=False)
-    num_tokens: int
-    hidden_size: int
-    digests: bytes = field(repr=False, compare=False)
-    places: Places | None = None
-
-    @classmethod
-    def of(cls, data: bytes, num_tokens: int, hidden_size: int) -> PromptEmbeds:
-        """With digests, which take time in proportion to the data."""
-        view, width = memoryview(data), 4 * hidden_size
-        digests = (
-            hashlib.blake2b(view[start : start + width], digest_size=_DIGEST_BYTES).digest()
-            for start in range(0, len(data), width)
-        )
-        return cls(data, num_tokens, hidden_size, b"".join(digests))
-
-    @property
-    def spans(self) -> Places:
-        """`places`, whatever they are."""
-        return ((0, self.num_tokens),) if self.places is None else self.places
-
-    @property
-    def placeholder_ids(self) -> tuple[int, ...]:
-        """What stands for the tokens where ids are listed; they mean nothing."""
-        return (0,) * self.num_tokens
-
-    def behind(self, num_tokens: int) -> PromptEmbeds:
-        """The same, of a prompt with `num_tokens` more tokens ahead of it."""
-        return replace(self, places=tuple((start + num_tokens, end + num_tokens) for start, end in self.spans))
-
-    def rows_from(self, position: int) -> bytes:
-        """The embeddings of the tokens from `position` of the prompt on."""
-        num_before = sum(min(end, position) - start for start, end in self.spans if start < position)
-        return self.data if num_before == 0 else self.data[4 * self.hidden_size * num_before :]
-
-    def digests_of(self, start: int, end: int) -> bytes:
-        """What identifies the embeddings of the tokens [start, end) of the prompt, and which of these have some."""
-        pieces, first_row = [], 0
-        for low, high in self.spans:
-            begin, stop = max(low, start), min(high, end)
-            if begin < stop:
-                row = first_row + begin - low
-                pieces.append(b"%d-%d:" % (begin - start, stop - start))
-                pieces.append(self.digests[_DIGEST_BYTES * row : _DIGEST_BYTES * (row + stop - begin)])
-            first_row += high - low
-        return b"".join(pieces)
+MAX_PROMPT_PARTS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
     """A prompt in token ids.
 
-    Where embeddings are given, in place of the prompt of a decoder-only model or of the encoder input, the ids are
-    placeholders.
+    Where embeddings are given, in a prompt or an encoder input or in place of all of it, the ids are placeholders.
 
     For a decoder-only model `token_ids` is the prompt and `encoder_token_ids` is None. For an encoder-decoder model
     `token_ids` is the decoder prompt (it begins with the decoder start token). `text` and `encoder_text` are what the
@@ -163,6 +103,19 @@ class EncodedPrompt:
     @property
     def num_embeds_bytes(self) -> int:
         return sum(len(embeds.data) for embeds in (self.embeds, self.encoder_embeds) if embeds is not None)
+
+    @property
+    def own_ids(self) -> tuple[int, ...]:
+        """`token_ids` without placeholders."""
+        return tuple(token_id for token_id, is_own in zip(self.token_ids, self.is_token, strict=True) if is_own)
+
+    @property
+    def is_token(self) -> list[bool]:
+        """Of each of `token_ids`, whether it is one, and no placeholder."""
+        found = [True] * len(self.token_ids)
+        for start, end in () if self.embeds is None else self.embeds.spans:
+            found[start:end] = [False] * (end - start)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +249,8 @@ def check_singleton(prompt: object, param: str) -> SingletonPrompt:
             raise InvalidRequestError(
                 f"{param} must not be an encoder/decoder pair itself", param=param, code="invalid_prompt"
             )
+        if "prompt_parts" in prompt:
+            return _check_parts(prompt, param)
         if "prompt_embeds" in prompt:
             if prompt.get("prompt") is not None or "prompt_token_ids" in prompt:
                 raise InvalidRequestError(
@@ -316,11 +271,29 @@ def check_singleton(prompt: object, param: str) -> SingletonPrompt:
             return TextPrompt(prompt=_check_text(prompt["prompt"], param))
     raise InvalidRequestError(
         f"{param} must be text, TextPrompt {{prompt}}, TokensPrompt {{prompt_token_ids}}, "
-        "EmbedsPrompt {prompt_embeds} or ExplicitEncoderDecoderPrompt {encoder_prompt, decoder_prompt}, "
+        "EmbedsPrompt {prompt_embeds}, MixedPrompt {prompt_parts} or ExplicitEncoderDecoderPrompt {encoder_prompt, "
+        "decoder_prompt}, "
         f"not {type(prompt).__name__}",
         param=param,
         code="invalid_prompt",
     )
+
+
+def _check_parts(prompt: dict[str, Any], param: str) -> MixedPrompt:
+    parts = prompt["prompt_parts"]
+    if not isinstance(parts, (list, tuple)) or not 1 <= len(parts) <= MAX_PROMPT_PARTS or "prompt_embeds" in prompt:
+        raise InvalidRequestError(
+            f"{param}: prompt_parts must be a list of 1 to {MAX_PROMPT_PARTS} prompts, and nothing beside it",
+            param=param,
+            code="invalid_prompt",
+        )
+    checked: list[Any] = [check_singleton(part, f"{param}[{index}]") for index, part in enumerate(parts)]
+    for index, part in enumerate(checked):
+        if isinstance(part, dict) and "prompt_parts" in part:
+            raise InvalidRequestError(
+                f"{param}[{index}] must not have parts itself", param=param, code="invalid_prompt"
+            )
+    return MixedPrompt(prompt_parts=checked)
 
 
 def check_token_ids(ids: object, param: str) -> list[int]:

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from trivium.adapters import LoRARequest, PromptAdapterRequest
 from trivium.beam_params import BeamSearchParams
+from trivium.chat_embeds import EmbedsPart, chat_prompt, take_embeds, with_embeds
 from trivium.chat_utils import encoder_decoder_chat
 from trivium.config import ModelInfo
+from trivium.embeds import PromptEmbeds
 from trivium.engine_args import EngineArgs
-from trivium.errors import InvalidRequestError
+from trivium.errors import InvalidRequestError, rename_params
 from trivium.generation_defaults import default_max_tokens, with_necessities
 from trivium.guided import LLMGuidedOptions, guided_fields
 from trivium.inputs import (
@@ -128,22 +130,27 @@ class RequestRunner:
 
     def chat_prompt(self, messages: Messages, settings: ChatSettings) -> Prompt:
         """The prompt that a conversation is. Raises InvalidRequestError."""
+        cleared, parts = take_embeds(messages)
+        embeds = [_to_embeds(part) for part in parts]
         if self._engine.model_info.is_encoder_decoder:
             for name in ("chat_template", "tools", "chat_template_kwargs"):
                 if getattr(settings, name):
                     raise InvalidRequestError(f"an encoder-decoder model takes no {name}", param=name)
-            texts = [{**message, "content": _text(message.get("content"))} for message in messages]
+            read = with_embeds(cleared, embeds)
+            texts = [{**message, "content": _content(message.get("content"))} for message in read]
             return encoder_decoder_chat(texts, continues=settings.continue_final_message)
         tokenizer = self._engine.tokenizer
-        text = tokenizer.chat_text(
-            messages,
-            tools=settings.tools,
-            add_generation_prompt=settings.add_generation_prompt,
-            continue_final_message=settings.continue_final_message,
-            template_kwargs=settings.chat_template_kwargs,
-            template=settings.chat_template,
-            content_format=settings.chat_template_content_format,
-        )
+        rendering: dict[str, Any] = {
+            "tools": settings.tools,
+            "add_generation_prompt": settings.add_generation_prompt,
+            "continue_final_message": settings.continue_final_message,
+            "template_kwargs": settings.chat_template_kwargs,
+            "template": settings.chat_template,
+            "content_format": settings.chat_template_content_format,
+        }
+        if embeds:
+            return chat_prompt(tokenizer.render_chat(cleared, **rendering), embeds)
+        text = tokenizer.chat_text(messages, **rendering)
         return TokensPrompt(prompt_token_ids=tokenizer.encode([text], add_special_tokens=False)[0], prompt=text)
 
     async def pool(self, prompts: Sequence[Prompt], params: PoolingParams, progress: Progress) -> list[Pooled]:
@@ -289,9 +296,9 @@ def _without_text(sampling: SamplingParams) -> SamplingParams:
     return replace(sampling, detokenize=False)
 
 
-def _text(content: Any) -> str:
-    """The text of a message; parts are joined by newlines."""
-    if isinstance(content, str):
+def _content(content: Any) -> Any:
+    """What a message says: embeddings, or its text; parts are joined by newlines."""
+    if isinstance(content, str) or (isinstance(content, Mapping) and "prompt_embeds" in content):
         return content
     parts = content if isinstance(content, list | tuple) else [None]
     texts = [part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else part for part in parts]
@@ -299,4 +306,15 @@ def _text(content: Any) -> str:
         raise InvalidRequestError(
             "message content may be text or parts of type text", param="messages", code="unsupported_content"
         )
-    return "\n".join(texts)  # type: ignore[arg-type]
+    return "\n".join(map(str, texts))
+
+
+def _to_embeds(part: EmbedsPart) -> PromptEmbeds:
+    """What a part of a message holds: a tensor, or what a client of the server would send."""
+    from trivium.prompt_embeds import decode_embeds, to_prompt_embeds  # numpy is loaded only where it is used
+
+    try:
+        is_encoded = isinstance(part.value, str | dict)
+        return decode_embeds(part.value) if is_encoded else to_prompt_embeds(part.value)
+    except InvalidRequestError as error:
+        raise rename_params(error, {"prompt_embeds": part.param}) from None

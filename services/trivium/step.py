@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from trivium.inputs import Places
+from trivium.embeds import Places
 from trivium.outputs import TokenLogprobs
 from trivium.params import SamplingParams
 

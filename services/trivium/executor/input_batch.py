@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from trivium.embeds import Places
 from trivium.executor.models.model import NOT_A_TOKEN
 from trivium.executor.slot_embeds import SlotEmbeds
 from trivium.executor.soft_prompt import SoftPrompt
-from trivium.inputs import Places
 from trivium.params import SamplingParams
 from trivium.step import NewRequestData, SchedulerOutput
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from trivium.inputs import Places
+from trivium.embeds import Places
 
 Longs = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]

@@ -11,7 +11,7 @@ import hashlib
 from array import array
 from collections.abc import Sequence
 
-from trivium.inputs import PromptEmbeds
+from trivium.embeds import PromptEmbeds
 from trivium.scheduler.block_pool import BlockHash
 
 _DIGEST_BYTES = 16

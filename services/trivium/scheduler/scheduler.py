@@ -16,8 +16,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from trivium.config import ModelInfo
+from trivium.embeds import MAX_EMBEDS_BYTES
 from trivium.errors import InvalidRequestError
-from trivium.inputs import MAX_EMBEDS_BYTES
 from trivium.outputs import FinishReason
 from trivium.scheduler.beam_group import BeamGroup
 from trivium.scheduler.kv_cache_manager import Allocation, KVCacheManager

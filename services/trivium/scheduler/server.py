@@ -24,8 +24,9 @@ from trivium.inputs import EncodedPrompt, GenerationRequest
 from trivium.ledger import register_ledger
 from trivium.params import SamplingParams
 from trivium.pooling import check_embed
+from trivium.prompt_sides import check_vocabulary
 from trivium.prompt_truncation import Truncation
-from trivium.prompts import check_vocabulary, encode_prompt
+from trivium.prompts import encode_prompt
 from trivium.sampling_tokens import check_sampling_tokens, complete_sampling, resolve_texts
 from trivium.scheduler.detokenizer_client import GrpcDetokenizerClient
 from trivium.scheduler.engine_loop import EngineLoop

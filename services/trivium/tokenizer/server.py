@@ -162,7 +162,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
                     "rendering a chat for %s took longer than %s s", request.model, chat_template.MAX_RENDER_S
                 )
                 raise EngineUnavailableError("rendering the chat took too long", code="render_timeout") from None
-            return tokenizer_pb2.RenderResponse(prompt=types_pb2.TokensPrompt(ids=ids))
+            return wire.rendered_to_proto(ids)
 
         return await rpc.answer(context, handler)  # type: ignore[no-any-return]
 

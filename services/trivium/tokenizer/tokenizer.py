@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from trivium.errors import InvalidRequestError
@@ -18,8 +18,9 @@ from trivium.inputs import EncodedPair, PairTexts
 from trivium.outputs import TokenText
 from trivium.token_bytes import known_ids, special_ids, token_bytes
 from trivium.tokenizer import chat_template
-from trivium.tokenizer.chat_template import MAX_PROMPT_CHARS, Messages, Tools
+from trivium.tokenizer.chat_template import MAX_PROMPT_CHARS, Messages
 from trivium.tokenizer.detokenizer import Decode, IncrementalDetokenizer
+from trivium.tokenizer.embeds_marks import EmbedsMarks, has_embeds, put_marks
 from trivium.tokenizer.languages import Languages, TargetMode, find_languages
 from trivium.tokenizer_backend import load_backend
 
@@ -38,6 +39,7 @@ class Tokenizer:
         self._backend = backend
         self._target_backend = _target_side(backend)
         self._languages = find_languages(backend)
+        self._marks = EmbedsMarks(backend)
         self._decode = _fast_decode(backend) or _slow_decode(backend)
         self._special_ids = special_ids(backend)
         self._has_token = _token_test(backend)
@@ -138,27 +140,21 @@ class Tokenizer:
         )
         return [list(ids) for ids in encoded["input_ids"]]
 
-    def render_chat(
-        self,
-        messages: Messages,
-        *,
-        tools: Tools | None = None,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        template_kwargs: Mapping[str, Any] | None = None,
-    ) -> list[int]:
+    def render_chat(self, messages: Messages, **settings: Any) -> list[int]:
         """Token ids of a chat, by the model's template; the template writes the special tokens itself.
 
-        Raises InvalidRequestError as `chat_template.render` does.
+        The k-th part of type "prompt_embeds" is the id -1 - k. `settings` are those of `chat_template.render`, which
+        raises InvalidRequestError.
         """
-        text = self.chat_text(
-            messages,
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            template_kwargs=template_kwargs,
-        )
-        return self.encode([text], add_special_tokens=False)[0]
+        if not has_embeds(messages):
+            return self.encode([self.chat_text(messages, **settings)], add_special_tokens=False)[0]
+        marked, num_marks = put_marks(messages)
+        text = self.chat_text(marked, **settings)
+
+        def encode(backend: PreTrainedTokenizerBase, text: str) -> list[int]:
+            return self._encode_by(backend, [text], add_special_tokens=False)[0]
+
+        return self._marks.encode(text, num_marks, encode)
 
     def chat_text(self, messages: Messages, **settings: Any) -> str:
         """The prompt text of a chat; `settings` are those of `chat_template.render`, which raises."""

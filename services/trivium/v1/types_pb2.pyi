@@ -52,14 +52,22 @@ class EmbedsPrompt(_message.Message):
     def __init__(self, data: _Optional[bytes] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class SingletonPrompt(_message.Message):
-    __slots__ = ("text", "tokens", "embeds")
+    __slots__ = ("text", "tokens", "embeds", "mixed")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     EMBEDS_FIELD_NUMBER: _ClassVar[int]
+    MIXED_FIELD_NUMBER: _ClassVar[int]
     text: TextPrompt
     tokens: TokensPrompt
     embeds: EmbedsPrompt
-    def __init__(self, text: _Optional[_Union[TextPrompt, _Mapping]] = ..., tokens: _Optional[_Union[TokensPrompt, _Mapping]] = ..., embeds: _Optional[_Union[EmbedsPrompt, _Mapping]] = ...) -> None: ...
+    mixed: MixedPrompt
+    def __init__(self, text: _Optional[_Union[TextPrompt, _Mapping]] = ..., tokens: _Optional[_Union[TokensPrompt, _Mapping]] = ..., embeds: _Optional[_Union[EmbedsPrompt, _Mapping]] = ..., mixed: _Optional[_Union[MixedPrompt, _Mapping]] = ...) -> None: ...
+
+class MixedPrompt(_message.Message):
+    __slots__ = ("parts",)
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    parts: _containers.RepeatedCompositeFieldContainer[SingletonPrompt]
+    def __init__(self, parts: _Optional[_Iterable[_Union[SingletonPrompt, _Mapping]]] = ...) -> None: ...
 
 class EncoderDecoderPrompt(_message.Message):
     __slots__ = ("encoder", "decoder", "decoder_start_token_id")

@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass, field
 
 from trivium.config import PromptAdapter
+from trivium.embeds import PromptEmbeds
 from trivium.executor.model_runner import ModelRunner
-from trivium.inputs import PromptEmbeds
 from trivium.params import SamplingParams
 from trivium.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
 

@@ -8,8 +8,9 @@ import pytest
 
 from toy import make_info
 from trivium.config import SchedulerConfig
+from trivium.embeds import MAX_EMBEDS_BYTES, PromptEmbeds
 from trivium.errors import OverloadedError
-from trivium.inputs import MAX_EMBEDS_BYTES, EncodedPrompt, GenerationRequest, PromptEmbeds
+from trivium.inputs import EncodedPrompt, GenerationRequest
 from trivium.params import SamplingParams
 from trivium.scheduler.block_hash import BlockHashes, chain_hash, root_hash
 from trivium.scheduler.request import Request

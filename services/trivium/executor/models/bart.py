@@ -81,10 +81,17 @@ class BartStack:
         self._final_norm = _load_norm(checkpoint, f"{config.prefix}.layer_norm", hidden) if family.pre_norm else None
 
     def embed(self, token_ids: Tensor, positions: Tensor, embeds: InputEmbeds | None = None) -> Tensor:
-        """[num_tokens] ids and positions -> [num_tokens, hidden]. As in transformers, `embeds` are scaled already."""
-        tokens = self._embedding(token_ids) * self.config.embedding_scale
+        """[num_tokens] ids and positions -> [num_tokens, hidden]. As in transformers, `embeds` are scaled already, or
+        in a decoder that scales what its embedding module gives, not yet."""
+        is_scaled = self.config.family.table_is_scaled or not self.config.is_decoder
+        tokens = self._embedding(token_ids)
+        if embeds is not None and not is_scaled:
+            tokens = embeds.put_into(tokens)
+        tokens = tokens * self.config.embedding_scale
+        if embeds is not None and is_scaled:
+            tokens = embeds.put_into(tokens)
         if embeds is not None:
-            tokens, token_ids = embeds.put_into(tokens), embeds.mark(token_ids)
+            token_ids = embeds.mark(token_ids)
         places = self.positions.embed(token_ids, positions)
         if self._embedding_norm is None:
             return tokens + places
