@@ -42,21 +42,26 @@ def create_app(
     api_key: str | None = None,
     drain: Drain | None = None,
     enable_prompt_embeds: bool = False,
+    tool_parsers: Mapping[str, str] | None = None,
 ) -> Starlette:
-    """The ASGI application for the models in `routes`. `drain` lets its server end it in order."""
-    with_embeds = {"enable_prompt_embeds": enable_prompt_embeds}
+    """The ASGI application for the models in `routes`. `drain` lets its server end it in order.
+
+    tool_parsers: served name -> how its calls of tools are read; the name "" is for all other models.
+    """
     drain = drain or Drain()
     models = ModelEndpoints(routes)
     health = HealthEndpoints(routes, drain)
     metrics = GatewayMetrics(routes.names())
+    completions = CompletionsEndpoint(routes, drain, metrics, enable_prompt_embeds=enable_prompt_embeds)
+    chat = ChatEndpoint(routes, drain, metrics, enable_prompt_embeds=enable_prompt_embeds, tool_parsers=tool_parsers)
     app = Starlette(
         routes=[
             Route("/health/live", health.live),
             Route("/health/ready", health.ready),
             Route("/v1/models", models.list_models),
             Route("/v1/models/{name:path}", models.get_model),
-            Route("/v1/completions", CompletionsEndpoint(routes, drain, metrics, **with_embeds), methods=["POST"]),
-            Route("/v1/chat/completions", ChatEndpoint(routes, drain, metrics, **with_embeds), methods=["POST"]),
+            Route("/v1/completions", completions, methods=["POST"]),
+            Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/translations", TranslationsEndpoint(routes, drain, metrics), methods=["POST"]),
             Route("/v1/summarizations", SummarizationsEndpoint(routes, drain, metrics), methods=["POST"]),
             Route("/v1/embeddings", EmbeddingsEndpoint(routes, drain), methods=["POST"]),
@@ -91,6 +96,7 @@ async def serve(
     stop: asyncio.Event,
     drain_timeout_s: float = DRAIN_TIMEOUT_S,
     enable_prompt_embeds: bool = False,
+    tool_parsers: Mapping[str, str] | None = None,
 ) -> None:
     """Serve `models` (served name -> scheduler address) on `host`:`port` until `stop` is set, then drain.
 
@@ -103,7 +109,11 @@ async def serve(
         async with _engines(models, tokenizer) as engines:
             drain = Drain()
             app = create_app(
-                ModelRoutes(engines), api_key=api_key, drain=drain, enable_prompt_embeds=enable_prompt_embeds
+                ModelRoutes(engines),
+                api_key=api_key,
+                drain=drain,
+                enable_prompt_embeds=enable_prompt_embeds,
+                tool_parsers=tool_parsers,
             )
             await run_server(app, listener, drain=drain, stop=stop, drain_timeout_s=drain_timeout_s)
 

@@ -43,6 +43,7 @@ from trivium_gateway.routing import ModelRoutes
 from trivium_gateway.sampling import as_given, check_fields, resolve_aliases
 from trivium_gateway.stream_extras import StreamExtras
 from trivium_gateway.streaming import ChunkEncoder, stream_generation
+from trivium_gateway.tool_calls import ToolReading
 from trivium_gateway.tracing import call_span, describe_call
 from trivium_gateway.usage import Usage
 
@@ -69,9 +70,16 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
     operation: ClassVar[str]  # as the GenAI conventions of OpenTelemetry call it
 
     def __init__(
-        self, routes: ModelRoutes, drain: Drain, metrics: GatewayMetrics, *, enable_prompt_embeds: bool = False
+        self,
+        routes: ModelRoutes,
+        drain: Drain,
+        metrics: GatewayMetrics,
+        *,
+        enable_prompt_embeds: bool = False,
+        tool_parsers: Mapping[str, str] | None = None,
     ) -> None:
         self._enable_prompt_embeds = enable_prompt_embeds
+        self._tool_parsers = tool_parsers or {}  # served name -> parser of calls; "" is of all other models
         self._routes = routes
         self._drain = drain
         self._metrics = metrics
@@ -83,6 +91,10 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
     @abstractmethod
     def logprobs_form(self, request: RequestT) -> LogprobsForm:
         """What `request` wants to see of log-probabilities. Raises InvalidRequestError."""
+
+    def reading(self, request: RequestT) -> ToolReading | None:
+        """How calls are read out of the texts. `request` was checked."""
+        return None
 
     @abstractmethod
     def response(self, generation: Generation, collected: ChoiceCollector, usage: Usage) -> msgspec.Struct:
@@ -170,6 +182,7 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
             token_texts=TokenTexts(engine),
             returns_token_ids=bool(request.return_token_ids),
             applied_defaults=jobs[0].applied_defaults if request.debug else None,
+            reading=self.reading(request),
         )
 
     async def _send_whole(self, generation: Generation, receive: Receive, send: Send) -> None:

@@ -145,7 +145,7 @@ async def _of_chat(request: TokenizeRequest, engine: EngineClient) -> list[int]:
     )
     return await engine.render(
         messages,
-        tools=shown_tools(request.tools, None),
+        tools=shown_tools(request.tools),
         add_generation_prompt=not continues if request.add_generation_prompt is None else request.add_generation_prompt,
         continue_final_message=continues,
         template_kwargs=request.chat_template_kwargs,

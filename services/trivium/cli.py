@@ -33,6 +33,7 @@ from trivium.flag_values import (
     parse_adapters,
     parse_models,
     parse_routes,
+    parse_tool_parsers,
     spread_values,
 )
 from trivium.process import (
@@ -116,6 +117,8 @@ def serve(
     scheduling_policy: flags.SchedulingPolicy = "fcfs",
     enable_prefix_caching: flags.EnablePrefixCaching = True,
     enable_prompt_embeds: flags.EnablePromptEmbeds = False,
+    enable_auto_tool_choice: flags.EnableAutoToolChoice = False,
+    tool_call_parser: flags.ToolCallParser = [],  # noqa: B006
     api_key: flags.ApiKey = None,
     log_level: flags.LogLevel = "info",
 ) -> None:
@@ -144,6 +147,9 @@ def serve(
             max_prompt_adapters=max_prompt_adapters, max_prompt_adapter_token=max_prompt_adapter_token
         )
         adapter_flags += ("--enable-prompt-adapter", *limits)
+    parsers = parse_tool_parsers(tool_call_parser, [model.name for model in served], is_enabled=enable_auto_tool_choice)
+    tool_flags: tuple[str, ...] = ("--enable-auto-tool-choice",) if parsers else ()
+    tool_flags += tuple(part for text in tool_call_parser for part in ("--tool-call-parser", text))
     check_api_key(api_key)
     configure_logging("supervisor", log_level)
     config = ServeConfig(
@@ -181,6 +187,7 @@ def serve(
         prompt_adapters=soft_prompts,
         revision=revision,
         enable_prompt_embeds=enable_prompt_embeds,
+        tool_flags=tool_flags,
         started_at=context.obj,
     )
     raise typer.Exit(serve_all(config))
@@ -195,10 +202,13 @@ def gateway(
     api_key: flags.ApiKey = None,
     drain_timeout: flags.DrainTimeout = 5.0,
     enable_prompt_embeds: flags.EnablePromptEmbeds = False,
+    enable_auto_tool_choice: flags.EnableAutoToolChoice = False,
+    tool_call_parser: flags.ToolCallParser = [],  # noqa: B006
     log_level: flags.LogLevel = "info",
 ) -> None:
     """Serve the OpenAI protocol over HTTP for models whose schedulers run elsewhere."""
     routes = parse_routes(model)
+    parsers = parse_tool_parsers(tool_call_parser, routes, is_enabled=enable_auto_tool_choice)
     check_api_key(api_key)
 
     async def run(stop: asyncio.Event) -> None:
@@ -213,6 +223,7 @@ def gateway(
             stop=stop,
             drain_timeout_s=drain_timeout,
             enable_prompt_embeds=enable_prompt_embeds,
+            tool_parsers=parsers,
         )
 
     preload = ("trivium_gateway.app",)

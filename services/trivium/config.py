@@ -21,6 +21,7 @@ DEFAULT_MAX_LORAS = 8
 DEFAULT_MAX_PROMPT_ADAPTERS = 8
 DEFAULT_MAX_PROMPT_ADAPTER_TOKEN = 512
 QUANTIZATIONS = ("int8",)
+TOOL_CALL_PARSERS = ("hermes", "llama3_json", "mistral", "pythonic")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

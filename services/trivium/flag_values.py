@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from trivium.config import AdapterModule, ServedModel
+from trivium.config import TOOL_CALL_PARSERS, AdapterModule, ServedModel
 from trivium.errors import ConfigurationError
 
 MAX_SOCKET_PATH_BYTES = 107
@@ -90,6 +90,28 @@ def parse_adapters(
             raise ConfigurationError(f"base_model_name {module.base!r} of adapter {module.name!r} is not served")
         modules.append(replace(module, base=module.base or served[0]))
     return tuple(modules)
+
+
+def parse_tool_parsers(texts: Sequence[str], models: Collection[str], *, is_enabled: bool) -> dict[str, str]:
+    """Model -> name of the parser of its calls, of NAME or MODEL=NAME texts; "" is for all other models.
+
+    Raises ConfigurationError.
+    """
+    if is_enabled and not texts:
+        raise ConfigurationError("--enable-auto-tool-choice needs --tool-call-parser")
+    if texts and not is_enabled:
+        raise ConfigurationError("--tool-call-parser needs --enable-auto-tool-choice")
+    parsers: dict[str, str] = {}
+    for text in texts:
+        model, _, name = text.rpartition("=")
+        if name not in TOOL_CALL_PARSERS:
+            raise ConfigurationError(f"--tool-call-parser must be one of {', '.join(TOOL_CALL_PARSERS)}, got {name!r}")
+        if model and model not in models:
+            raise ConfigurationError(f"--tool-call-parser {text}: the model {model!r} is not served")
+        if model in parsers:
+            raise ConfigurationError(f"--tool-call-parser is given twice for {model or 'all models'}")
+        parsers[model] = name
+    return parsers
 
 
 def spread_values(args: Sequence[str], flags: Collection[str]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from trivium.config import DEFAULT_GPU_MEMORY_UTILIZATION
+from trivium.config import DEFAULT_GPU_MEMORY_UTILIZATION, TOOL_CALL_PARSERS
 from trivium.flag_values import parse_address, parse_memory
 
 
@@ -122,6 +122,22 @@ EnablePromptEmbeds = Annotated[
         "--enable-prompt-embeds/--no-enable-prompt-embeds",
         envvar="TRIVIUM_ENABLE_PROMPT_EMBEDS",
         help="Take prompts as embeddings over HTTP.",
+    ),
+]
+EnableAutoToolChoice = Annotated[
+    bool,
+    typer.Option(
+        "--enable-auto-tool-choice/--no-enable-auto-tool-choice",
+        envvar="TRIVIUM_ENABLE_AUTO_TOOL_CHOICE",
+        help="Read calls of tools out of answers; needs --tool-call-parser.",
+    ),
+]
+ToolCallParser = Annotated[
+    list[str],
+    _flag(
+        "tool-call-parser",
+        f"How models write calls: {', '.join(TOOL_CALL_PARSERS)}; for one of several models MODEL=NAME.",
+        metavar="NAME",
     ),
 ]
 MaxPlansInFlight = Annotated[int, _flag("max-plans-in-flight", "Steps planned ahead of the executor.", min=1)]

@@ -250,9 +250,9 @@ class ServeConfig:
     """What `trivium serve` was asked for.
 
     port 0 takes a free one. `engine_flags` and `adapter_flags` go to every executor as they are, `scheduler_flags` to
-    every scheduler, each of `lora_modules` and `prompt_adapters` to the executor of its base. `revision` is of every
-    hub model's tokenizer. enable_prompt_embeds: of the gateway. `started_at` is the monotonic time from which the start
-    is counted.
+    every scheduler, `tool_flags` to the gateway, each of `lora_modules` and `prompt_adapters` to the executor of its
+    base. `revision` is of every hub model's tokenizer. enable_prompt_embeds: of the gateway. `started_at` is the
+    monotonic time from which the start is counted.
     """
 
     models: tuple[ServedModel, ...]
@@ -267,6 +267,7 @@ class ServeConfig:
     prompt_adapters: tuple[AdapterModule, ...] = ()
     revision: str | None = None
     enable_prompt_embeds: bool = False
+    tool_flags: tuple[str, ...] = ()
     started_at: float = 0.0
 
 
@@ -345,6 +346,7 @@ def build_children(config: ServeConfig, runtime_dir: str) -> tuple[ChildSpec, ..
     ]
     flags = ("--host", config.host, "--port", str(config.port), "--drain-timeout", str(GATEWAY_DRAIN_S))
     flags += ("--enable-prompt-embeds" if config.enable_prompt_embeds else "--no-enable-prompt-embeds",)
+    flags += config.tool_flags
     children.append(
         child(
             "gateway", StopStage.GATEWAY, "gateway", *routes, "--tokenizer", tokenizer, *flags, api_key=config.api_key

@@ -18,6 +18,7 @@ import yaml
 from trivium import __version__, cli
 from trivium.config import AdapterModule
 from trivium.demo import BUNDLED_MODELS
+from trivium.flag_values import parse_tool_parsers
 
 KUBERNETES_VERSIONS = ("1.29", "1.31", "1.34", "1.37")  # the oldest that Chart.yaml allows ... the newest known
 DNS_LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -69,11 +70,12 @@ VALUE_SETS: dict[str, tuple[str, dict[str, Any]]] = {  # id -> (release name, va
                     "name": "big",
                     "gpus": 2,
                     "engine": {"tensorParallelSize": 2},
+                    "toolCallParser": "llama3_json",
                     "resources": {"requests": {"cpu": "8"}, "limits": {"memory": "64Gi"}},
                     "nodeSelector": {"gpu": "h200"},
                     "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
                 },
-                {"name": "small"},
+                {"name": "small", "toolCallParser": "hermes"},
             ],
             "image": {"registry": "registry.example", "repository": "team/trivium", "digest": "sha256:" + "0" * 64},
             "imagePullSecrets": [{"name": "pull"}],
@@ -344,6 +346,15 @@ def test_prompt_embeddings_are_off_unless_the_values_say_on(release: Release) ->
     (gateway,) = release.workloads("gateway")
     wanted = release.values["gateway"]["enablePromptEmbeds"]
     assert parse(container_of(gateway))["enable_prompt_embeds"] is wanted
+
+
+def test_calls_are_read_as_each_model_writes_them(release: Release) -> None:
+    (gateway,) = release.workloads("gateway")
+    parsed = parse(container_of(gateway))
+    models = {model["name"]: model.get("toolCallParser") for model in release.values["models"]}
+    expected = {name: parser for name, parser in models.items() if parser is not None}
+    found = parse_tool_parsers(parsed["tool_call_parser"], models, is_enabled=parsed["enable_auto_tool_choice"])
+    assert found == expected
 
 
 def test_variables_for_the_command_are_flags_that_it_has(release: Release) -> None:

@@ -199,6 +199,7 @@ def test_gateway_hands_over_its_routes(served: Callable[..., Any]) -> None:
         "api_key": None,
         "drain_timeout_s": 7.0,
         "enable_prompt_embeds": False,
+        "tool_parsers": {},
     }
 
 
@@ -211,6 +212,36 @@ def test_prompt_embeddings_are_off_unless_a_flag_or_the_environment_says_on(
     assert [configured(*flags).enable_prompt_embeds for flags in ((), (flag,))] == [False, True]
     monkeypatch.setenv("TRIVIUM_ENABLE_PROMPT_EMBEDS", "1")
     assert served(*gateway)[1]["enable_prompt_embeds"] and configured().enable_prompt_embeds
+
+
+def test_calls_of_tools_are_read_by_the_parser_of_each_model(
+    served: Callable[..., Any], configured: Callable[..., ServeConfig]
+) -> None:
+    gateway = ("gateway", "--model", "a=unix:/run/s0", "--model", "b=unix:/run/s1", "--tokenizer", "unix:/run/t")
+    flags = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--tool-call-parser", "b=llama3_json")
+    assert served(*gateway, *flags)[1]["tool_parsers"] == {"": "hermes", "b": "llama3_json"}
+    children = build_children(configured("a", "b", *flags[:3]), "/run")
+    assert [child.name for child in children if "--tool-call-parser" in child.argv] == ["gateway"]
+    argv = children[-1].argv
+    assert served(*argv[argv.index("gateway") :])[1]["tool_parsers"] == {"": "hermes"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--enable-auto-tool-choice",), "--enable-auto-tool-choice needs --tool-call-parser"),
+        (("--tool-call-parser", "hermes"), "--tool-call-parser needs --enable-auto-tool-choice"),
+        (("--enable-auto-tool-choice", "--tool-call-parser", "granite"), "must be one of hermes, llama3_json"),
+        (("--enable-auto-tool-choice", "--tool-call-parser", "z=hermes"), "the model 'z' is not served"),
+        (("--enable-auto-tool-choice", *("--tool-call-parser", "hermes") * 2), "given twice for all models"),
+    ],
+)
+def test_parsers_of_calls_that_make_no_sense_end_with_one_line(
+    flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway = ("gateway", "--model", "a=unix:/run/s0", "--tokenizer", "unix:/run/t")
+    for command in (("serve", "one"), gateway):
+        assert message in refused(capsys, *command, *flags)
 
 
 def test_tokenizer_hands_over_its_models_and_needs_no_torch(served: Callable[..., Any], forbidden: list[str]) -> None:

@@ -197,7 +197,9 @@ class RunningServer:
         api_key: str | None = None,
         drain_timeout_s: float = 5.0,
         enable_prompt_embeds: bool = False,
+        tool_parsers: Mapping[str, str] | None = None,
     ) -> None:
+        self._tool_parsers = tool_parsers
         self._listener = bind("127.0.0.1", 0)
         self.port: int = self._listener.getsockname()[1]
         self._engines = engines
@@ -223,6 +225,7 @@ class RunningServer:
             api_key=self._api_key,
             drain=drain,
             enable_prompt_embeds=self._enable_prompt_embeds,
+            tool_parsers=self._tool_parsers,
         )
         self._is_up.set()
         await run_server(app, self._listener, drain=drain, stop=self._stop, drain_timeout_s=self._drain_timeout_s)

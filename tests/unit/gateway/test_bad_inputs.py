@@ -262,7 +262,6 @@ CHAT_ROWS: list[tuple[dict[str, Any], Error]] = [
     ),
     *unsupported(
         echo=True,
-        parallel_tool_calls=False,
         functions=[{}],
         modalities=["audio"],
         reasoning_effort="high",
