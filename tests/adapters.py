@@ -16,11 +16,19 @@ from tiny import load_oracle
 DECODER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BART_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 T5_TARGETS = ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")
+_OWN_TARGETS = {
+    "gpt2": ("c_attn", "c_proj", "c_fc"),
+    "gpt_neox": ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
+    "falcon": ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
+    "phi3": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+}
 
 
 def targets_of(family: str) -> tuple[str, ...]:
     if "t5" in family:
         return T5_TARGETS
+    if family in _OWN_TARGETS:
+        return _OWN_TARGETS[family]
     return DECODER_TARGETS if family in ("llama", "mistral", "qwen2", "qwen3") else BART_TARGETS
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tiny import load_oracle
-from trivium.inputs import PromptEmbeds
+from trivium.embeds import PromptEmbeds
 from trivium.prompt_embeds import to_prompt_embeds
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from trivium.config import ExecutorConfig, ModelInfo
+from trivium.config import ExecutorConfig, ModelInfo, PromptAdapter
 from trivium.executor.model_runner import ModelRunner
 from trivium.executor.parallel.communicator import Communicator
 from trivium.pooling import PoolingType
@@ -114,6 +114,11 @@ class ThreadedRunner:
 
     def load_adapter(self, name: str, source: str) -> None:
         self._each(lambda runner: runner.load_adapter(name, source))
+
+    def load_prompt_adapter(self, name: str, source: str) -> PromptAdapter:
+        adapter, *others = self._each(lambda runner: runner.load_prompt_adapter(name, source))
+        assert all(other == adapter for other in others)
+        return cast("PromptAdapter", adapter)
 
     def check_invariants(self) -> None:
         self._each(lambda runner: runner.check_invariants())

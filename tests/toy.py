@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from trivium.beam_search import BeamSearch, move_blocks
-from trivium.config import ModelInfo
+from trivium.config import ModelInfo, PromptAdapter
 from trivium.errors import EngineUnavailableError
 from trivium.inputs import EncodedPrompt
 from trivium.outputs import TokenLogprobs
@@ -54,6 +54,7 @@ def make_request(
     output: tuple[int, ...] = (),
     cache_salt: str = "",
     adapter: str = "",
+    prompt_adapter: PromptAdapter | None = None,
     **sampling: object,
 ) -> Request:
     params = SamplingParams(max_tokens=max_tokens, seed=key, **sampling)  # type: ignore[arg-type]
@@ -66,6 +67,7 @@ def make_request(
         output_token_ids=output,
         cache_salt=cache_salt,
         adapter=adapter,
+        prompt_adapter=prompt_adapter,
     )
 
 

@@ -52,6 +52,7 @@ def create_app(
     metrics = GatewayMetrics(routes.names())
     reader = RequestReader(metrics, is_strict=config.strict)
     generating, embeds = (routes, reader, drain, metrics), config.enable_prompt_embeds
+    chat = ChatEndpoint(*generating, enable_prompt_embeds=embeds, tool_parsers=config.tool_parsers)
     app = Starlette(
         routes=[
             Route("/health/live", health.live),
@@ -59,7 +60,7 @@ def create_app(
             Route("/v1/models", models.list_models),
             Route("/v1/models/{name:path}", models.get_model),
             Route("/v1/completions", CompletionsEndpoint(*generating, enable_prompt_embeds=embeds), methods=["POST"]),
-            Route("/v1/chat/completions", ChatEndpoint(*generating, enable_prompt_embeds=embeds), methods=["POST"]),
+            Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/translations", TranslationsEndpoint(*generating), methods=["POST"]),
             Route("/v1/summarizations", SummarizationsEndpoint(*generating), methods=["POST"]),
             Route("/v1/embeddings", EmbeddingsEndpoint(routes, reader, drain), methods=["POST"]),

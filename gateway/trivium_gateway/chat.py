@@ -3,7 +3,8 @@
 A decoder-only model gets the messages by its chat template. For an encoder-decoder model, which has no notion of a
 conversation, the last user message is the encoder input, and a final assistant message with
 `continue_final_message=true` is the decoder prompt; messages before them are not read. `prompt_embeds` are whole
-prompts (or encoder inputs) of their own, whose choices come ahead of the choices for the messages.
+prompts (or encoder inputs) of their own, whose choices come ahead of the choices for the messages. Embeddings may also
+be parts of a message.
 
 The output limit defaults to the checkpoint's own, else to what the context has room for.
 """
@@ -16,12 +17,12 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
+from trivium.chat_embeds import chat_prompt, take_embeds, with_embeds
 from trivium.chat_utils import encoder_decoder_chat
 from trivium.config import ModelInfo
 from trivium.engine import EngineClient
 from trivium.errors import InvalidRequestError
-from trivium.inputs import Prompt, TokensPrompt
-from trivium.outputs import ChoiceDelta
+from trivium.outputs import ChoiceDelta, CompletionOutput
 from trivium.prompts import encode_prompt
 from trivium_gateway.endpoint import GenerationEndpoint, Job
 from trivium_gateway.errors import relocated
@@ -34,12 +35,14 @@ from trivium_gateway.openai_protocol import (
     ChatCompletion,
     ChatCompletionRequest,
     ChatMessage,
+    FinishName,
 )
-from trivium_gateway.prompts import PlacedPrompt, embeds_prompts, with_languages
+from trivium_gateway.prompts import PlacedPrompt, decode, embeds_prompts, with_languages
 from trivium_gateway.sampling import check_num_logprobs, fit_sampling, given_sampling, shown_finish, truncation_of
 from trivium_gateway.stream_extras import StreamExtras
 from trivium_gateway.streaming import ChunkEncoder
-from trivium_gateway.tools import refuse_template_fields, shown_tools
+from trivium_gateway.tool_calls import CallReader, ToolReading, read_whole
+from trivium_gateway.tools import ToolUse, refuse_template_fields, tool_use
 from trivium_gateway.usage import Usage
 
 # what a client calls the parts that the layers below name, the longer names first
@@ -56,8 +59,12 @@ class ChatEndpoint(GenerationEndpoint[ChatCompletionRequest]):
 
     async def jobs(self, request: ChatCompletionRequest, engine: EngineClient, info: ModelInfo) -> list[Job]:
         prompts = await embeds_prompts(request.prompt_embeds)
-        messages = check_messages(request.messages) if request.messages or not prompts else []
-        tools = shown_tools(request.tools, request.tool_choice)
+        messages: list[dict[str, Any]] = []
+        if request.messages or not prompts:
+            messages = check_messages(request.messages, takes_embeds=self._enable_prompt_embeds)
+        messages, parts = take_embeds(messages)
+        embeds = [await decode(part.value, part.param) for part in parts]
+        use = self._tool_use(request)
         continues = bool(messages) and is_continuation(
             messages,
             add_generation_prompt=request.add_generation_prompt,
@@ -66,28 +73,29 @@ class ChatEndpoint(GenerationEndpoint[ChatCompletionRequest]):
         places = list(_PLACES)
         if request.max_completion_tokens is not None:
             places.append(("max_tokens", "max_completion_tokens"))
+        if use.grammar is not None:
+            places.append((use.grammar.param, "tools"))
         form = self.logprobs_form(request)
         try:
             given = given_sampling(request, max_tokens=_max_tokens(request), info=info, logprobs=form)
+            _add_tools(given, use)
             if info.is_encoder_decoder:
                 refuse_template_fields(request, info)
             if not messages:
                 pass
             elif info.is_encoder_decoder:
-                prompt: Prompt = encoder_decoder_chat(messages, continues=continues)
+                prompt = encoder_decoder_chat(with_embeds(messages, embeds), continues=continues)
                 prompts.append(PlacedPrompt(prompt, "messages"))
             else:
                 adds_prompt = not continues if request.add_generation_prompt is None else request.add_generation_prompt
-                prompt = TokensPrompt(
-                    prompt_token_ids=await engine.render(
-                        messages,
-                        tools=tools,
-                        add_generation_prompt=adds_prompt,
-                        continue_final_message=continues,
-                        template_kwargs=request.chat_template_kwargs,
-                    )
+                ids = await engine.render(
+                    messages,
+                    tools=use.shown,
+                    add_generation_prompt=adds_prompt,
+                    continue_final_message=continues,
+                    template_kwargs=request.chat_template_kwargs,
                 )
-                prompts.append(PlacedPrompt(prompt, "messages"))
+                prompts.append(PlacedPrompt(chat_prompt(ids, embeds), "messages"))
             if len(prompts) > 1 and form.num_prompt_top is not None:
                 raise InvalidRequestError("prompt_logprobs are of one prompt", param="prompt_logprobs")
             return [await _job(placed, request, given, engine, info) for placed in prompts]
@@ -106,21 +114,30 @@ class ChatEndpoint(GenerationEndpoint[ChatCompletionRequest]):
             num_top=(request.top_logprobs or 0) if request.logprobs else None, num_prompt_top=request.prompt_logprobs
         )
 
+    def reading(self, request: ChatCompletionRequest) -> ToolReading | None:
+        return self._tool_use(request).reading
+
+    def _tool_use(self, request: ChatCompletionRequest) -> ToolUse:
+        parser = self._tool_parsers.get(self._routes.base_of(request.model or ""), self._tool_parsers.get(""))
+        return tool_use(request, parser)
+
     def response(self, generation: Generation, collected: ChoiceCollector, usage: Usage) -> ChatCompletion:
         form, texts = generation.logprobs, generation.token_texts
-        choices = [
-            ChatChoice(
-                index=output.index,
-                message=ChatMessage(content=output.text),
-                logprobs=None
-                if form.num_top is None
-                else chat_logprobs(texts, output.token_ids, collected.logprobs[output.index]),
-                finish_reason=shown_finish(output.finish_reason),
-                stop_reason=output.stop_reason,
-                token_ids=output.token_ids if generation.returns_token_ids else UNSET,
+        choices = []
+        for output in collected.outputs:
+            message, finish_reason = _message(generation, output)
+            choices.append(
+                ChatChoice(
+                    index=output.index,
+                    message=message,
+                    logprobs=None
+                    if form.num_top is None
+                    else chat_logprobs(texts, output.token_ids, collected.logprobs[output.index]),
+                    finish_reason=finish_reason,
+                    stop_reason=output.stop_reason,
+                    token_ids=output.token_ids if generation.returns_token_ids else UNSET,
+                )
             )
-            for output in collected.outputs
-        ]
         return ChatCompletion(
             id=generation.id,
             created=generation.created,
@@ -155,6 +172,29 @@ async def _job(
     return Job(encoded, fitting.sampling, fitting.applied)
 
 
+def _add_tools(given: dict[str, Any], use: ToolUse) -> None:
+    """What the use of tools asks of sampling. Raises InvalidRequestError."""
+    if use.grammar is not None:
+        if "structured_outputs" in given:
+            raise InvalidRequestError(
+                "tool_choice says what the output must be, and so does another field; give one of them",
+                param="tool_choice",
+                code="conflicting_parameters",
+            )
+        given["structured_outputs"] = use.grammar
+    if use.reading is not None and use.reading.shows_special:
+        given["skip_special_tokens"] = False
+
+
+def _message(generation: Generation, output: CompletionOutput) -> tuple[ChatMessage, FinishName]:
+    """The message of a complete choice, and why it ended."""
+    finish = shown_finish(output.finish_reason)
+    if generation.reading is None:
+        return ChatMessage(content=output.text), finish
+    content, calls, finish = read_whole(generation.reading, output.text, finish)
+    return ChatMessage(content=content, tool_calls=calls or UNSET), finish
+
+
 def _max_tokens(request: ChatCompletionRequest) -> int | None:
     if request.max_completion_tokens is None:
         return request.max_tokens
@@ -187,36 +227,55 @@ class ChatChunks:
         self._more = b'},"logprobs":null,"finish_reason":null,"stop_reason":null}' + self._end
         self._unopened = set(range(generation.num_choices))
         self._texts = None if generation.logprobs.num_top is None else generation.token_texts
+        self._readers: list[CallReader] | None = None
+        if generation.reading is not None:
+            self._readers = [CallReader(generation.reading) for _ in range(generation.num_choices)]
 
     def chunk(self, choice: int, delta: ChoiceDelta) -> bytes:
+        if self._readers is not None:
+            return self._read_chunk(choice, delta, self._readers[choice])
         head = self._choices[choice]
-        if choice in self._unopened:
-            self._unopened.discard(choice)
-            opening = head + b'"role":"assistant","content":""' + self._opening_end(choice)
-        else:
-            opening = b""
+        opening = self._opening(choice)
         content = b'"content":' + self._encode(delta.text) if delta.text else b""
-        logprobs = b"null"
+        if self._texts is None and self._extras.is_plain and delta.finish_reason is None:
+            return opening + head + content + self._more if content else opening
+        return self._full_chunk(choice, delta, opening, content, self._encode(delta.finish_reason))
+
+    def _read_chunk(self, choice: int, delta: ChoiceDelta, reader: CallReader) -> bytes:
+        """As `chunk`, of a choice that may call tools."""
+        news = reader.read(delta.text, is_last=delta.finish_reason is not None)
+        fields = [b'"content":' + self._encode(news.content)] if news.content else []
+        fields += [b'"tool_calls":' + self._encode(news.calls)] if news.calls else []
+        finish = delta.finish_reason and reader.finish_of(shown_finish(delta.finish_reason.value))
+        return self._full_chunk(choice, delta, self._opening(choice), b",".join(fields), self._encode(finish))
+
+    def _full_chunk(self, choice: int, delta: ChoiceDelta, opening: bytes, fields: bytes, finish: bytes) -> bytes:
+        """opening: what comes first. fields: of the event's `delta`; there may be none. finish: encoded."""
+        logprobs, extras = b"null", self._extras
+        if not extras.is_plain or self._texts is not None:
+            extras.num_tokens += len(delta.token_ids)
         if self._texts is not None and delta.token_ids:
             logprobs = self._encode(chat_logprobs(self._texts, delta.token_ids, delta.logprobs))
-            self._extras.num_tokens += len(delta.token_ids)
-            content = content or b'"content":""'
-        elif not self._extras.is_plain:
-            self._extras.num_tokens += len(delta.token_ids)
-            if not content and delta.finish_reason is None and not (self._extras.shows_ids and delta.token_ids):
-                return opening
-        elif delta.finish_reason is None:
-            return opening + head + content + self._more if content else opening
+            fields = fields or b'"content":""'
+        elif not fields and delta.finish_reason is None and not (extras.shows_ids and delta.token_ids):
+            return opening
         return b'%b%b%b},"logprobs":%b,"finish_reason":%b,"stop_reason":%b%b}%b' % (
             opening,
-            head,
-            content,
+            self._choices[choice],
+            fields,
             logprobs,
-            self._encode(delta.finish_reason),
+            finish,
             self._encode(delta.stop_reason),
-            self._extras.ids(delta),
-            self._extras.end(),
+            extras.ids(delta),
+            extras.end(),
         )
+
+    def _opening(self, choice: int) -> bytes:
+        """The event that names the role, if it has not been sent yet."""
+        if choice not in self._unopened:
+            return b""
+        self._unopened.discard(choice)
+        return self._choices[choice] + b'"role":"assistant","content":""' + self._opening_end(choice)
 
     def _opening_end(self, choice: int) -> bytes:
         if self._extras.is_plain:

@@ -49,8 +49,6 @@ class CompletionsEndpoint(GenerationEndpoint[CompletionRequest]):
         prompts = await encode_prompts(placed_prompts, engine, info, truncation_of(given, fallback))
         jobs = []
         for placed, prompt in zip(placed_prompts, prompts, strict=True):
-            if prompt.embeds is not None and form.echo:
-                raise InvalidRequestError("echo shows text: prompt_embeds has none", param="echo")
             try:
                 fitting = await fit_sampling(given, prompt, info, engine, fallback_max_tokens=fallback)
             except InvalidRequestError as error:

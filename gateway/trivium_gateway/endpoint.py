@@ -37,6 +37,7 @@ from trivium_gateway.routing import ModelRoutes
 from trivium_gateway.sampling import as_given, check_fields, resolve_aliases
 from trivium_gateway.stream_extras import StreamExtras
 from trivium_gateway.streaming import ChunkEncoder, stream_generation
+from trivium_gateway.tool_calls import ToolReading
 from trivium_gateway.tracing import call_span, describe_call
 from trivium_gateway.usage import Usage
 
@@ -70,8 +71,10 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
         metrics: GatewayMetrics,
         *,
         enable_prompt_embeds: bool = False,
+        tool_parsers: Mapping[str, str] | None = None,
     ) -> None:
         self._enable_prompt_embeds = enable_prompt_embeds
+        self._tool_parsers = tool_parsers or {}  # served name -> parser of calls; "" is of all other models
         self._routes = routes
         self._reader = reader
         self._drain = drain
@@ -84,6 +87,10 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
     @abstractmethod
     def logprobs_form(self, request: RequestT) -> LogprobsForm:
         """What `request` wants to see of log-probabilities. Raises InvalidRequestError."""
+
+    def reading(self, request: RequestT) -> ToolReading | None:
+        """How calls are read out of the texts. `request` was checked."""
+        return None
 
     @abstractmethod
     def response(self, generation: Generation, collected: ChoiceCollector, usage: Usage) -> msgspec.Struct:
@@ -136,11 +143,14 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
         assert request.model is not None, "checked before"
         engine = self._routes.find(request.model)
         generation_id = f"{self.id_prefix}-{request.request_id or uuid.uuid4().hex}"
+        adapter = self._routes.adapter_of(request.model)
+        info = engine.model_info.limited_by(adapter)
+        is_soft = info.find_prompt_adapter(adapter) is not None
         try:
-            jobs = await self.jobs(request, engine, engine.model_info)
+            jobs = await self.jobs(request, engine, info)
         except InvalidRequestError as error:
             raise as_given(error, request) from None
-        traceparent, adapter = current_traceparent(), self._routes.adapter_of(request.model)
+        traceparent = current_traceparent()
         requests = tuple(
             GenerationRequest(
                 request_id=generation_id if len(jobs) == 1 else f"{generation_id}-{position}",
@@ -148,7 +158,8 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
                 sampling=job.sampling,
                 stream=bool(request.stream),
                 traceparent=traceparent,
-                adapter=adapter,
+                adapter="" if is_soft else adapter,
+                prompt_adapter=adapter if is_soft else "",
                 priority=request.priority or 0,
                 tenant=tenant,
                 cache_salt=request.cache_salt or "",
@@ -167,6 +178,7 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
             token_texts=TokenTexts(engine),
             returns_token_ids=bool(request.return_token_ids),
             applied_defaults=jobs[0].applied_defaults if request.debug else None,
+            reading=self.reading(request),
         )
 
     async def _send_whole(self, generation: Generation, receive: Receive, send: Send) -> None:

@@ -26,7 +26,6 @@ _REASONS = {
     "suffix": "no model here fills gaps; what comes before the gap is the prompt",
     "functions": "use tools",
     "function_call": "use tools",
-    "parallel_tool_calls": "calls are not read from the text, so their number cannot be limited",
     "logits_processors": "use logit_bias or bad_words",
     "vllm_xargs": "nothing reads them",
 }

@@ -18,6 +18,7 @@ from trivium.outputs import ChoiceDelta, CompletionOutput, FinishReason, TokenLo
 from trivium_gateway.concurrency import run_all
 from trivium_gateway.logprobs import LogprobsForm, TokenTexts
 from trivium_gateway.metrics import ModelMetrics, metered
+from trivium_gateway.tool_calls import ToolReading
 from trivium_gateway.tracing import recorded_deltas
 from trivium_gateway.usage import Usage, count_usage
 
@@ -29,7 +30,8 @@ class Generation:
     began_s: when the call came in, on the monotonic clock. metrics: where it is counted. token_texts: of the tokens
     that deltas with log-probabilities name, and of prompts that are shown; known before a sink gets the delta.
     returns_token_ids: whether the response shows those of prompt and output.
-    applied_defaults: what the response has to say about them, None for nothing.
+    applied_defaults: what the response has to say about them, None for nothing. reading: how calls of tools are read
+    out of the texts, None if these are just texts.
     """
 
     id: str
@@ -43,6 +45,7 @@ class Generation:
     token_texts: TokenTexts
     returns_token_ids: bool = False
     applied_defaults: Mapping[str, Any] | None = None
+    reading: ToolReading | None = None
 
     @property
     def n(self) -> int:
@@ -60,11 +63,11 @@ class Generation:
         return self.requests[choice // self.n].prompt
 
     def echoed(self, choice: int) -> str:
-        """What a choice that echoes its prompt begins with: what the output goes on from."""
+        """What a choice that echoes its prompt begins with: what the output goes on from, as far as it has text."""
         prompt = self.prompt_of(choice)
         if prompt.text is not None:
             return prompt.text
-        return self.token_texts.text_of(prompt.token_ids, shows_special=self.logprobs.shows_special)
+        return self.token_texts.text_of(prompt.own_ids, shows_special=self.logprobs.shows_special)
 
     def usage(self, num_output_tokens: int) -> Usage:
         return count_usage((request.prompt for request in self.requests), num_output_tokens)

@@ -80,10 +80,10 @@ class TokenTexts:
     def prompt_dicts(
         self, prompt: EncodedPrompt, logprobs: Sequence[TokenLogprobs], num_top: int
     ) -> list[dict[int, PromptLogprob] | None]:
-        """vLLM's `prompt_logprobs`: None for the first token, which nothing predicts."""
+        """vLLM's `prompt_logprobs`: None for the first token, which nothing predicts, and for embeddings."""
         cut = [_first(value, num_top) for value in logprobs]
         shown = to_dicts(prompt.token_ids[1:], cut, self._texts)
-        return [None, *({key: _shown_prompt(value) for key, value in item.items()} for item in shown)]
+        return [None, *map(_shown_prompt, shown)]
 
 
 class CompletionLogprobsWriter:
@@ -98,8 +98,9 @@ class CompletionLogprobsWriter:
         self._begin()
 
     def prompt(self, prompt: EncodedPrompt, text: str, logprobs: Sequence[TokenLogprobs]) -> CompletionLogprobs:
-        """The entries of an echoed prompt, before any others; `text` is what is shown of it."""
-        written = self.tokens(prompt.token_ids, (None, *logprobs), text)
+        """The entries of an echoed prompt, before any others; `text` is what is shown of it. Embeddings have none."""
+        of_tokens = [value for value, is_own in zip((None, *logprobs), prompt.is_token, strict=True) if is_own]
+        written = self.tokens(prompt.own_ids, of_tokens, text)
         self._num_chars = len(text)
         self._begin()
         return written
@@ -175,8 +176,13 @@ def _shown(logprob: float) -> float:
     return max(logprob, LOWEST)
 
 
-def _shown_prompt(value: Logprob) -> PromptLogprob:
-    return PromptLogprob(logprob=_shown(value.logprob), rank=value.rank, decoded_token=value.decoded_token)
+def _shown_prompt(of_token: dict[int, Logprob] | None) -> dict[int, PromptLogprob] | None:
+    if of_token is None:
+        return None
+    return {
+        token_id: PromptLogprob(logprob=_shown(value.logprob), rank=value.rank, decoded_token=value.decoded_token)
+        for token_id, value in of_token.items()
+    }
 
 
 def _name(token: TokenText) -> str:

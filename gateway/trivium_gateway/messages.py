@@ -1,7 +1,7 @@
 """The messages of a chat: checked, and reduced to what a chat template reads.
 
-Kept per message: role, content (text parts joined by newlines), name, tool_call_id, tool_calls. Media parts are
-refused. Other fields are ignored, as they are at the top level.
+Kept per message: role, content (text parts joined by newlines, unless some are embeddings), name, tool_call_id,
+tool_calls. Media parts are refused. Other fields are ignored, as they are at the top level.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trivium.chat_embeds import is_embeds_part
 from trivium.errors import InvalidRequestError
 from trivium_gateway.errors import unsupported_parameter
 
@@ -22,15 +23,21 @@ _UNSUPPORTED_FIELDS = ("function_call", "audio")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
-def check_messages(messages: Any) -> list[ChatMessageDict]:
-    """The messages as templates take them. Raises InvalidRequestError that names the part that is wrong."""
+def check_messages(messages: Any, *, takes_embeds: bool = False) -> list[ChatMessageDict]:
+    """The messages as templates take them, with parts that are embeddings if `takes_embeds`.
+
+    Raises InvalidRequestError that names the part that is wrong.
+    """
     if messages is None:
         raise _invalid("messages is missing", "messages")
     if not isinstance(messages, list) or not messages:
         raise _invalid("messages must be a non-empty list", "messages")
     if len(messages) > MAX_MESSAGES:
         raise _invalid(f"{len(messages)} messages, at most {MAX_MESSAGES} are taken", "messages")
-    return [_check_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    return [
+        _check_message(message, f"messages[{index}]", takes_embeds=takes_embeds)
+        for index, message in enumerate(messages)
+    ]
 
 
 def is_continuation(
@@ -62,7 +69,7 @@ def is_continuation(
     return True
 
 
-def _check_message(message: Any, param: str) -> ChatMessageDict:
+def _check_message(message: Any, param: str, *, takes_embeds: bool) -> ChatMessageDict:
     if not isinstance(message, dict):
         raise _invalid(f"{param} must be an object", param)
     role = message.get("role")
@@ -73,7 +80,7 @@ def _check_message(message: Any, param: str) -> ChatMessageDict:
             raise unsupported_parameter(f"{param}.{name}")
     calls = _check_calls(message.get("tool_calls"), role, f"{param}.tool_calls")
     content = "" if calls and message.get("content") is None else message.get("content")
-    checked: ChatMessageDict = {"role": role, "content": _check_content(content, f"{param}.content")}
+    checked: ChatMessageDict = {"role": role, "content": _check_content(content, f"{param}.content", takes_embeds)}
     if calls:
         checked["tool_calls"] = calls
     for name in ("name", "tool_call_id"):
@@ -101,12 +108,26 @@ def _check_calls(calls: Any, role: str, param: str) -> list[Any]:
     return calls
 
 
-def _check_content(content: Any, param: str) -> str:
+def _check_content(content: Any, param: str, takes_embeds: bool) -> str | list[Any]:
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not content:
         raise _invalid(f"{param} must be text or a non-empty list of text parts", param)
-    return "\n".join(_check_part(part, f"{param}[{index}]") for index, part in enumerate(content))
+    parts: list[Any] = []
+    for index, part in enumerate(content):
+        if is_embeds_part(part):
+            if not takes_embeds:
+                raise InvalidRequestError(
+                    f"{param}[{index}] is of type prompt_embeds, which is not enabled",
+                    param=f"{param}[{index}]",
+                    code="feature_disabled",
+                )
+            parts.append(part)
+        else:
+            parts.append({"type": "text", "text": _check_part(part, f"{param}[{index}]")})
+    if any(map(is_embeds_part, parts)):
+        return parts
+    return "\n".join(part["text"] for part in parts)
 
 
 def _check_part(part: Any, param: str) -> str:

@@ -31,7 +31,7 @@ class ModelEndpoints:
 
     def _model(self, name: str) -> Model:
         try:
-            info = self._routes.find(name).model_info
+            info = self._routes.find(name).model_info.limited_by(self._routes.adapter_of(name))
         except EngineUnavailableError:
             return Model(id=name, created=self._created)
         return Model(

@@ -144,10 +144,11 @@ class ChatCompletionRequest(GenerationFields, frozen=True, kw_only=True):
     continue_final_message: bool | None = None
     tools: Any = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-FinishName = Literal["stop", "length"]
+FinishName = Literal["stop", "length", "tool_calls"]
 
 
 class PromptLogprob(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,10 +189,35 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     applied_defaults: dict[str, Any] | UnsetType = UNSET
 
 
+class FunctionCall(msgspec.Struct, kw_only=True):
+    """arguments: JSON, as far as the model wrote any. name: absent in all but the first piece of a call."""
+
+    name: str | UnsetType = UNSET
+    arguments: str
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class DeltaToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of a call; id and type are in the first one."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    function: FunctionCall
+
+
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """content: null where there is nothing but calls."""
+
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatTopLogprob(msgspec.Struct, frozen=True, kw_only=True):
@@ -268,7 +294,7 @@ class TextTaskResponse(msgspec.Struct, frozen=True, kw_only=True):
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """`max_model_len` and `is_encoder_decoder` are absent until the model has been reached once.
 
-    parent: of a LoRA adapter, the model that it changes.
+    parent: of an adapter, the model that it is for.
     """
 
     id: str
@@ -325,7 +351,6 @@ UNSUPPORTED_TEXT_TASK: dict[str, tuple[object, ...]] = _UNSUPPORTED | {
 UNSUPPORTED_CHAT: dict[str, tuple[object, ...]] = _UNSUPPORTED | {
     "echo": (None, False),
     "add_special_tokens": (None, False),
-    "parallel_tool_calls": (None, True),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
     "modalities": (None, ["text"]),

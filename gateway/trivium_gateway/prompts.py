@@ -24,6 +24,7 @@ import msgspec
 from msgspec import UNSET
 
 from trivium.config import ModelInfo
+from trivium.embeds import PromptEmbeds
 from trivium.engine import EngineClient
 from trivium.errors import ContextLengthError, InvalidRequestError
 from trivium.inputs import (
@@ -72,17 +73,21 @@ async def embeds_prompts(value: Any) -> list[PlacedPrompt]:
             param="prompt_embeds",
             code="too_many_prompts" if items else "invalid_prompt_embeds",
         )
+    params = [f"prompt_embeds[{index}]" if isinstance(value, list) else "prompt_embeds" for index in range(len(items))]
+    decoded = [await decode(item, param) for item, param in zip(items, params, strict=True)]
+    return [
+        PlacedPrompt(EmbedsPrompt(prompt_embeds=embeds), param) for embeds, param in zip(decoded, params, strict=True)
+    ]
+
+
+async def decode(value: Any, param: str) -> PromptEmbeds:
+    """Embeddings as a client sent them in `param`, decoded in a thread. Raises InvalidRequestError."""
     from trivium.prompt_embeds import decode_embeds  # numpy is loaded only where embeddings are used
 
-    placed = []
-    for index, item in enumerate(items):
-        param = f"prompt_embeds[{index}]" if isinstance(value, list) else "prompt_embeds"
-        try:
-            embeds = await asyncio.to_thread(decode_embeds, item)
-        except InvalidRequestError as error:
-            raise relocated(error, part="prompt_embeds", to=param) from None
-        placed.append(PlacedPrompt(EmbedsPrompt(prompt_embeds=embeds), param))
-    return placed
+    try:
+        return await asyncio.to_thread(decode_embeds, value)
+    except InvalidRequestError as error:
+        raise relocated(error, part="prompt_embeds", to=param) from None
 
 
 def completion_prompts(

@@ -24,7 +24,7 @@ class ModelRoutes:
         found: dict[str, str] = {}
         for base, engine in self._engines.items():
             with suppress(EngineUnavailableError):
-                found.update((name, base) for name in engine.model_info.adapters if name not in self._engines)
+                found.update((name, base) for name in engine.model_info.adapter_names if name not in self._engines)
         return found
 
     def base_of(self, name: str) -> str:

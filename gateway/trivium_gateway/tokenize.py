@@ -16,7 +16,7 @@ import trivium
 from trivium.engine import EngineClient
 from trivium.errors import InvalidRequestError
 from trivium.inputs import check_token_ids
-from trivium.prompts import check_vocabulary
+from trivium.prompt_sides import check_vocabulary
 from trivium_gateway.asgi import send_json
 from trivium_gateway.errors import unsupported_parameter
 from trivium_gateway.json_body import to_struct
@@ -153,7 +153,7 @@ async def _of_chat(request: TokenizeRequest, engine: EngineClient) -> list[int]:
     )
     return await engine.render(
         messages,
-        tools=shown_tools(request.tools, None),
+        tools=shown_tools(request.tools),
         add_generation_prompt=not continues if request.add_generation_prompt is None else request.add_generation_prompt,
         continue_final_message=continues,
         template_kwargs=request.chat_template_kwargs,

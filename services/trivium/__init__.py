@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from trivium.adapters import LoRARequest, PromptAdapterRequest
     from trivium.async_llm import AsyncLLM
     from trivium.beam_params import BeamSearchParams
     from trivium.chat_utils import load_chat_template
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from trivium.inputs import (
         EmbedsPrompt,
         ExplicitEncoderDecoderPrompt,
-        LoRARequest,
+        MixedPrompt,
         TextPrompt,
         TokensPrompt,
         build_explicit_enc_dec_prompt,
@@ -45,7 +46,9 @@ __all__ = [
     "LLMGuidedOptions",
     "LoRARequest",
     "Logprob",
+    "MixedPrompt",
     "PoolingParams",
+    "PromptAdapterRequest",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
@@ -69,9 +72,11 @@ _HOME = {
     "ExplicitEncoderDecoderPrompt": "trivium.inputs",
     "GuidedDecodingRequest": "trivium.guided",
     "LLMGuidedOptions": "trivium.guided",
-    "LoRARequest": "trivium.inputs",
+    "LoRARequest": "trivium.adapters",
     "Logprob": "trivium.outputs",
+    "MixedPrompt": "trivium.inputs",
     "PoolingParams": "trivium.pooling",
+    "PromptAdapterRequest": "trivium.adapters",
     "RequestOutput": "trivium.outputs",
     "RequestOutputKind": "trivium.params",
     "SamplingParams": "trivium.params",

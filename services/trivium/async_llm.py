@@ -8,13 +8,14 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from trivium.adapters import LoRARequest, PromptAdapterRequest
 from trivium.config import ModelInfo
 from trivium.engine_args import read_engine_args
 from trivium.errors import EngineUnavailableError, InvalidRequestError
 from trivium.guided import LLMGuidedOptions
-from trivium.inputs import LoRARequest, Prompt
+from trivium.inputs import Prompt
 from trivium.local_engine import LocalEngine
-from trivium.offline import ChatSettings, Messages, Params, RequestOptions, RequestRunner, refuse_prompt_adapter
+from trivium.offline import ChatSettings, Messages, Params, RequestOptions, RequestRunner
 from trivium.outputs import EmbeddingOutput, PoolingRequestOutput, RequestOutput
 from trivium.pooling import PoolingParams, PoolingType
 from trivium.progress import Progress
@@ -61,7 +62,7 @@ class AsyncLLM:
         request_id: str | None = None,
         *,
         lora_request: LoRARequest | None = None,
-        prompt_adapter_request: None = None,
+        prompt_adapter_request: PromptAdapterRequest | None = None,
         guided_options_request: LLMGuidedOptions | None = None,
         priority: int = 0,
     ) -> AsyncGenerator[RequestOutput, None]:
@@ -70,7 +71,6 @@ class AsyncLLM:
         request_id: for `abort`, not that of a request that runs. Closing the generator aborts the request, too. Raises
         InvalidRequestError before the first output if prompt or parameters are wrong.
         """
-        refuse_prompt_adapter(prompt_adapter_request)
         await self.start()
         if request_id is not None and (not request_id or request_id in self._running):
             raise InvalidRequestError(f"request_id {request_id!r:.80} is in use or empty", param="request_id")
@@ -81,6 +81,7 @@ class AsyncLLM:
             request_id=request_id,
             is_streamed=True,
             lora_request=lora_request,
+            prompt_adapter_request=prompt_adapter_request,
         )
         if request_id is not None:
             self._running.add(request_id)
@@ -105,6 +106,7 @@ class AsyncLLM:
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         lora_request: LoRARequest | None = None,
+        prompt_adapter_request: PromptAdapterRequest | None = None,
         priority: int = 0,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Outputs of one conversation as they grow; see `LLM.chat` and `generate`."""
@@ -118,7 +120,14 @@ class AsyncLLM:
             tools=tools,
         )
         prompt = self._runner.chat_prompt(messages, settings)
-        answer = self.generate(prompt, sampling_params, request_id, lora_request=lora_request, priority=priority)
+        answer = self.generate(
+            prompt,
+            sampling_params,
+            request_id,
+            lora_request=lora_request,
+            prompt_adapter_request=prompt_adapter_request,
+            priority=priority,
+        )
         async with aclosing(answer) as outputs:
             async for output in outputs:
                 yield output

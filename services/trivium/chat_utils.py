@@ -31,7 +31,7 @@ def load_chat_template(chat_template: str | Path | None) -> str | None:
 
 
 def encoder_decoder_chat(messages: Sequence[Mapping[str, Any]], *, continues: bool) -> ExplicitEncoderDecoderPrompt:
-    """A chat as an encoder-decoder model reads it, whose content is text.
+    """A chat as an encoder-decoder model reads it, whose content is a prompt, such as text.
 
     The last user message is the encoder input; a final message that `continues` is the decoder prompt. Raises
     InvalidRequestError if no user has said anything.

@@ -19,6 +19,8 @@ from trivium import __version__, flags
 from trivium.config import (
     DEFAULT_MAX_LORA_RANK,
     DEFAULT_MAX_LORAS,
+    DEFAULT_MAX_PROMPT_ADAPTER_TOKEN,
+    DEFAULT_MAX_PROMPT_ADAPTERS,
     ExecutorConfig,
     GatewayConfig,
     SchedulerConfig,
@@ -29,9 +31,10 @@ from trivium.flag_values import (
     check_api_key,
     check_local_source,
     command_flags,
-    parse_lora_modules,
+    parse_adapters,
     parse_models,
     parse_routes,
+    parse_tool_parsers,
     spread_values,
 )
 from trivium.process import (
@@ -47,7 +50,7 @@ from trivium.process import (
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     started_at = time.monotonic()
-    args = spread_values(sys.argv[1:] if args is None else args, "--lora-modules")
+    args = spread_values(sys.argv[1:] if args is None else args, ("--lora-modules", "--prompt-adapters"))
     try:
         result = typer.main.get_command(app).main(args=args, prog_name="trivium", standalone_mode=False, obj=started_at)
     except typer.TyperException as error:
@@ -105,6 +108,10 @@ def serve(
     lora_modules: flags.LoraModules = [],  # noqa: B006
     max_lora_rank: flags.MaxLoraRank = DEFAULT_MAX_LORA_RANK,
     max_loras: flags.MaxLoras = DEFAULT_MAX_LORAS,
+    enable_prompt_adapter: flags.EnablePromptAdapter = False,
+    prompt_adapters: flags.PromptAdapters = [],  # noqa: B006
+    max_prompt_adapters: flags.MaxPromptAdapters = DEFAULT_MAX_PROMPT_ADAPTERS,
+    max_prompt_adapter_token: flags.MaxPromptAdapterToken = DEFAULT_MAX_PROMPT_ADAPTER_TOKEN,
     max_waiting_requests: flags.MaxWaitingRequests = 4096,
     max_waiting_tokens: flags.MaxWaitingTokens = 4 * 2**20,
     queue_timeout: flags.QueueTimeout = 600.0,
@@ -113,6 +120,8 @@ def serve(
     enable_prompt_embeds: flags.EnablePromptEmbeds = False,
     strict: flags.Strict = False,
     max_requests_per_minute: flags.MaxRequestsPerMinute = 0,
+    enable_auto_tool_choice: flags.EnableAutoToolChoice = False,
+    tool_call_parser: flags.ToolCallParser = [],  # noqa: B006
     api_key: flags.ApiKey = None,
     log_level: flags.LogLevel = "info",
 ) -> None:
@@ -127,9 +136,23 @@ def serve(
     served = parse_models(models or BUNDLED_MODELS)
     for model in served:
         check_local_source(model)
-    modules = parse_lora_modules(lora_modules, served)
-    if modules and not enable_lora:
+    loras = parse_adapters(lora_modules, served)
+    soft_prompts = parse_adapters(prompt_adapters, served, taken=[module.name for module in loras])
+    if loras and not enable_lora:
         raise ConfigurationError("--lora-modules needs --enable-lora")
+    if soft_prompts and not enable_prompt_adapter:
+        raise ConfigurationError("--prompt-adapters needs --enable-prompt-adapter")
+    adapter_flags: tuple[str, ...] = ()
+    if enable_lora:
+        adapter_flags += ("--enable-lora", *command_flags(max_lora_rank=max_lora_rank, max_loras=max_loras))
+    if enable_prompt_adapter:
+        limits = command_flags(
+            max_prompt_adapters=max_prompt_adapters, max_prompt_adapter_token=max_prompt_adapter_token
+        )
+        adapter_flags += ("--enable-prompt-adapter", *limits)
+    parsers = parse_tool_parsers(tool_call_parser, [model.name for model in served], is_enabled=enable_auto_tool_choice)
+    tool_flags: tuple[str, ...] = ("--enable-auto-tool-choice",) if parsers else ()
+    tool_flags += tuple(part for text in tool_call_parser for part in ("--tool-call-parser", text))
     check_api_key(api_key)
     configure_logging("supervisor", log_level)
     config = ServeConfig(
@@ -162,15 +185,15 @@ def serve(
             ),
             "--enable-prefix-caching" if enable_prefix_caching else "--no-enable-prefix-caching",
         ),
-        lora_flags=("--enable-lora", *command_flags(max_lora_rank=max_lora_rank, max_loras=max_loras))
-        if enable_lora
-        else (),
-        lora_modules=modules,
+        adapter_flags=adapter_flags,
+        lora_modules=loras,
+        prompt_adapters=soft_prompts,
         revision=revision,
         gateway_flags=(
             "--enable-prompt-embeds" if enable_prompt_embeds else "--no-enable-prompt-embeds",
             "--strict" if strict else "--no-strict",
             *command_flags(max_requests_per_minute=max_requests_per_minute),
+            *tool_flags,
         ),
         started_at=context.obj,
     )
@@ -188,10 +211,13 @@ def gateway(
     enable_prompt_embeds: flags.EnablePromptEmbeds = False,
     strict: flags.Strict = False,
     max_requests_per_minute: flags.MaxRequestsPerMinute = 0,
+    enable_auto_tool_choice: flags.EnableAutoToolChoice = False,
+    tool_call_parser: flags.ToolCallParser = [],  # noqa: B006
     log_level: flags.LogLevel = "info",
 ) -> None:
     """Serve the OpenAI protocol over HTTP for models whose schedulers run elsewhere."""
     routes = parse_routes(model)
+    parsers = parse_tool_parsers(tool_call_parser, routes, is_enabled=enable_auto_tool_choice)
     check_api_key(api_key)
     config = GatewayConfig(
         api_key=api_key,
@@ -199,6 +225,7 @@ def gateway(
         strict=strict,
         max_requests_per_minute=max_requests_per_minute,
         drain_timeout_s=drain_timeout,
+        tool_parsers=parsers,
     )
 
     async def run(stop: asyncio.Event) -> None:
@@ -283,6 +310,10 @@ def executor(
     lora_modules: flags.LoraModules = [],  # noqa: B006
     max_lora_rank: flags.MaxLoraRank = DEFAULT_MAX_LORA_RANK,
     max_loras: flags.MaxLoras = DEFAULT_MAX_LORAS,
+    enable_prompt_adapter: flags.EnablePromptAdapter = False,
+    prompt_adapters: flags.PromptAdapters = [],  # noqa: B006
+    max_prompt_adapters: flags.MaxPromptAdapters = DEFAULT_MAX_PROMPT_ADAPTERS,
+    max_prompt_adapter_token: flags.MaxPromptAdapterToken = DEFAULT_MAX_PROMPT_ADAPTER_TOKEN,
     log_level: flags.LogLevel = "info",
 ) -> None:
     """Load one model and run its steps."""
@@ -305,9 +336,13 @@ def executor(
         tensor_parallel_size=tensor_parallel_size,
         generation_config=generation_config,
         enable_lora=enable_lora,
-        lora_modules=parse_lora_modules(lora_modules, [served]),
+        lora_modules=parse_adapters(lora_modules, [served]),
         max_lora_rank=max_lora_rank,
         max_loras=max_loras,
+        enable_prompt_adapter=enable_prompt_adapter,
+        prompt_adapters=parse_adapters(prompt_adapters, [served]),
+        max_prompt_adapters=max_prompt_adapters,
+        max_prompt_adapter_token=max_prompt_adapter_token,
     )
 
     async def run(stop: asyncio.Event) -> None:

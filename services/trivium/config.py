@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trivium.errors import ConfigurationError
@@ -18,7 +18,10 @@ PROTOCOL_REVISION = 1
 DEFAULT_GPU_MEMORY_UTILIZATION = 0.9
 DEFAULT_MAX_LORA_RANK = 16
 DEFAULT_MAX_LORAS = 8
+DEFAULT_MAX_PROMPT_ADAPTERS = 8
+DEFAULT_MAX_PROMPT_ADAPTER_TOKEN = 512
 QUANTIZATIONS = ("int8",)
+TOOL_CALL_PARSERS = ("hermes", "llama3_json", "mistral", "pythonic")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,15 @@ class GenerationDefaults:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptAdapter:
+    """A soft prompt that is loaded: so many virtual tokens ahead of the prompt, or of the encoder input."""
+
+    name: str
+    num_virtual_tokens: int
+    of_encoder: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """Facts about a loaded model, told by the executor and passed on to scheduler, gateway and clients.
 
@@ -59,8 +71,8 @@ class ModelInfo:
     forced_bos_token_id / forced_eos_token_id: forced as the first generated token / at the length limit.
     num_blocks and block_size describe the KV pool, num_host_blocks the host memory that KV can be swapped to.
     generation_defaults: what the checkpoint says about requests that leave something unset. adapters: names of those
-    that are loaded, of which the rows of one batch have at most max_loras. hidden_size: width of prompt embeddings, 0
-    if the model takes none. `executor_epoch` changes with every start of the executor.
+    that are loaded, of which the rows of one batch have at most max_loras; prompt_adapters and max_prompt_adapters: the
+    same of soft prompts. hidden_size: width of prompt embeddings, 0 if the model takes none.
     """
 
     name: str
@@ -85,10 +97,29 @@ class ModelInfo:
     adapters: tuple[str, ...] = ()
     max_loras: int = 0
     hidden_size: int = 0
+    prompt_adapters: tuple[PromptAdapter, ...] = ()
+    max_prompt_adapters: int = 0
+
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        """Of both kinds. No two adapters have the same name."""
+        return (*self.adapters, *(adapter.name for adapter in self.prompt_adapters))
+
+    def find_prompt_adapter(self, name: str) -> PromptAdapter | None:
+        return next((adapter for adapter in self.prompt_adapters if adapter.name == name), None)
+
+    def limited_by(self, prompt_adapter: str) -> ModelInfo:
+        """What a request with this soft prompt, if it is one, has of the model: its virtual tokens take their room."""
+        adapter = self.find_prompt_adapter(prompt_adapter)
+        if adapter is None:
+            return self
+        if adapter.of_encoder:
+            return replace(self, max_encoder_len=self.max_encoder_len - adapter.num_virtual_tokens)
+        return replace(self, max_model_len=self.max_model_len - adapter.num_virtual_tokens)
 
 
 @dataclass(frozen=True, slots=True)
-class LoRAModule:
+class AdapterModule:
     """An adapter as named on the command line. base: the served model that it is for; None for the only one."""
 
     name: str
@@ -96,25 +127,25 @@ class LoRAModule:
     base: str | None = None
 
     @classmethod
-    def parse(cls, text: str) -> LoRAModule:
+    def parse(cls, text: str) -> AdapterModule:
         """Read `NAME=SOURCE` or `{"name": ..., "path": ..., "base_model_name": ...}`. Raises ConfigurationError."""
         if text.lstrip().startswith("{"):
             return cls._parse_json(text)
         name, _, source = text.partition("=")
         if not name or not source:
-            raise ConfigurationError(f"a LoRA module must be NAME=SOURCE or a JSON object, got {text!r}")
+            raise ConfigurationError(f"an adapter must be NAME=SOURCE or a JSON object, got {text!r}")
         return cls(name, source)
 
     @classmethod
-    def _parse_json(cls, text: str) -> LoRAModule:
+    def _parse_json(cls, text: str) -> AdapterModule:
         try:
             fields = json.loads(text)
         except ValueError as error:
-            raise ConfigurationError(f"LoRA module {text!r} is not valid JSON: {error}") from None
+            raise ConfigurationError(f"adapter {text!r} is not valid JSON: {error}") from None
         unknown = set(fields) - {"name", "path", "base_model_name"}
         values = [fields.get(key) for key in ("name", "path", "base_model_name")]
         if unknown or not all(isinstance(value, str) and value for value in values[: 2 + (values[2] is not None)]):
-            raise ConfigurationError(f"a LoRA module has name, path and base_model_name, got {text!r}")
+            raise ConfigurationError(f"an adapter has name, path and base_model_name, got {text!r}")
         return cls(*values)
 
 
@@ -133,7 +164,8 @@ class ExecutorConfig:
     generation_config: "auto" for the checkpoint's own generation_config.json, "none", or the path of another;
     override_generation_config: what to replace in it. tokenizer: where the model's own is not what texts are made of;
     grammars need it. enable_lora: LoRA adapters can be used, of at most max_lora_rank, at most max_loras of them in one
-    batch; lora_modules are loaded at start.
+    batch; lora_modules are loaded at start. enable_prompt_adapter: the same of soft prompts, which have at most
+    max_prompt_adapter_token virtual tokens each.
     """
 
     model: str
@@ -155,9 +187,13 @@ class ExecutorConfig:
     generation_config: str = "auto"
     override_generation_config: Mapping[str, Any] = field(default_factory=dict, hash=False)
     enable_lora: bool = False
-    lora_modules: tuple[LoRAModule, ...] = ()
+    lora_modules: tuple[AdapterModule, ...] = ()
     max_lora_rank: int = DEFAULT_MAX_LORA_RANK
     max_loras: int = DEFAULT_MAX_LORAS
+    enable_prompt_adapter: bool = False
+    prompt_adapters: tuple[AdapterModule, ...] = ()
+    max_prompt_adapters: int = DEFAULT_MAX_PROMPT_ADAPTERS
+    max_prompt_adapter_token: int = DEFAULT_MAX_PROMPT_ADAPTER_TOKEN
     tokenizer: str | None = None
 
     def __post_init__(self) -> None:
@@ -169,16 +205,20 @@ class ExecutorConfig:
             "tensor_parallel_size",
             "max_lora_rank",
             "max_loras",
+            "max_prompt_adapters",
+            "max_prompt_adapter_token",
         )
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
-        names = [self.served_model_name, *(module.name for module in self.lora_modules)]
+        names = [self.served_model_name, *(module.name for module in (*self.lora_modules, *self.prompt_adapters))]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ConfigurationError(f"model name {twice!r} is given {names.count(twice)} times")
         if self.lora_modules and not self.enable_lora:
             raise ConfigurationError("lora_modules need enable_lora")
+        if self.prompt_adapters and not self.enable_prompt_adapter:
+            raise ConfigurationError("prompt_adapters need enable_prompt_adapter")
         for name in ("kv_cache_memory_bytes", "max_model_len"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -230,6 +270,7 @@ class GatewayConfig:
     api_key: what they must send, None for nothing. enable_prompt_embeds: prompts may come as embeddings. strict: a
     field that the endpoint does not know is refused instead of ignored. max_requests_per_minute: of one caller, 0 for
     no limit. drain_timeout_s: what running requests get to finish when the gateway is stopped.
+    tool_parsers: served name -> how its calls of tools are read; the name "" is for all other models.
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -237,6 +278,7 @@ class GatewayConfig:
     strict: bool = False
     max_requests_per_minute: int = 0
     drain_timeout_s: float = 5.0
+    tool_parsers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.api_key is not None and not self.api_key.strip():

@@ -52,6 +52,7 @@ class EngineClient(Protocol):
     ) -> list[int]:
         """Token ids of a chat, by the model's chat template, which may have variables of its own (`template_kwargs`).
 
+        -1 - k stands for the k-th content part of type "prompt_embeds" (`chat_embeds.py`).
         Raises InvalidRequestError if the model has no template or the template refuses the messages.
         """
         ...

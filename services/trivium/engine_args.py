@@ -22,6 +22,8 @@ from trivium.config import (
     BLOCK_SIZE,
     DEFAULT_MAX_LORA_RANK,
     DEFAULT_MAX_LORAS,
+    DEFAULT_MAX_PROMPT_ADAPTER_TOKEN,
+    DEFAULT_MAX_PROMPT_ADAPTERS,
     ExecutorConfig,
     GenerationDefaults,
     SchedulerConfig,
@@ -69,7 +71,7 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "disable_sliding_window": ((False,), "the window is part of the model"),
     "max_cpu_loras": ((None,), "adapters stay in memory once loaded"),
     "lora_modules": ((None, []), "give each request its lora_request"),
-    "enable_prompt_adapter": ((False, None), "prompt adapters cannot be loaded"),
+    "prompt_adapters": ((None, []), "give each request its prompt_adapter_request"),
     "structured_outputs_config": ((None, {}), "there is nothing to choose"),
     "guided_decoding_backend": ((None, "auto"), "there is nothing to choose"),
     "speculative_config": (
@@ -123,6 +125,8 @@ class EngineArgs:
     quantization: None, or "int8" for 8-bit matrix products: faster, a little less exact. What a checkpoint has packed
     needs no argument.
     enable_lora: prompts can have a `lora_request`, of at most max_lora_rank, at most max_loras of them in one batch.
+    enable_prompt_adapter: the same for a `prompt_adapter_request`, of at most max_prompt_adapter_token virtual tokens,
+    at most max_prompt_adapters of them in one batch.
     enable_prompt_embeds: takes prompts as embeddings (EmbedsPrompt).
     """
 
@@ -157,6 +161,9 @@ class EngineArgs:
     enable_lora: bool = False
     max_lora_rank: int = DEFAULT_MAX_LORA_RANK
     max_loras: int = DEFAULT_MAX_LORAS
+    enable_prompt_adapter: bool = False
+    max_prompt_adapters: int = DEFAULT_MAX_PROMPT_ADAPTERS
+    max_prompt_adapter_token: int = DEFAULT_MAX_PROMPT_ADAPTER_TOKEN
     enable_prompt_embeds: bool = False
     task: str | None = "auto"
     runner: str | None = "auto"
@@ -167,6 +174,7 @@ class EngineArgs:
             "enable_prefix_caching",
             "disable_async_output_proc",
             "enable_lora",
+            "enable_prompt_adapter",
             "enable_prompt_embeds",
         )
         for name in switches:
@@ -182,6 +190,8 @@ class EngineArgs:
             "max_logprobs",
             "max_lora_rank",
             "max_loras",
+            "max_prompt_adapters",
+            "max_prompt_adapter_token",
         )
         for name in integers:
             if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
@@ -223,6 +233,9 @@ class EngineArgs:
             enable_lora=self.enable_lora,
             max_lora_rank=self.max_lora_rank,
             max_loras=self.max_loras,
+            enable_prompt_adapter=self.enable_prompt_adapter,
+            max_prompt_adapters=self.max_prompt_adapters,
+            max_prompt_adapter_token=self.max_prompt_adapter_token,
         )
 
     def scheduler_config(self) -> SchedulerConfig:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import typer
 
-from trivium.config import LoRAModule, ServedModel
+from trivium.config import TOOL_CALL_PARSERS, AdapterModule, ServedModel
 from trivium.errors import ConfigurationError
 
 MAX_SOCKET_PATH_BYTES = 107
@@ -68,36 +68,61 @@ def parse_routes(texts: Sequence[str]) -> dict[str, str]:
     return routes
 
 
-def parse_lora_modules(texts: Sequence[str], models: Sequence[ServedModel]) -> tuple[LoRAModule, ...]:
-    """The adapters named on a command line, each with its base model.
+def parse_adapters(
+    texts: Sequence[str], models: Sequence[ServedModel], *, taken: Iterable[str] = ()
+) -> tuple[AdapterModule, ...]:
+    """The adapters of one kind that a command line names, each with its base model. taken: names of the other kind.
 
     Raises ConfigurationError for a name that is given twice, and for an adapter whose base is not clear.
     """
     modules = []
     served = [model.name for model in models]
-    taken = set(served)
-    for module in map(LoRAModule.parse, texts):
-        if module.name in taken:
+    known = {*served, *taken}
+    for module in map(AdapterModule.parse, texts):
+        if module.name in known:
             raise ConfigurationError(f"model name {module.name!r} is given twice")
-        taken.add(module.name)
+        known.add(module.name)
         if module.base is None and len(served) > 1:
             raise ConfigurationError(
-                f"LoRA module {module.name!r} must name its base_model_name, because several models are served"
+                f"adapter {module.name!r} must name its base_model_name, because several models are served"
             )
         if module.base not in (None, *served):
-            raise ConfigurationError(f"base_model_name {module.base!r} of LoRA module {module.name!r} is not served")
+            raise ConfigurationError(f"base_model_name {module.base!r} of adapter {module.name!r} is not served")
         modules.append(replace(module, base=module.base or served[0]))
     return tuple(modules)
 
 
-def spread_values(args: Sequence[str], flag: str) -> list[str]:
-    """`args` with `flag A=1 B=2` as `flag A=1 flag B=2`: a flag that takes values up to the next flag."""
+def parse_tool_parsers(texts: Sequence[str], models: Collection[str], *, is_enabled: bool) -> dict[str, str]:
+    """Model -> name of the parser of its calls, of NAME or MODEL=NAME texts; "" is for all other models.
+
+    Raises ConfigurationError.
+    """
+    if is_enabled and not texts:
+        raise ConfigurationError("--enable-auto-tool-choice needs --tool-call-parser")
+    if texts and not is_enabled:
+        raise ConfigurationError("--tool-call-parser needs --enable-auto-tool-choice")
+    parsers: dict[str, str] = {}
+    for text in texts:
+        model, _, name = text.rpartition("=")
+        if name not in TOOL_CALL_PARSERS:
+            raise ConfigurationError(f"--tool-call-parser must be one of {', '.join(TOOL_CALL_PARSERS)}, got {name!r}")
+        if model and model not in models:
+            raise ConfigurationError(f"--tool-call-parser {text}: the model {model!r} is not served")
+        if model in parsers:
+            raise ConfigurationError(f"--tool-call-parser is given twice for {model or 'all models'}")
+        parsers[model] = name
+    return parsers
+
+
+def spread_values(args: Sequence[str], flags: Collection[str]) -> list[str]:
+    """`args` with `flag A=1 B=2` as `flag A=1 flag B=2`, for each of `flags`: it takes values up to the next flag."""
     spread: list[str] = []
-    is_open = False
+    flag = ""  # whose values these are
     for arg in args:
-        if is_open and not arg.startswith("-") and spread[-1] != flag:
+        if arg.startswith("-"):
+            flag = arg if arg in flags else ""
+        elif flag and spread[-1] != flag:
             spread.append(flag)
-        is_open = arg == flag or (is_open and not arg.startswith("-"))
         spread.append(arg)
     return spread
 

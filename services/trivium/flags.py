@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from trivium.config import DEFAULT_GPU_MEMORY_UTILIZATION
+from trivium.config import DEFAULT_GPU_MEMORY_UTILIZATION, TOOL_CALL_PARSERS
 from trivium.flag_values import parse_address, parse_memory
 
 
@@ -79,6 +79,26 @@ LoraModules = Annotated[
 ]
 MaxLoraRank = Annotated[int, _flag("max-lora-rank", "Highest rank of an adapter.", min=1)]
 MaxLoras = Annotated[int, _flag("max-loras", "Most adapters in one batch.", min=1)]
+EnablePromptAdapter = Annotated[
+    bool,
+    typer.Option(
+        "--enable-prompt-adapter/--no-enable-prompt-adapter",
+        envvar="TRIVIUM_ENABLE_PROMPT_ADAPTER",
+        help="Serve soft prompts, too.",
+    ),
+]
+PromptAdapters = Annotated[
+    list[str],
+    _flag(
+        "prompt-adapters",
+        'Soft prompts of PEFT, as NAME=PATH ... or {"name": ..., "path": ..., "base_model_name": ...}.',
+        metavar="NAME=PATH",
+    ),
+]
+MaxPromptAdapters = Annotated[int, _flag("max-prompt-adapters", "Most soft prompts in one batch.", min=1)]
+MaxPromptAdapterToken = Annotated[
+    int, _flag("max-prompt-adapter-token", "Most virtual tokens of a soft prompt.", min=1)
+]
 DrainTimeout = Annotated[
     float, _flag("drain-timeout", "Seconds that running requests get to finish when the gateway is stopped.", min=0)
 ]
@@ -114,5 +134,21 @@ Strict = Annotated[
 ]
 MaxRequestsPerMinute = Annotated[
     int, _flag("max-requests-per-minute", "POST requests of one API key, or address without keys; 0: no limit.", min=0)
+]
+EnableAutoToolChoice = Annotated[
+    bool,
+    typer.Option(
+        "--enable-auto-tool-choice/--no-enable-auto-tool-choice",
+        envvar="TRIVIUM_ENABLE_AUTO_TOOL_CHOICE",
+        help="Read calls of tools out of answers; needs --tool-call-parser.",
+    ),
+]
+ToolCallParser = Annotated[
+    list[str],
+    _flag(
+        "tool-call-parser",
+        f"How models write calls: {', '.join(TOOL_CALL_PARSERS)}; for one of several models MODEL=NAME.",
+        metavar="NAME",
+    ),
 ]
 MaxPlansInFlight = Annotated[int, _flag("max-plans-in-flight", "Steps planned ahead of the executor.", min=1)]

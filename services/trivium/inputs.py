@@ -6,11 +6,11 @@ tokenizer: `prompts.py` turns a `Prompt` into an `EncodedPrompt` with the help o
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NotRequired, TypeAlias, TypedDict, final
 
+from trivium.embeds import PromptEmbeds
 from trivium.errors import InvalidRequestError
 from trivium.params import SamplingParams
 
@@ -48,7 +48,15 @@ class EmbedsPrompt(TypedDict):
     target_language: NotRequired[str | None]
 
 
-SingletonPrompt: TypeAlias = str | TextPrompt | TokensPrompt | EmbedsPrompt
+@final
+class MixedPrompt(TypedDict):
+    """A prompt in parts, in their order: text, token ids and embeddings. Text is tokenized without special tokens."""
+
+    prompt_parts: list[str | TextPrompt | TokensPrompt | EmbedsPrompt]
+    target_language: NotRequired[str | None]
+
+
+SingletonPrompt: TypeAlias = str | TextPrompt | TokensPrompt | EmbedsPrompt | MixedPrompt
 
 
 @final
@@ -70,76 +78,14 @@ PromptInputs: TypeAlias = Prompt  # older names of both
 SingletonPromptInputs: TypeAlias = SingletonPrompt
 
 
-MAX_EMBEDS_BYTES = 48 * 2**20  # of one prompt, as float32: it has to fit into a message
-_DIGEST_BYTES = 16
-
-
-@dataclass(frozen=True, slots=True)
-class RawTensor:
-    """Numbers as bytes, row by row and little-endian, with what they are said to be. Nothing is checked."""
-
-    data: bytes
-    shape: tuple[int, ...]
-    dtype: str
-
-
-@dataclass(frozen=True, slots=True)
-class PromptEmbeds:
-    """Checked embeddings: float32, little-endian, [num_tokens, hidden_size]. digests: 16 bytes for each token."""
-
-    data: bytes = field(repr=False)
-    num_tokens: int
-    hidden_size: int
-    digests: bytes = field(repr=False, compare=False)
-
-    @classmethod
-    def of(cls, data: bytes, num_tokens: int, hidden_size: int) -> PromptEmbeds:
-        """With digests, which take time in proportion to the data."""
-        view, width = memoryview(data), 4 * hidden_size
-        digests = (
-            hashlib.blake2b(view[start : start + width], digest_size=_DIGEST_BYTES).digest()
-            for start in range(0, len(data), width)
-        )
-        return cls(data, num_tokens, hidden_size, b"".join(digests))
-
-    @property
-    def placeholder_ids(self) -> tuple[int, ...]:
-        """What stands for the tokens where ids are listed; they mean nothing."""
-        return (0,) * self.num_tokens
-
-    def rows_from(self, start: int) -> bytes:
-        """The embeddings of the tokens from `start` on."""
-        return self.data if start == 0 else self.data[4 * self.hidden_size * start :]
-
-    def digests_of(self, start: int, end: int) -> bytes:
-        """What identifies the embeddings of tokens [start, end), as far as there are so many."""
-        return self.digests[_DIGEST_BYTES * start : _DIGEST_BYTES * end]
-
-
-@dataclass(frozen=True, slots=True)
-class LoRARequest:
-    """An adapter to generate with: a directory (or hub id) as PEFT writes it, under a name and a number of its own."""
-
-    lora_name: str
-    lora_int_id: int
-    lora_path: str
-
-    def __post_init__(self) -> None:
-        for name in ("lora_name", "lora_path"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise InvalidRequestError(f"{name} must be a name, got {getattr(self, name)!r:.60}", param=name)
-        if isinstance(self.lora_int_id, bool) or not isinstance(self.lora_int_id, int) or self.lora_int_id < 1:
-            raise InvalidRequestError(
-                f"lora_int_id must be at least 1, got {self.lora_int_id!r:.60}", param="lora_int_id"
-            )
+MAX_PROMPT_PARTS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
     """A prompt in token ids.
 
-    Where embeddings are given, in place of the prompt of a decoder-only model or of the encoder input, the ids are
-    placeholders.
+    Where embeddings are given, in a prompt or an encoder input or in place of all of it, the ids are placeholders.
 
     For a decoder-only model `token_ids` is the prompt and `encoder_token_ids` is None. For an encoder-decoder model
     `token_ids` is the decoder prompt (it begins with the decoder start token). `text` and `encoder_text` are what the
@@ -157,6 +103,19 @@ class EncodedPrompt:
     @property
     def num_embeds_bytes(self) -> int:
         return sum(len(embeds.data) for embeds in (self.embeds, self.encoder_embeds) if embeds is not None)
+
+    @property
+    def own_ids(self) -> tuple[int, ...]:
+        """`token_ids` without placeholders."""
+        return tuple(token_id for token_id, is_own in zip(self.token_ids, self.is_token, strict=True) if is_own)
+
+    @property
+    def is_token(self) -> list[bool]:
+        """Of each of `token_ids`, whether it is one, and no placeholder."""
+        found = [True] * len(self.token_ids)
+        for start, end in () if self.embeds is None else self.embeds.spans:
+            found[start:end] = [False] * (end - start)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +173,8 @@ class GenerationRequest:
     `sampling.seed` must be set (the front door draws one where the caller gave none): a request that is resumed after
     a crash then continues with the same random numbers.
     Waiting requests are ordered by `priority` (lower first), then fairly among tenants. Cached prefixes are shared only
-    between requests of the same `cache_salt`. adapter: the name of a loaded adapter, empty for the base model.
+    between requests of the same `cache_salt`. adapter: the name of a loaded LoRA adapter, prompt_adapter: that of a
+    loaded soft prompt, whose virtual tokens are not part of `prompt`; empty for none.
     """
 
     request_id: str
@@ -227,6 +187,7 @@ class GenerationRequest:
     tenant: str = ""
     cache_salt: str = ""
     adapter: str = ""
+    prompt_adapter: str = ""
 
     @property
     def num_open_choices(self) -> int:
@@ -288,6 +249,8 @@ def check_singleton(prompt: object, param: str) -> SingletonPrompt:
             raise InvalidRequestError(
                 f"{param} must not be an encoder/decoder pair itself", param=param, code="invalid_prompt"
             )
+        if "prompt_parts" in prompt:
+            return _check_parts(prompt, param)
         if "prompt_embeds" in prompt:
             if prompt.get("prompt") is not None or "prompt_token_ids" in prompt:
                 raise InvalidRequestError(
@@ -308,11 +271,29 @@ def check_singleton(prompt: object, param: str) -> SingletonPrompt:
             return TextPrompt(prompt=_check_text(prompt["prompt"], param))
     raise InvalidRequestError(
         f"{param} must be text, TextPrompt {{prompt}}, TokensPrompt {{prompt_token_ids}}, "
-        "EmbedsPrompt {prompt_embeds} or ExplicitEncoderDecoderPrompt {encoder_prompt, decoder_prompt}, "
+        "EmbedsPrompt {prompt_embeds}, MixedPrompt {prompt_parts} or ExplicitEncoderDecoderPrompt {encoder_prompt, "
+        "decoder_prompt}, "
         f"not {type(prompt).__name__}",
         param=param,
         code="invalid_prompt",
     )
+
+
+def _check_parts(prompt: dict[str, Any], param: str) -> MixedPrompt:
+    parts = prompt["prompt_parts"]
+    if not isinstance(parts, (list, tuple)) or not 1 <= len(parts) <= MAX_PROMPT_PARTS or "prompt_embeds" in prompt:
+        raise InvalidRequestError(
+            f"{param}: prompt_parts must be a list of 1 to {MAX_PROMPT_PARTS} prompts, and nothing beside it",
+            param=param,
+            code="invalid_prompt",
+        )
+    checked: list[Any] = [check_singleton(part, f"{param}[{index}]") for index, part in enumerate(parts)]
+    for index, part in enumerate(checked):
+        if isinstance(part, dict) and "prompt_parts" in part:
+            raise InvalidRequestError(
+                f"{param}[{index}] must not have parts itself", param=param, code="invalid_prompt"
+            )
+    return MixedPrompt(prompt_parts=checked)
 
 
 def check_token_ids(ids: object, param: str) -> list[int]:

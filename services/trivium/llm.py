@@ -9,15 +9,16 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from trivium.adapters import LoRARequest, PromptAdapterRequest
 from trivium.beam_params import BeamSearchParams
 from trivium.config import ModelInfo
 from trivium.engine_args import read_engine_args
 from trivium.errors import InvalidRequestError
 from trivium.generation_defaults import default_sampling_params
 from trivium.guided import LLMGuidedOptions
-from trivium.inputs import GenerationRequest, LoRARequest, Prompt, TokensPrompt, check_token_ids
+from trivium.inputs import GenerationRequest, Prompt, TokensPrompt, check_token_ids
 from trivium.local_engine import LocalEngine
-from trivium.offline import ChatSettings, Messages, Params, Pooled, RequestOptions, RequestRunner, refuse_prompt_adapter
+from trivium.offline import ChatSettings, Messages, Params, Pooled, RequestOptions, RequestRunner
 from trivium.outputs import (
     BeamSearchOutput,
     BeamSearchSequence,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 UseTqdm = bool | Callable[..., Any]
 Adapters = LoRARequest | Sequence[LoRARequest | None] | None
+PromptAdapters = PromptAdapterRequest | Sequence[PromptAdapterRequest | None] | None
 
 
 class LLM:
@@ -88,7 +90,7 @@ class LLM:
         prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
         use_tqdm: UseTqdm = True,
         lora_request: Adapters = None,
-        prompt_adapter_request: None = None,
+        prompt_adapter_request: PromptAdapters = None,
         guided_options_request: LLMGuidedOptions | None = None,
         *,
         inputs: Prompt | Sequence[Prompt] | None = None,
@@ -100,10 +102,9 @@ class LLM:
         None takes what the model's generation_config.json says. prompt_token_ids: the ids of one prompt or of each,
         with `prompts` as their texts; it and `inputs`, another name of `prompts`, are for older programs. priority:
         of each prompt, with scheduling_policy="priority". lora_request: an adapter for all prompts, or one (or None)
-        for each, loaded at its first use. Raises InvalidRequestError, before anything runs, if any prompt or parameter
-        is wrong.
+        for each, loaded at its first use; prompt_adapter_request: the same of soft prompts. Raises InvalidRequestError,
+        before anything runs, if any prompt or parameter is wrong.
         """
-        refuse_prompt_adapter(prompt_adapter_request)
         if inputs is not None and prompts is not None:
             raise InvalidRequestError("give prompts or inputs, not both", param="inputs")
         items = _prompt_list(inputs if prompts is None else prompts, prompt_token_ids)
@@ -113,7 +114,7 @@ class LLM:
             use_tqdm,
             guided=guided_options_request,
             priority=priority,
-            lora_request=lora_request,
+            adapters=(lora_request, prompt_adapter_request),
         )
 
     def chat(
@@ -130,6 +131,7 @@ class LLM:
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         priority: Sequence[int] | None = None,
+        prompt_adapter_request: PromptAdapters = None,
     ) -> list[RequestOutput]:
         """Answer one conversation or several, by the model's chat template or `chat_template` (a template, not a file:
         `load_chat_template`).
@@ -146,7 +148,9 @@ class LLM:
             tools=tools,
         )
         prompts = [self._runner.chat_prompt(conversation, settings) for conversation in _conversations(messages)]
-        return self._generate(prompts, sampling_params, use_tqdm, priority=priority, lora_request=lora_request)
+        return self._generate(
+            prompts, sampling_params, use_tqdm, priority=priority, adapters=(lora_request, prompt_adapter_request)
+        )
 
     def beam_search(
         self,
@@ -160,7 +164,7 @@ class LLM:
         `params.num_return_sequences` is not heeded: there are as many sequences as beams. Raises InvalidRequestError.
         """
         every_beam = replace(params, num_return_sequences=params.beam_width)
-        outputs = self._generate(_prompt_list(prompts, None), every_beam, use_tqdm, lora_request=lora_request)
+        outputs = self._generate(_prompt_list(prompts, None), every_beam, use_tqdm, adapters=(lora_request, None))
         return [_to_beam_output(output) for output in outputs]
 
     def encode(
@@ -246,14 +250,15 @@ class LLM:
         *,
         guided: LLMGuidedOptions | None = None,
         priority: Sequence[int] | None = None,
-        lora_request: Adapters = None,
+        adapters: tuple[Adapters, PromptAdapters] = (None, None),
     ) -> list[RequestOutput]:
         params_of = _one_each(prompts, params, "sampling_params")
         priorities = [0] * len(prompts) if priority is None else _one_each(prompts, priority, "priority")
-        adapters = _one_each(prompts, lora_request, "lora_request")
+        loras = _one_each(prompts, adapters[0], "lora_request")
+        soft_prompts = _one_each(prompts, adapters[1], "prompt_adapter_request")
         options = [
-            RequestOptions(params=one, guided=guided, priority=rank, lora_request=adapter)
-            for one, rank, adapter in zip(params_of, priorities, adapters, strict=True)
+            RequestOptions(params=one, guided=guided, priority=rank, lora_request=lora, prompt_adapter_request=soft)
+            for one, rank, lora, soft in zip(params_of, priorities, loras, soft_prompts, strict=True)
         ]
         requests = self._call(self._make_requests(prompts, options))
         with Progress(len(requests), use_tqdm) as progress:
@@ -284,9 +289,12 @@ class LLM:
         return [task.result() for task in running]
 
 
+_SINGLE = (SamplingParams, BeamSearchParams, LoRARequest, PromptAdapterRequest, int)
+
+
 def _one_each(prompts: Sequence[Prompt], values: Any, name: str) -> list[Any]:
     """One value for each of `prompts`: a single one is for all."""
-    if values is None or isinstance(values, SamplingParams | BeamSearchParams | LoRARequest | int):
+    if values is None or isinstance(values, _SINGLE):
         return [values] * len(prompts)
     if not isinstance(values, Sequence):
         raise InvalidRequestError(f"{name} must be one or a list, got {values!r:.60}", param=name)

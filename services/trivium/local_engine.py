@@ -9,9 +9,9 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from trivium.config import ExecutorConfig, ModelInfo
+from trivium.config import ExecutorConfig, ModelInfo, PromptAdapter
 from trivium.engine_args import EngineArgs
 from trivium.errors import (
     ConfigurationError,
@@ -23,8 +23,9 @@ from trivium.errors import (
 from trivium.executor.ledger import executor_ledger
 from trivium.executor.model_runner import ModelRunner
 from trivium.executor.model_thread import ModelThread
-from trivium.inputs import EncodedPair, GenerationRequest, LoRARequest, PairTexts
+from trivium.inputs import EncodedPair, GenerationRequest, PairTexts
 from trivium.ledger import ProcessLedger
+from trivium.local_adapters import LocalAdapters
 from trivium.outputs import ChoiceDelta, FinishReason, TokenText
 from trivium.pooling import PoolingParams, PoolingType
 from trivium.rpc import new_epoch
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class LocalEngine:
     """EngineClient for one model in this process. All methods run on one event loop; the model has a thread."""
@@ -60,8 +63,7 @@ class LocalEngine:
         self._grammars: GrammarChecker | None = None
         self._loop: EngineLoop | None = None
         self._task: asyncio.Task[None] | None = None
-        self._adapters: set[LoRARequest] = set()  # those that are loaded
-        self._loading = asyncio.Lock()  # one adapter at a time
+        self.adapters = LocalAdapters(self._executor, self._started_loop)
 
     async def start(self) -> None:
         """Load tokenizer and model. Raises ConfigurationError."""
@@ -163,26 +165,6 @@ class LocalEngine:
             if num_left:
                 loop.abort(keys)
 
-    async def load_adapter(self, request: LoRARequest) -> None:
-        """Make sure that the adapter can be used. Raises InvalidRequestError for one that cannot, or changes."""
-        loop, loaded = self._started_loop(), self._adapters
-        if not loop.model_info.max_loras:
-            raise InvalidRequestError("lora_request needs enable_lora=True", param="lora_request")
-        async with self._loading:
-            if request in loaded:
-                return
-            for other in loaded:
-                if request.lora_name == other.lora_name or request.lora_int_id == other.lora_int_id:
-                    raise InvalidRequestError(f"{request} has the name or number of {other}", param="lora_request")
-            if request.lora_name in (loop.model_info.name, *loop.model_info.adapters):
-                raise InvalidRequestError(f"the name {request.lora_name!r} is taken", param="lora_request")
-            try:
-                await self._executor.load_adapter(request.lora_name, request.lora_path)
-            except ConfigurationError as error:
-                raise InvalidRequestError(error.message, param="lora_request") from None
-            loaded.add(request)
-            loop.add_adapter(request.lora_name)
-
     def abort(self, request_id: str) -> bool:
         """End a request early: its open choices get a last delta with FinishReason.ABORT. False if none runs."""
         if request_id not in self._running:
@@ -275,26 +257,27 @@ class InProcessExecutorClient:
 
     async def load_adapter(self, name: str, source: str) -> None:
         """Raises ConfigurationError."""
-        loaded: asyncio.Future[ConfigurationError | None] = asyncio.get_running_loop().create_future()
+        await self._load(lambda runner: runner.load_adapter(name, source))
 
-        def load(runner: ModelRunner) -> None:
-            """Runs in the model's thread."""
-            error = None
+    async def load_prompt_adapter(self, name: str, source: str) -> PromptAdapter:
+        """Raises ConfigurationError."""
+        return await self._load(lambda runner: runner.load_prompt_adapter(name, source))
+
+    async def _load(self, load: Callable[[ModelRunner], T]) -> T:
+        """What `load` returns in the model's thread. Raises its ConfigurationError."""
+        errors: list[ConfigurationError] = []
+
+        def attempt(runner: ModelRunner) -> tuple[T, ...]:
             try:
-                runner.load_adapter(name, source)
-            except ConfigurationError as caught:
-                error = caught
-            thread.call_in_loop(loaded.set_result, error)
+                return (load(runner),)
+            except ConfigurationError as error:
+                errors.append(error)
+                return ()
 
-        thread = self._running_thread()
-        thread.submit(load)
-        outcomes: set[asyncio.Future[Any]] = {loaded, thread.failed}
-        await asyncio.wait(outcomes, return_when=asyncio.FIRST_COMPLETED)
-        if not loaded.done():
-            raise InternalError("the model failed")
-        error = loaded.result()
-        if error is not None:
-            raise error
+        loaded = await self._running_thread().run(attempt)
+        if errors:
+            raise errors[0]
+        return loaded[0]
 
     def submit(self, plan: SchedulerOutput) -> None:
         self._running_thread().submit(partial(self._execute, plan))

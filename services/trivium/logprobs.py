@@ -14,9 +14,15 @@ def named_ids(token_ids: Iterable[int], logprobs: Iterable[TokenLogprobs]) -> se
 
 def to_dicts(
     token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs], texts: Mapping[int, TokenText]
-) -> list[dict[int, Logprob]]:
-    """Per position the token itself, then the most likely ones. Without `texts` no token has one."""
-    return [_to_dict(token_id, value, texts) for token_id, value in zip(token_ids, logprobs, strict=True)]
+) -> list[dict[int, Logprob] | None]:
+    """Per position the token itself, then the most likely ones; None where there is no token.
+
+    Without `texts` no token has one.
+    """
+    return [
+        _to_dict(token_id, value, texts) if value.is_of_token else None
+        for token_id, value in zip(token_ids, logprobs, strict=True)
+    ]
 
 
 def _to_dict(token_id: int, value: TokenLogprobs, texts: Mapping[int, TokenText]) -> dict[int, Logprob]:

@@ -10,18 +10,21 @@ import random
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from trivium.adapters import LoRARequest, PromptAdapterRequest
 from trivium.beam_params import BeamSearchParams
+from trivium.chat_embeds import EmbedsPart, chat_prompt, take_embeds, with_embeds
 from trivium.chat_utils import encoder_decoder_chat
+from trivium.config import ModelInfo
+from trivium.embeds import PromptEmbeds
 from trivium.engine_args import EngineArgs
-from trivium.errors import InvalidRequestError
+from trivium.errors import InvalidRequestError, rename_params
 from trivium.generation_defaults import default_max_tokens, with_necessities
 from trivium.guided import LLMGuidedOptions, guided_fields
 from trivium.inputs import (
     EncodedPrompt,
     GenerationRequest,
-    LoRARequest,
     Prompt,
     TokensPrompt,
     is_explicit_encoder_decoder,
@@ -41,17 +44,6 @@ if TYPE_CHECKING:
 
 Params: TypeAlias = SamplingParams | BeamSearchParams
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
-
-
-def refuse_prompt_adapter(request: object) -> None:
-    """Raise InvalidRequestError for a `prompt_adapter_request`, or for a list with one."""
-    items = request if isinstance(request, list | tuple) else [request]
-    if any(item is not None for item in items):
-        raise InvalidRequestError(
-            "prompt_adapter_request is not supported: prompt adapters cannot be loaded: write the prompt as text",
-            param="prompt_adapter_request",
-            code="unsupported_parameter",
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +68,7 @@ class RequestOptions:
     request_id: str | None = None
     is_streamed: bool = False
     lora_request: LoRARequest | None = None
+    prompt_adapter_request: PromptAdapterRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,21 +92,16 @@ class RequestRunner:
 
     async def make_request(self, prompt: Prompt, options: RequestOptions) -> GenerationRequest:
         """Raises InvalidRequestError for a wrong prompt or parameter."""
-        given, adapter = options.params, options.lora_request
-        if not isinstance(adapter, LoRARequest | None):
-            raise InvalidRequestError(f"not a LoRARequest: {adapter!r:.60}", param="lora_request")
-        if adapter is not None:
-            await self._engine.load_adapter(adapter)
-        if isinstance(given, SamplingParams) or given is None:
-            truncation = None if given is None else Truncation.of(given)
-            encoded = await encode_prompt(prompt, self._engine, self._engine.model_info, truncation=truncation)
-        else:
-            encoded = await encode_prompt(prompt, self._engine, self._engine.model_info)
+        given = options.params
+        adapter, prompt_adapter = await self._load_adapters(options)
+        info = self._engine.model_info.limited_by(prompt_adapter)
+        truncation = Truncation.of(given) if isinstance(given, SamplingParams) else None
+        encoded = await encode_prompt(prompt, self._engine, info, truncation=truncation)
         if encoded.num_embeds_bytes and not self._enable_prompt_embeds:
             raise InvalidRequestError(
                 "prompt_embeds needs LLM(enable_prompt_embeds=True)", param="prompt_embeds", code="feature_disabled"
             )
-        sampling = await self._complete(given, encoded, options.guided)
+        sampling = await self._complete(given, encoded, info, options.guided)
         if sampling.seed is None:
             sampling = replace(sampling, seed=self._random.getrandbits(63))
         check_int("priority", options.priority, -(2**31), 2**31 - 1)
@@ -123,27 +111,46 @@ class RequestRunner:
             sampling,
             stream=options.is_streamed,
             priority=options.priority,
-            adapter="" if adapter is None else adapter.lora_name,
+            adapter=adapter,
+            prompt_adapter=prompt_adapter,
         )
+
+    async def _load_adapters(self, options: RequestOptions) -> tuple[str, str]:
+        """Names of LoRA adapter and soft prompt, loaded. Raises InvalidRequestError."""
+        lora, soft, adapters = options.lora_request, options.prompt_adapter_request, self._engine.adapters
+        if not isinstance(lora, LoRARequest | None):
+            raise InvalidRequestError(f"not a LoRARequest: {lora!r:.60}", param="lora_request")
+        if not isinstance(soft, PromptAdapterRequest | None):
+            raise InvalidRequestError(f"not a PromptAdapterRequest: {soft!r:.60}", param="prompt_adapter_request")
+        if lora is not None:
+            await adapters.load(lora)
+        if soft is not None:
+            await adapters.load_prompt(soft)
+        return "" if lora is None else lora.lora_name, "" if soft is None else soft.prompt_adapter_name
 
     def chat_prompt(self, messages: Messages, settings: ChatSettings) -> Prompt:
         """The prompt that a conversation is. Raises InvalidRequestError."""
+        cleared, parts = take_embeds(messages)
+        embeds = [_to_embeds(part) for part in parts]
         if self._engine.model_info.is_encoder_decoder:
             for name in ("chat_template", "tools", "chat_template_kwargs"):
                 if getattr(settings, name):
                     raise InvalidRequestError(f"an encoder-decoder model takes no {name}", param=name)
-            texts = [{**message, "content": _text(message.get("content"))} for message in messages]
+            read = with_embeds(cleared, embeds)
+            texts = [{**message, "content": _content(message.get("content"))} for message in read]
             return encoder_decoder_chat(texts, continues=settings.continue_final_message)
         tokenizer = self._engine.tokenizer
-        chat = tokenizer.chat(
-            messages,
-            tools=settings.tools,
-            add_generation_prompt=settings.add_generation_prompt,
-            continue_final_message=settings.continue_final_message,
-            template_kwargs=settings.chat_template_kwargs,
-            template=settings.chat_template,
-            content_format=settings.chat_template_content_format,
-        )
+        rendering: dict[str, Any] = {
+            "tools": settings.tools,
+            "add_generation_prompt": settings.add_generation_prompt,
+            "continue_final_message": settings.continue_final_message,
+            "template_kwargs": settings.chat_template_kwargs,
+            "template": settings.chat_template,
+            "content_format": settings.chat_template_content_format,
+        }
+        chat = tokenizer.chat(cleared, **rendering)
+        if embeds:
+            return chat_prompt(chat.token_ids, embeds)
         return TokensPrompt(prompt_token_ids=chat.token_ids, prompt=chat.text)
 
     async def pool(self, prompts: Sequence[Prompt], params: PoolingParams, progress: Progress) -> list[Pooled]:
@@ -203,10 +210,9 @@ class RequestRunner:
                 yield shown
 
     async def _complete(
-        self, given: Params | None, prompt: EncodedPrompt, guided: LLMGuidedOptions | None
+        self, given: Params | None, prompt: EncodedPrompt, info: ModelInfo, guided: LLMGuidedOptions | None
     ) -> SamplingParams:
         """`given` checked, or the defaults of the checkpoint."""
-        info = self._engine.model_info
         fields = {} if guided is None else guided_fields(guided)
         if given is None:
             resolved = await complete_sampling(
@@ -237,7 +243,8 @@ class RequestRunner:
             if only in (None, choice.index):
                 shown = replace(choice, token_ids=list(choice.token_ids))
                 if sampling.logprobs is not None:
-                    shown.logprobs = await self._named(shown.token_ids, values)
+                    named = await self._named(shown.token_ids, values)
+                    shown.logprobs = cast("list[dict[int, Logprob]]", named)  # of an output each is of a token
                 choices.append(shown)
         encoder_ids = prompt.encoder_token_ids
         result = RequestOutput(
@@ -253,7 +260,7 @@ class RequestRunner:
             result.prompt_logprobs = [None, *await self._named(result.prompt_token_ids[1:], outputs.prompt_logprobs)]
         return result
 
-    async def _named(self, token_ids: list[int], logprobs: list[TokenLogprobs]) -> list[dict[int, Logprob]]:
+    async def _named(self, token_ids: list[int], logprobs: list[TokenLogprobs]) -> list[dict[int, Logprob] | None]:
         if not self._engine.has_tokenizer:
             return to_dicts(token_ids, logprobs, {})
         texts = await self._engine.token_texts(named_ids(token_ids, logprobs))
@@ -289,9 +296,9 @@ def _without_text(sampling: SamplingParams) -> SamplingParams:
     return replace(sampling, detokenize=False)
 
 
-def _text(content: Any) -> str:
-    """The text of a message; parts are joined by newlines."""
-    if isinstance(content, str):
+def _content(content: Any) -> Any:
+    """What a message says: embeddings, or its text; parts are joined by newlines."""
+    if isinstance(content, str) or (isinstance(content, Mapping) and "prompt_embeds" in content):
         return content
     parts = content if isinstance(content, list | tuple) else [None]
     texts = [part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else part for part in parts]
@@ -299,4 +306,15 @@ def _text(content: Any) -> str:
         raise InvalidRequestError(
             "message content may be text or parts of type text", param="messages", code="unsupported_content"
         )
-    return "\n".join(texts)  # type: ignore[arg-type]
+    return "\n".join(map(str, texts))
+
+
+def _to_embeds(part: EmbedsPart) -> PromptEmbeds:
+    """What a part of a message holds: a tensor, or what a client of the server would send."""
+    from trivium.prompt_embeds import decode_embeds, to_prompt_embeds  # numpy is loaded only where it is used
+
+    try:
+        is_encoded = isinstance(part.value, str | dict)
+        return decode_embeds(part.value) if is_encoded else to_prompt_embeds(part.value)
+    except InvalidRequestError as error:
+        raise rename_params(error, {"prompt_embeds": part.param}) from None

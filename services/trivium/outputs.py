@@ -20,13 +20,21 @@ class TokenLogprobs:
     """How likely the model found a token, and which tokens it found most likely, in falling order.
 
     Natural logarithms of its own distribution, before penalties, temperature and truncation. rank: 1 for the most
-    likely token. top_ids, top_logprobs: as many as were asked for; they need not hold the token itself.
+    likely token, 0 where there is no token: a position of a prompt that is an embedding. top_ids, top_logprobs: as
+    many as were asked for; they need not hold the token itself.
     """
 
     logprob: float
     rank: int
     top_ids: tuple[int, ...] = ()
     top_logprobs: tuple[float, ...] = ()
+
+    @property
+    def is_of_token(self) -> bool:
+        return self.rank > 0
+
+
+NO_TOKEN_LOGPROBS = TokenLogprobs(0.0, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from trivium.embeds import MAX_EMBEDS_BYTES, PromptEmbeds, RawTensor
 from trivium.errors import InvalidRequestError
-from trivium.inputs import MAX_EMBEDS_BYTES, PromptEmbeds, RawTensor
 from trivium.torch_format import FLOAT_DTYPES, LAYOUTS, TensorFormatError, float32_of, read_torch_tensor
 
 PARAM = "prompt_embeds"

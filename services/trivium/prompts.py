@@ -8,8 +8,6 @@ that is the first generated token, a decoder prompt that is given contains it al
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -20,22 +18,17 @@ from trivium.inputs import (
     EncodedPrompt,
     PairTexts,
     Prompt,
-    PromptEmbeds,
-    SingletonPrompt,
     prompt_languages,
     split_prompt,
 )
 from trivium.params import SamplingParams, check_int
+from trivium.prompt_sides import PlainEncoder, Side, place, read_side
 from trivium.prompt_truncation import Truncation
 from trivium.structured_outputs import StructuredOutputsParams
 
 
-class TextEncoder(Protocol):
+class TextEncoder(PlainEncoder, Protocol):
     """Anything that turns texts into token ids for one model."""
-
-    async def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
-        """Token ids of each text."""
-        ...
 
     async def encode_pair(self, texts: PairTexts) -> EncodedPair:
         """Both sides of an encoder-decoder prompt."""
@@ -57,105 +50,83 @@ async def encode_prompt(
     vocabulary, and an empty prompt where the model needs one.
     """
     main, decoder, is_explicit = split_prompt(prompt)
-    if is_explicit and not info.is_encoder_decoder:
+    if info.is_encoder_decoder:
+        sides = await read_side(main, encoder, info, "encoder_prompt" if is_explicit else "prompt"), Side(())
+        if decoder is not None:
+            sides = sides[0], await read_side(decoder, encoder, info, "decoder_prompt")
+        return await _encode_pair(prompt, sides, encoder, info, truncation)
+    if is_explicit:
         raise InvalidRequestError(
             f"model {info.name} is decoder-only and takes no encoder-decoder prompt",
             param="encoder_prompt",
             code="not_encoder_decoder",
         )
+    for name, language in zip(("source_language", "target_language"), prompt_languages(prompt), strict=True):
+        if language is not None:
+            raise InvalidRequestError(
+                f"model {info.name} is decoder-only and takes no {name}", param=name, code="not_encoder_decoder"
+            )
+    side = await read_side(main, encoder, info, "prompt")
+    ids = tuple((await encoder.encode([side.text or ""]))[0]) if side.ids is None else side.ids
+    if truncation is not None and len(ids) > truncation.limit(info):
+        _refuse_cut(side)
+        around = tuple((await encoder.encode([""]))[0]) if side.is_text else ()
+        ids = truncation.cut(ids, around, info)
+    if not ids and info.bos_token_id is not None:
+        ids = (info.bos_token_id,)
+    if not ids:
+        raise InvalidRequestError("prompt is empty", param="prompt", code="empty_prompt")
+    ids, embeds = place(ids, side.embeds)
+    return EncodedPrompt(token_ids=ids, text=side.text, embeds=embeds)
+
+
+async def _encode_pair(
+    prompt: Prompt, sides: tuple[Side, Side], encoder: TextEncoder, info: ModelInfo, truncation: Truncation | None
+) -> EncodedPrompt:
+    """The prompt of an encoder-decoder model, of its two sides."""
+    source, target = sides
     source_language, target_language = prompt_languages(prompt)
-    if not info.is_encoder_decoder:
-        for name, language in (("source_language", source_language), ("target_language", target_language)):
-            if language is not None:
-                raise InvalidRequestError(
-                    f"model {info.name} is decoder-only and takes no {name}", param=name, code="not_encoder_decoder"
-                )
-        embeds = await _read_embeds(main, info)
-        if embeds is not None:
-            _refuse_cut(embeds, truncation, info)
-            return EncodedPrompt(token_ids=embeds.placeholder_ids, embeds=embeds)
-        ids, text = await _encode_side(main, encoder, info, "prompt")
-        if truncation is not None and len(ids) > truncation.limit(info):
-            around = tuple((await encoder.encode([""]))[0]) if _is_text(main) else ()
-            ids = truncation.cut(ids, around, info)
-        if not ids and info.bos_token_id is not None:
-            ids = (info.bos_token_id,)
-        if not ids:
-            raise InvalidRequestError("prompt is empty", param="prompt", code="empty_prompt")
-        return EncodedPrompt(token_ids=ids, text=text)
-    encoder_ids, encoder_text = _read_side(main, info, "encoder_prompt" if is_explicit else "prompt")
-    encoder_embeds = await _read_embeds(main, info)
-    if encoder_embeds is not None:
-        _refuse_cut(encoder_embeds, truncation, info)
-        encoder_ids = encoder_embeds.placeholder_ids
-    if isinstance(decoder, dict) and "prompt_embeds" in decoder:
-        raise InvalidRequestError(
-            "decoder_prompt must be text or token ids: only the encoder input may be embeddings",
-            param="decoder_prompt",
-            code="invalid_prompt_embeds",
-        )
-    decoder_ids, decoder_text = (None, None) if decoder is None else _read_side(decoder, info, "decoder_prompt")
-    if source_language is not None and encoder_ids is not None:
+    if source_language is not None and not source.is_text:
         raise InvalidRequestError(
             "source_language is for text: token ids and embeddings are taken as they are", param="source_language"
         )
     texts = PairTexts(
-        encoder=encoder_text if encoder_ids is None else None,
-        decoder=decoder_text if decoder_ids is None else None,
+        encoder=source.text if source.is_text else None,
+        decoder=target.text if target.is_text else None,
         source_language=source_language,
         target_language=target_language,
     )
     pair = EncodedPair() if texts.is_empty else await encoder.encode_pair(texts)
-    if truncation is not None:
-        added: tuple[int, ...] = ()
-        if encoder_ids is None and len(pair.encoder) > truncation.limit(info):
-            added = (await encoder.encode_pair(replace(texts, encoder="", decoder=None))).encoder
-        encoder_ids = truncation.cut(pair.encoder if encoder_ids is None else encoder_ids, added, info)
-    encoder_ids = pair.encoder if encoder_ids is None else encoder_ids
+    encoder_ids = pair.encoder if source.ids is None else source.ids
+    if truncation is not None and len(encoder_ids) > truncation.limit(info):
+        _refuse_cut(source)
+        is_text = source.is_text
+        added = (await encoder.encode_pair(replace(texts, encoder="", decoder=None))).encoder if is_text else ()
+        encoder_ids = truncation.cut(encoder_ids, added, info)
     if not encoder_ids:
         raise InvalidRequestError("the encoder input is empty", param="prompt", code="empty_prompt")
     start = prompt.get("decoder_start_token_id") if isinstance(prompt, dict) else None
-    token_ids, forced_bos = _decoder_prompt(pair.decoder if decoder_ids is None else decoder_ids, pair, info, start)
+    token_ids, forced_bos = _decoder_prompt(pair.decoder if target.ids is None else target.ids, pair, info, start)
+    token_ids, embeds = place(token_ids, target.embeds)
+    encoder_ids, encoder_embeds = place(encoder_ids, source.embeds)
     return EncodedPrompt(
         token_ids=token_ids,
-        text=decoder_text,
+        text=target.text,
         encoder_token_ids=encoder_ids,
-        encoder_text=encoder_text,
+        encoder_text=source.text,
         forced_bos_token_id=forced_bos,
+        embeds=embeds,
         encoder_embeds=encoder_embeds,
     )
 
 
-def _refuse_cut(embeds: PromptEmbeds, truncation: Truncation | None, info: ModelInfo) -> None:
-    if truncation is not None and embeds.num_tokens > truncation.limit(info):
+def _refuse_cut(side: Side) -> None:
+    if side.embeds is not None:
         raise InvalidRequestError(
-            f"prompt_embeds has {embeds.num_tokens} rows: truncate_prompt_tokens cuts text and token ids only",
+            f"prompt_embeds has {side.embeds.num_tokens} rows: truncate_prompt_tokens cuts text and token ids only",
             param="prompt_embeds",
             code="invalid_prompt_embeds",
         )
-
-
-async def _read_embeds(side: SingletonPrompt, info: ModelInfo) -> PromptEmbeds | None:
-    """The embeddings of `side`, checked, or None if it is something else.
-
-    Megabytes are read and hashed, so that is done in a thread.
-    """
-    if isinstance(side, str) or "prompt_embeds" not in side:
-        return None
-    from trivium.prompt_embeds import to_prompt_embeds  # numpy is loaded only where embeddings are used
-
-    if not info.hidden_size:
-        raise InvalidRequestError(
-            f"model {info.name} takes no prompt embeddings", param="prompt_embeds", code="invalid_prompt_embeds"
-        )
-    embeds = await asyncio.to_thread(to_prompt_embeds, side["prompt_embeds"])
-    if embeds.hidden_size != info.hidden_size:
-        raise InvalidRequestError(
-            f"prompt_embeds has rows of {embeds.hidden_size} numbers, the model's hidden size is {info.hidden_size}",
-            param="prompt_embeds",
-            code="invalid_prompt_embeds",
-        )
-    return embeds
 
 
 def _decoder_prompt(
@@ -197,12 +168,6 @@ def resolve_max_tokens(prompt: EncodedPrompt, sampling: SamplingParams, info: Mo
     """
     room = info.max_model_len - len(prompt.token_ids)
     side = "decoder_prompt" if info.is_encoder_decoder else "prompt" if prompt.embeds is None else "prompt_embeds"
-    if prompt.embeds is not None and sampling.prompt_logprobs is not None:
-        raise InvalidRequestError(
-            "prompt_logprobs are of tokens: prompt_embeds has none",
-            param="prompt_logprobs",
-            code="conflicting_parameters",
-        )
     if prompt.encoder_token_ids is not None and len(prompt.encoder_token_ids) > info.max_encoder_len:
         raise ContextLengthError(
             f"the encoder input has {len(prompt.encoder_token_ids)} tokens, the model takes {info.max_encoder_len}",
@@ -226,41 +191,3 @@ def resolve_max_tokens(prompt: EncodedPrompt, sampling: SamplingParams, info: Mo
             f"min_tokens is {sampling.min_tokens}, but at most {max_tokens} tokens fit", param="min_tokens"
         )
     return max_tokens
-
-
-async def _encode_side(
-    side: SingletonPrompt, encoder: TextEncoder, info: ModelInfo, param: str
-) -> tuple[tuple[int, ...], str | None]:
-    ids, text = _read_side(side, info, param)
-    if ids is None:
-        assert text is not None, "a side is ids or text"
-        ids = tuple((await encoder.encode([text]))[0])
-    return ids, text
-
-
-def _is_text(side: SingletonPrompt) -> bool:
-    return isinstance(side, str) or "prompt_token_ids" not in side
-
-
-def _read_side(side: SingletonPrompt, info: ModelInfo, param: str) -> tuple[tuple[int, ...] | None, str | None]:
-    """Token ids, None if there are none yet, and the text. Raises InvalidRequestError for ids that do not exist."""
-    if isinstance(side, str):
-        return None, side
-    if "prompt_embeds" in side:
-        return None, None
-    if "prompt_token_ids" not in side:
-        return None, side["prompt"]
-    ids = tuple(side["prompt_token_ids"])
-    check_vocabulary(ids, info, param)
-    return ids, side.get("prompt")
-
-
-def check_vocabulary(ids: Sequence[int], info: ModelInfo, param: str) -> None:
-    """Raise InvalidRequestError naming the first id that model `info` does not have."""
-    for position, token_id in enumerate(ids):
-        if not 0 <= token_id < info.vocab_size:
-            raise InvalidRequestError(
-                f"{param}[{position}] is {token_id}, the vocabulary has {info.vocab_size} tokens",
-                param=f"{param}[{position}]",
-                code="invalid_token_id",
-            )

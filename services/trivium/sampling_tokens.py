@@ -11,7 +11,8 @@ from trivium.errors import InvalidRequestError
 from trivium.generation_defaults import ResolvedSampling, resolve_sampling, with_necessities
 from trivium.inputs import EncodedPrompt
 from trivium.params import MAX_BAD_WORD_TOKENS, SamplingParams
-from trivium.prompts import TextEncoder, check_vocabulary
+from trivium.prompt_sides import check_vocabulary
+from trivium.prompts import TextEncoder
 
 _UNSET = SamplingParams()
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from trivium.embeds import Places
 from trivium.outputs import TokenLogprobs
 from trivium.params import SamplingParams
 
@@ -35,9 +36,12 @@ class NewRequestData:
     keyed by (seed, choice_index, output position). `max_tokens` is resolved: the row never has more output tokens.
     Encoder-decoder rows name their encoder input and the blocks for its cross-attention keys and values.
     beam_slots: for beam search the slots of all beams, `slot` first; the other rows begin as copies of this one.
-    adapter: the name of the adapter that encoder and decoder of this row have; empty for the base model.
-    prompt_embeds, encoder_embeds: not None if prompt or encoder input are embeddings, and their token ids placeholders:
-    float32 rows of the prompt tokens from `num_computed_tokens` on, and of the encoder input if it has to be encoded.
+    adapter: the name of the LoRA adapter that encoder and decoder of this row have; empty for the base model.
+    prompt_adapter: the name of the soft prompt whose virtual tokens prompt or encoder input begin with; their token ids
+    are placeholders, what they are the executor knows.
+    prompt_places, encoder_places: positions [start, end) that are embeddings, their token ids are placeholders, too.
+    prompt_embeds, encoder_embeds: not None if there are any: float32 rows of those in the prompt from
+    `num_computed_tokens` on, and of all in the encoder input, if it has to be encoded.
     """
 
     slot: int
@@ -54,6 +58,9 @@ class NewRequestData:
     adapter: str = ""
     prompt_embeds: bytes | None = field(default=None, repr=False)
     encoder_embeds: bytes | None = field(default=None, repr=False)
+    prompt_places: Places = ()
+    encoder_places: Places = ()
+    prompt_adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from trivium import __version__
-from trivium.config import LoRAModule, ServedModel
+from trivium.config import AdapterModule, ServedModel
 from trivium.errors import ConfigurationError
 from trivium.process import EXIT_CONFIGURATION, EXIT_FAILURE, EXIT_OK, PARENT_FD, RUNTIME_DIR
 
@@ -249,9 +249,10 @@ class Supervisor:
 class ServeConfig:
     """What `trivium serve` was asked for.
 
-    port 0 takes a free one. `engine_flags` and `lora_flags` go to every executor as they are, each of `lora_modules` to
-    the executor of its base, `scheduler_flags` to every scheduler, `gateway_flags` to the gateway. `revision` is of
-    every hub model's tokenizer. `started_at` is the monotonic time from which the start is counted.
+    port 0 takes a free one. `engine_flags` and `adapter_flags` go to every executor as they are, `scheduler_flags` to
+    every scheduler, `gateway_flags` to the gateway, each of `lora_modules` and `prompt_adapters` to the executor of its
+    base. `revision` is of every hub model's tokenizer. `started_at` is the monotonic time from which the start is
+    counted.
     """
 
     models: tuple[ServedModel, ...]
@@ -262,8 +263,9 @@ class ServeConfig:
     engine_flags: tuple[str, ...] = ()
     scheduler_flags: tuple[str, ...] = ()
     gateway_flags: tuple[str, ...] = ()
-    lora_flags: tuple[str, ...] = ()
-    lora_modules: tuple[LoRAModule, ...] = ()
+    adapter_flags: tuple[str, ...] = ()
+    lora_modules: tuple[AdapterModule, ...] = ()
+    prompt_adapters: tuple[AdapterModule, ...] = ()
     revision: str | None = None
     started_at: float = 0.0
 
@@ -328,7 +330,7 @@ def build_children(config: ServeConfig, runtime_dir: str) -> tuple[ChildSpec, ..
             str(len(config.models)),
             *config.engine_flags,
         )
-        flags += (*config.lora_flags, *_module_flags(config, model.name))
+        flags += (*config.adapter_flags, *_module_flags(config, model.name))
         children.append(child(f"executor {model.name}", StopStage.BACKEND, "executor", source, *flags))
         where = ("--executor", executor, "--tokenizer", tokenizer, "--listen", schedulers[index])
         flags = (*where, *config.scheduler_flags)
@@ -354,9 +356,10 @@ def build_children(config: ServeConfig, runtime_dir: str) -> tuple[ChildSpec, ..
 def _module_flags(config: ServeConfig, base: str) -> tuple[str, ...]:
     return tuple(
         part
-        for module in config.lora_modules
+        for flag, modules in (("--lora-modules", config.lora_modules), ("--prompt-adapters", config.prompt_adapters))
+        for module in modules
         if module.base == base
-        for part in ("--lora-modules", json.dumps({"name": module.name, "path": module.source}))
+        for part in (flag, json.dumps({"name": module.name, "path": module.source}))
     )
 
 
@@ -392,7 +395,8 @@ async def gateway_is_ready(host: str, port: int) -> bool:
 def ready_block(config: ServeConfig, seconds: float) -> str:
     """What `trivium serve` prints when it can answer: where, which models, how long it took, and a line to paste."""
     host = _reachable(config.host)
-    names = [model.name for model in config.models] + [module.name for module in config.lora_modules]
+    adapters = [module.name for module in (*config.lora_modules, *config.prompt_adapters)]
+    names = [model.name for model in config.models] + adapters
     url = f"http://{f'[{host}]' if ':' in host else host}:{config.port}/v1"
     body = json.dumps({"model": config.models[0].name, "prompt": "Hello", "max_tokens": 32})
     key = ' -H "Authorization: Bearer $TRIVIUM_API_KEY"' if config.api_key is not None else ""

@@ -75,7 +75,7 @@ class TokenizerClient:
         continue_final_message: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Token ids of a chat, by the model's chat template.
+        """Token ids of a chat, by the model's chat template; -1 - k for the k-th part of type "prompt_embeds".
 
         Raises InvalidRequestError if the model has no template or the template refuses the messages.
         """
@@ -87,8 +87,7 @@ class TokenizerClient:
             continue_final_message=continue_final_message,
             template_kwargs_json=_to_json(template_kwargs, "chat_template_kwargs") if template_kwargs else b"",
         )
-        response: tokenizer_pb2.RenderResponse = await self._call(self._stub.Render, request)
-        return list(response.prompt.ids)
+        return wire.rendered_from_proto(await self._call(self._stub.Render, request))
 
     async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Text of `token_ids`. Raises TriviumError."""

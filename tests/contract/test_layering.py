@@ -14,7 +14,18 @@ SOURCES = {
     "trivium_kernels": ROOT / "kernels" / "trivium_kernels",
     "trivium_gateway": ROOT / "gateway" / "trivium_gateway",
 }
-STDLIB_ONLY = {"errors", "structured_outputs", "params", "inputs", "outputs", "step", "config", "columns"}
+STDLIB_ONLY = {
+    "adapters",
+    "embeds",
+    "errors",
+    "structured_outputs",
+    "params",
+    "inputs",
+    "outputs",
+    "step",
+    "config",
+    "columns",
+}
 SERVICES = {"tokenizer", "scheduler", "executor"}
 
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trivium import columns, errors, wire
-from trivium.config import GenerationDefaults, ModelInfo
+from trivium.config import GenerationDefaults, ModelInfo, PromptAdapter
+from trivium.embeds import PromptEmbeds
 from trivium.errors import InvalidRequestError
-from trivium.inputs import EncodedPair, EncodedPrompt, GenerationRequest, PairTexts, PromptEmbeds, ResumedChoice
+from trivium.inputs import EncodedPair, EncodedPrompt, GenerationRequest, PairTexts, ResumedChoice
 from trivium.outputs import ChoiceDelta, FinishReason, TokenLogprobs
 from trivium.params import BeamSettings, SamplingParams
 from trivium.prompts import encode_prompt
@@ -129,6 +130,9 @@ new_request = st.builds(
     adapter=st.text(max_size=5),
     prompt_embeds=st.none() | st.binary(max_size=8),
     encoder_embeds=st.none() | st.binary(max_size=8),
+    prompt_places=st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), max_size=2).map(tuple),
+    encoder_places=st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), max_size=2).map(tuple),
+    prompt_adapter=st.text(max_size=5),
 )
 float32 = st.floats(width=32, allow_nan=False)
 beam_settings = st.builds(
@@ -329,15 +333,24 @@ class NoTexts:
     [
         EncodedPrompt(EMBEDS.placeholder_ids, embeds=EMBEDS),
         EncodedPrompt((7, 8), encoder_token_ids=EMBEDS.placeholder_ids, encoder_embeds=EMBEDS),
+        EncodedPrompt((7, 0, 0, 8, 0), embeds=EMBEDS.at(((1, 3), (4, 5)))),
+        EncodedPrompt((0, 9, 0, 0), embeds=EMBEDS.at(((0, 1), (2, 4)))),
+        EncodedPrompt((7, 0, 0, 0), embeds=EMBEDS.at(((1, 4),)), encoder_token_ids=(5,)),
+        EncodedPrompt((7,), encoder_token_ids=(0, 0, 5, 0, 6), encoder_embeds=EMBEDS.at(((0, 2), (3, 4)))),
     ],
 )
 async def test_embeddings_survive_with_their_digests(prompt: EncodedPrompt) -> None:
     message = wire.prompt_to_proto(wire.encoded_prompt_to_prompt(prompt))
-    info = dataclasses.replace(SMALL, is_encoder_decoder=prompt.embeds is None)
+    info = dataclasses.replace(SMALL, is_encoder_decoder=prompt.encoder_token_ids is not None)
     back = await encode_prompt(wire.prompt_from_proto(message), NoTexts(), info)
     assert back == prompt
     embeds = back.embeds or back.encoder_embeds
     assert embeds is not None and embeds.digests == EMBEDS.digests
+
+
+def test_a_rendered_chat_keeps_the_places_of_embeddings() -> None:
+    ids = [5, -1, 0, -3, -2, 9]
+    assert wire.rendered_from_proto(wire.rendered_to_proto(ids)) == ids
 
 
 def test_model_info_round_trip() -> None:
@@ -358,7 +371,8 @@ def test_model_info_round_trip() -> None:
         num_host_blocks=5,
         hidden_size=64,
     )
-    info = dataclasses.replace(info, adapters=("a", "b"), max_loras=3)
+    soft = PromptAdapter("p", 7), PromptAdapter("q", 2, of_encoder=True)
+    info = dataclasses.replace(info, adapters=("a", "b"), max_loras=3, prompt_adapters=soft, max_prompt_adapters=2)
     assert wire.model_info_from_proto(wire.model_info_to_proto(info)) == info
 
 

@@ -16,8 +16,9 @@ import typer
 import yaml
 
 from trivium import __version__, cli
-from trivium.config import LoRAModule
+from trivium.config import AdapterModule
 from trivium.demo import BUNDLED_MODELS
+from trivium.flag_values import parse_tool_parsers
 
 KUBERNETES_VERSIONS = ("1.29", "1.31", "1.34", "1.37")  # the oldest that Chart.yaml allows ... the newest known
 DNS_LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -54,6 +55,7 @@ VALUE_SETS: dict[str, tuple[str, dict[str, Any]]] = {  # id -> (release name, va
                         "tensorParallelSize": 2,
                     },
                     "lora": {"modules": {"sql": "/cache/sql", "a=b": "hub/x"}, "maxLoraRank": 64, "maxLoras": 2},
+                    "promptAdapters": {"modules": {"pirate": "/cache/p"}, "maxPromptAdapterToken": 64},
                 }
             ],
             "scheduler": {"maxWaitingRequests": 1_000_000, "maxPlansInFlight": 3},
@@ -68,11 +70,12 @@ VALUE_SETS: dict[str, tuple[str, dict[str, Any]]] = {  # id -> (release name, va
                     "name": "big",
                     "gpus": 2,
                     "engine": {"tensorParallelSize": 2},
+                    "toolCallParser": "llama3_json",
                     "resources": {"requests": {"cpu": "8"}, "limits": {"memory": "64Gi"}},
                     "nodeSelector": {"gpu": "h200"},
                     "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
                 },
-                {"name": "small"},
+                {"name": "small", "toolCallParser": "hermes"},
             ],
             "image": {"registry": "registry.example", "repository": "team/trivium", "digest": "sha256:" + "0" * 64},
             "imagePullSecrets": [{"name": "pull"}],
@@ -333,8 +336,10 @@ def test_engine_flags_arrive_exactly(releases: dict[str, Release]) -> None:
     expected |= {"gpu_memory_utilization": 0.85, "swap_space": 4.0}
     expected |= {"enable_lora": True, "max_lora_rank": 64, "max_loras": 2}
     assert {name: parsed[name] for name in expected} == expected
-    modules = [LoRAModule.parse(text) for text in parsed["lora_modules"]]
-    assert modules == [LoRAModule("a=b", "hub/x"), LoRAModule("sql", "/cache/sql")]
+    assert (parsed["enable_prompt_adapter"], parsed["max_prompt_adapter_token"]) == (True, 64)
+    assert [AdapterModule.parse(text) for text in parsed["prompt_adapters"]] == [AdapterModule("pirate", "/cache/p")]
+    modules = [AdapterModule.parse(text) for text in parsed["lora_modules"]]
+    assert modules == [AdapterModule("a=b", "hub/x"), AdapterModule("sql", "/cache/sql")]
     parsed = parse(container_of(release.workloads("scheduler")[0]))
     assert (parsed["max_waiting_requests"], parsed["max_plans_in_flight"]) == (1_000_000, 3)
 
@@ -345,6 +350,15 @@ def test_the_gateway_is_told_what_clients_may_do(release: Release) -> None:
     assert parsed["enable_prompt_embeds"] is wanted["enablePromptEmbeds"]
     assert parsed["strict"] is wanted["strict"]
     assert parsed["max_requests_per_minute"] == wanted["maxRequestsPerMinute"]
+
+
+def test_calls_are_read_as_each_model_writes_them(release: Release) -> None:
+    (gateway,) = release.workloads("gateway")
+    parsed = parse(container_of(gateway))
+    models = {model["name"]: model.get("toolCallParser") for model in release.values["models"]}
+    expected = {name: parser for name, parser in models.items() if parser is not None}
+    found = parse_tool_parsers(parsed["tool_call_parser"], models, is_enabled=parsed["enable_auto_tool_choice"])
+    assert found == expected
 
 
 def test_variables_for_the_command_are_flags_that_it_has(release: Release) -> None:

@@ -27,6 +27,5 @@ DIFFERENT = {
     "B50": "a grammar and beams go together (decision 25); two grammars do not",
     "B54": "an assistant's last message is taken unless a prompt for the next one is asked for, as OpenAI does",
     "B58": "in prompts of completions special tokens are meant as such: that is how they are written there",
-    "B59": "a call cannot be enforced (decision 46), so `required` is refused with tools, too",
     "B78": "a model that was never reached says model_loading; a request has no deadline: its client may leave",
 }

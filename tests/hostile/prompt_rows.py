@@ -177,8 +177,9 @@ ROWS: list[Row] = [
          bad("invalid_tools", "tools[0].function.parameters")),
         ("choice", chat(tools=[TOOL], tool_choice="odd"), bad("invalid_tools", "tool_choice")),
         ("required without tools", chat(tool_choice="required"), bad("invalid_tools", "tool_choice")),
-        ("required", chat(tools=[TOOL], tool_choice="required"), bad("unsupported_parameter", "tool_choice")),
-        ("by name", chat(tools=[TOOL], tool_choice=TOOL), bad("unsupported_parameter", "tool_choice")),
+        ("unknown name", chat(tools=[TOOL], tool_choice=tool(name="other")), bad("invalid_tools", "tool_choice")),
+        ("required", chat(tools=[TOOL], tool_choice="required"), Taken()),
+        ("by name", chat(tools=[TOOL], tool_choice=TOOL), Taken()),
     ),
     *cases(
         "B60",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from embeds import embed, generate_from, soft_rows
+from embeds import embed, generate_from, saved, soft_rows
 from oracle import PROMPTS, oracle
 from tiny import FAMILIES, load_oracle, save_tiny
-from trivium import LLM, BeamSearchParams, EmbedsPrompt, ExplicitEncoderDecoderPrompt, SamplingParams, TokensPrompt
+from trivium import (
+    LLM,
+    BeamSearchParams,
+    EmbedsPrompt,
+    ExplicitEncoderDecoderPrompt,
+    MixedPrompt,
+    SamplingParams,
+    TokensPrompt,
+)
 from trivium.errors import InvalidRequestError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=20)
@@ -187,9 +196,6 @@ def test_wrong_embeddings_are_refused_by_name(checkpoints: dict[str, Path]) -> N
             assert caught.value.param == "prompt_embeds"
         rows = torch.ones(3, 48)
         with pytest.raises(InvalidRequestError) as caught:
-            llm.generate({"prompt_embeds": rows}, SamplingParams(prompt_logprobs=1), use_tqdm=False)  # type: ignore[arg-type]
-        assert caught.value.param == "prompt_logprobs"
-        with pytest.raises(InvalidRequestError) as caught:
             llm.generate({"prompt_embeds": rows, "prompt": "a"}, use_tqdm=False)  # type: ignore[arg-type]
         assert caught.value.code == "conflicting_parameters"
         assert tokens(llm, {"prompt_embeds": rows})
@@ -199,13 +205,110 @@ def test_what_is_not_enabled_or_not_possible_is_refused(checkpoints: dict[str, P
     with LLM(str(checkpoints["llama"]), num_threads=1) as llm, pytest.raises(InvalidRequestError) as caught:
         llm.generate({"prompt_embeds": torch.ones(3, 48)}, use_tqdm=False)  # type: ignore[arg-type]
     assert (caught.value.code, caught.value.param) == ("feature_disabled", "prompt_embeds")
-    with LLM(str(checkpoints["bart"]), num_threads=1, enable_prompt_embeds=True) as llm:
-        pair = ExplicitEncoderDecoderPrompt(
-            encoder_prompt="a", decoder_prompt=EmbedsPrompt(prompt_embeds=torch.ones(1, 32))
+
+
+FRONT, BACK = SOURCES[1], SOURCES[2]
+
+
+def parts(rows: torch.Tensor) -> MixedPrompt:
+    front, back = TokensPrompt(prompt_token_ids=FRONT), TokensPrompt(prompt_token_ids=BACK)
+    return MixedPrompt(prompt_parts=[front, EmbedsPrompt(prompt_embeds=rows), back])
+
+
+def test_tokens_around_embeddings_with_beams_choices_cache_and_log_probabilities(
+    checkpoints: dict[str, Path],
+) -> None:
+    path = checkpoints["llama"]
+    model = load_oracle(path)
+    rows = soft_rows(model, list(range(5, 45)))
+    whole = torch.cat((embed(model, FRONT), rows, embed(model, BACK)))
+    expected = generate_from(path, whole, max_new_tokens=20)
+    with LLM(str(path), num_threads=1, max_num_batched_tokens=16, enable_prompt_embeds=True) as llm:
+        cache = llm.engine_loop.scheduler.kv_cache
+        params = SamplingParams(temperature=0, max_tokens=20, prompt_logprobs=2, logprobs=1)
+        (output,) = llm.generate(parts(rows), params, use_tqdm=False)
+        assert output.outputs[0].token_ids == expected
+        assert output.prompt_token_ids == [*FRONT, *[0] * 40, *BACK]
+        with torch.no_grad():
+            logprobs = model(inputs_embeds=whole[None]).logits[0].log_softmax(-1)
+        shown = output.prompt_logprobs
+        assert shown is not None and len(shown) == len(whole)
+        assert [item is None for item in shown] == [
+            True,
+            *[False] * (len(FRONT) - 1),
+            *[True] * 40,
+            *[False] * len(BACK),
+        ]
+        for position, item in enumerate(shown):
+            for token_id, value in (item or {}).items():
+                assert abs(value.logprob - float(logprobs[position - 1, token_id])) < 1e-4
+        before = cache.num_prompt_tokens_hit
+        assert tokens(llm, parts(rows)) == [expected]
+        assert cache.num_prompt_tokens_hit - before == len(whole) // 16 * 16
+        moved = MixedPrompt(prompt_parts=[*parts(rows)["prompt_parts"][::-1]])
+        both = torch.cat((embed(model, BACK), rows, embed(model, FRONT)))
+        assert tokens(llm, moved) == [generate_from(path, both, max_new_tokens=20)]
+        beams = generate_from(path, whole, num_beams=3, max_new_tokens=10)
+        assert tokens(llm, parts(rows), BeamSearchParams(beam_width=3, max_tokens=10))[0][: len(beams)] == beams
+        many = SamplingParams(n=3, temperature=0.8, seed=1, max_tokens=12)
+        (one,) = llm.generate(MixedPrompt(prompt_parts=[EmbedsPrompt(prompt_embeds=whole)]), many, use_tqdm=False)
+        (other,) = llm.generate(parts(rows), many, use_tqdm=False)
+        assert [choice.token_ids for choice in one.outputs] == [choice.token_ids for choice in other.outputs]
+
+
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_the_decoder_side_of_a_pair_as_embeddings(checkpoints: dict[str, Path], family: str) -> None:
+    path, source = checkpoints[family], SOURCES[3]
+    model = load_oracle(path)
+    target = SOURCES[2]
+    rows = embed(model, target)  # of tokens, so that generate can say what comes of them
+    pairs = [
+        ExplicitEncoderDecoderPrompt(encoder_prompt=TokensPrompt(prompt_token_ids=source), decoder_prompt=decoder)
+        for decoder in (
+            EmbedsPrompt(prompt_embeds=rows),
+            MixedPrompt(prompt_parts=[EmbedsPrompt(prompt_embeds=rows[:2]), TokensPrompt(prompt_token_ids=target[2:])]),
         )
+    ]
+    with LLM(str(path), num_threads=1, enable_prompt_embeds=True) as llm:
+        start = llm.model_info.decoder_start_token_id
+        assert start is not None
+        expected = oracle(path, source, 20, [start, *target])
+        assert tokens(llm, pairs) == [expected, expected]
+        (output,) = llm.generate(pairs[1], SamplingParams(max_tokens=1, prompt_logprobs=0), use_tqdm=False)
+        assert output.prompt_logprobs is not None
+        assert [item and list(item) for item in output.prompt_logprobs] == [None] * 3 + [
+            [token] for token in target[2:]
+        ]
+
+
+TEMPLATE = "{% for message in messages %}<s>{{ message.role }}: {{ message.content }}</s>{% endfor %}<s>"
+
+
+def test_a_chat_with_embeddings_in_it(checkpoints: dict[str, Path]) -> None:
+    path = checkpoints["llama"]
+    model = load_oracle(path)
+    rows = soft_rows(model, SOURCES[3])
+    with LLM(str(path), num_threads=1, enable_prompt_embeds=True) as llm:
+        encode = llm.get_tokenizer().encode
+        front = encode("<s>system: be kind</s><s>user: look:\n", add_special_tokens=False)
+        back = encode("\nwhat?</s><s>", add_special_tokens=False)
+        whole = torch.cat((embed(model, front), rows, embed(model, back)))
+        expected = generate_from(path, whole, max_new_tokens=20)
+        for value in (rows, rows.numpy(), base64.b64encode(saved(rows)).decode()):
+            part = {"type": "prompt_embeds", "prompt_embeds": value}
+            content = [{"type": "text", "text": "look:"}, part, {"type": "text", "text": "what?"}]
+            messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": content}]
+            (output,) = llm.chat(messages, GREEDY, chat_template=TEMPLATE, use_tqdm=False)
+            assert output.outputs[0].token_ids == expected
+            assert output.prompt_token_ids == [*front, *[0] * len(rows), *back]
         with pytest.raises(InvalidRequestError) as caught:
-            llm.generate(pair, use_tqdm=False)
-        assert caught.value.param == "decoder_prompt"
+            wrong = [{"role": "user", "content": [{"type": "prompt_embeds", "data": rows.int()}]}]
+            llm.chat(wrong, GREEDY, chat_template=TEMPLATE)
+        assert caught.value.param == "messages[0].content[0].data"
+    with LLM(str(checkpoints["bart"]), num_threads=1, enable_prompt_embeds=True) as llm:
+        rows = soft_rows(load_oracle(checkpoints["bart"]), SOURCES[3])
+        (output,) = llm.chat([{"role": "user", "content": [{"type": "prompt_embeds", "data": rows}]}], GREEDY, False)
+        assert output.outputs[0].token_ids == generate_from(checkpoints["bart"], rows, max_new_tokens=20)
 
 
 def test_scaled_token_embeddings_are_what_inputs_embeds_means(tmp_path: Path) -> None:

@@ -25,12 +25,14 @@ pytestmark = pytest.mark.xdist_group("recovery")
 
 IDS = [5 + index % 200 for index in range(40)]
 MAX_TOKENS = 1200
+TEMPLATE = "{% for message in messages %}<s>{{ message.content }}</s>{% endfor %}<s>"
 
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("embeds")
     llama = save_tiny("llama", folder / "llama", with_tokenizer=True, max_position_embeddings=2048)
+    (llama / "chat_template.jinja").write_text(TEMPLATE)
     return {"llama": llama, "bart": save_tiny("bart", folder / "bart", with_tokenizer=True)}
 
 
@@ -110,6 +112,55 @@ def test_a_direct_stub_pairs_encoder_embeddings_with_decoder_tokens(cluster: Clu
     prompt = types_pb2.Prompt(encoder_decoder=pair)
     _, ids = asyncio.run(generate(scheduler_address(cluster, "bart"), prompt))
     assert ids == generate_from(paths["bart"], rows, decoder=[2, 9, 10], max_new_tokens=12)
+
+
+def test_a_direct_stub_mixes_text_ids_and_embeddings(cluster: Cluster, paths: dict[str, Path]) -> None:
+    model = load_oracle(paths["llama"])
+    rows = soft_rows(model, IDS)
+    text = types_pb2.SingletonPrompt(text=types_pb2.TextPrompt(text="ab"))
+    ids = types_pb2.SingletonPrompt(tokens=types_pb2.TokensPrompt(ids=[9, 10]))
+    mixed = types_pb2.MixedPrompt(parts=[ids, message(rows), text])
+    prompt = types_pb2.Prompt(single=types_pb2.SingletonPrompt(mixed=mixed))
+    accepted, found = asyncio.run(generate(scheduler_address(cluster, "llama"), prompt))
+    sent = list(accepted.prompt_token_ids)
+    assert sent[:-2] == [9, 10, *[0] * 40] and len(sent) == 44
+    whole = torch.cat((embed(model, [9, 10]), rows, embed(model, sent[-2:])))
+    assert found == generate_from(paths["llama"], whole, max_new_tokens=12)
+    nested = types_pb2.SingletonPrompt(mixed=types_pb2.MixedPrompt(parts=[types_pb2.SingletonPrompt(mixed=mixed)]))
+    with pytest.raises(grpc.aio.AioRpcError, match="must not have parts itself"):
+        asyncio.run(generate(scheduler_address(cluster, "llama"), types_pb2.Prompt(single=nested)))
+
+
+@pytest.mark.parametrize("service", [None, "scheduler"])
+def test_a_chat_with_embeddings_in_it_goes_on_after_a_kill(
+    cluster: Cluster, paths: dict[str, Path], service: str | None
+) -> None:
+    model = load_oracle(paths["llama"])
+    rows, num_tokens = soft_rows(model, IDS), 12 if service is None else 300
+    content = [{"type": "prompt_embeds", "data": encoded(rows)}, {"type": "text", "text": "so?"}]
+    found: list[int] = []
+    with openai.OpenAI(base_url=cluster.url, api_key="none", max_retries=0) as client:
+        stream = client.chat.completions.create(
+            model="llama",
+            messages=[{"role": "user", "content": content}],  # type: ignore[list-item, misc]
+            max_tokens=num_tokens,
+            temperature=0,
+            stream=True,
+            extra_body={"return_token_ids": True, "ignore_eos": True},
+        )
+        for number, chunk in enumerate(stream):
+            found += getattr(chunk.choices[0], "token_ids", [])
+            if number == 0:
+                ids = chunk.prompt_token_ids  # type: ignore[attr-defined]
+            if number == 5 and service is not None:
+                for process in cluster.children().values():
+                    if service in process.cmdline() and "llama" in process.cmdline():
+                        process.kill()
+    whole = torch.cat((embed(model, ids[:1]), rows, embed(model, ids[41:])))
+    assert ids[1:41] == [0] * 40
+    expected = generate_from(paths["llama"], whole, max_new_tokens=num_tokens, eos_token_id=None, pad_token_id=0)
+    assert found == expected
+    cluster.wait_ready()
 
 
 @pytest.mark.parametrize(

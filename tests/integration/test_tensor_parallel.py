@@ -13,11 +13,14 @@ from typing import Any
 import psutil
 import pytest
 
+from adapters import save_adapter, targets_of
 from cluster import Cluster, serve
 from oracle import PROMPTS, oracle
+from soft_prompts import save_soft_prompt
 from streams import Stream, run_streams
 from tiny import save_tiny
 from trivium import LLM, BeamSearchParams, RequestOutput, SamplingParams, StructuredOutputsParams, TokensPrompt
+from trivium.adapters import LoRARequest, PromptAdapterRequest
 from trivium.errors import EngineUnavailableError, InternalError
 
 pytestmark = pytest.mark.xdist_group("recovery")
@@ -57,7 +60,13 @@ def _settings_of(process: psutil.Process) -> str:
 @pytest.fixture(scope="module", params=["llama", "bart"])
 def pair(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> Iterator[Pair]:
     path = checkpoints[request.param]
-    settings: dict[str, Any] = {"num_threads": 1, "kv_cache_memory_bytes": 2**23, "served_model_name": str(path)}
+    settings: dict[str, Any] = {
+        "num_threads": 1,
+        "kv_cache_memory_bytes": 2**23,
+        "served_model_name": str(path),
+        "enable_lora": True,
+        "enable_prompt_adapter": True,
+    }
     split, whole = LLM(str(path), tensor_parallel_size=2, **settings), LLM(str(path), **settings)
     yield Pair(path, split, whole)
     split.close()
@@ -110,6 +119,27 @@ def test_vectors_are_the_same(pair: Pair) -> None:
     found, expected = (llm.embed(INPUTS, use_tqdm=False) for llm in (pair.split, pair.whole))
     for output, other in zip(found, expected, strict=True):
         assert output.outputs.embedding == pytest.approx(other.outputs.embedding, abs=TOLERANCE)
+
+
+def test_adapters_that_are_loaded_later_reach_every_rank(pair: Pair, tmp_path: Path) -> None:
+    family = "llama" if "llama" in pair.path.name else "bart"
+    lora = LoRARequest("lora", 1, str(save_adapter(pair.path, tmp_path / "lora", targets_of(family))))
+    kinds = ("prompt", "prefix") if family == "llama" else ("prompt",)  # PEFT cannot make a prefix of this BART
+    soft = [
+        PromptAdapterRequest(kind, number, str(save_soft_prompt(pair.path, tmp_path / kind, kind)), 5)
+        for number, kind in enumerate(kinds, start=1)
+    ]
+    greedy = SamplingParams(temperature=0, max_tokens=10)
+
+    def say(llm: LLM) -> list[list[list[tuple[int, ...]]]]:
+        plain = llm.generate(INPUTS, greedy, use_tqdm=False)
+        changed = llm.generate(INPUTS, greedy, use_tqdm=False, lora_request=lora)
+        softened = [llm.generate(INPUTS, greedy, use_tqdm=False, prompt_adapter_request=each) for each in soft]
+        return [token_ids(outputs) for outputs in (plain, changed, *softened)]
+
+    found = say(pair.split)
+    assert found == say(pair.whole)
+    assert all(outputs != found[0] for outputs in found[1:])
 
 
 def test_every_rank_follows_a_grammar(pair: Pair) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import typer
 
 import trivium
 from trivium import cli, flag_values, process
-from trivium.config import ExecutorConfig, GatewayConfig, LoRAModule, SchedulerConfig, ServedModel
+from trivium.config import AdapterModule, ExecutorConfig, GatewayConfig, SchedulerConfig, ServedModel
 from trivium.demo import BUNDLED_MODELS
 from trivium.errors import ConfigurationError
 from trivium.supervisor import ServeConfig, build_children
@@ -127,9 +128,9 @@ def test_serve_hands_its_engine_flags_to_the_executors(configured: Callable[...,
 def test_lora_modules_take_values_up_to_the_next_flag(configured: Callable[..., ServeConfig]) -> None:
     config = configured("base", "--enable-lora", "--lora-modules", "a=/x", "b=/y", "--max-loras", "3")
     assert config.models == (ServedModel("base", "base"),)
-    assert config.lora_modules == (LoRAModule("a", "/x", "base"), LoRAModule("b", "/y", "base"))
-    assert config.lora_flags == ("--enable-lora", "--max-lora-rank", "16", "--max-loras", "3")
-    assert configured("base").lora_flags == ()
+    assert config.lora_modules == (AdapterModule("a", "/x", "base"), AdapterModule("b", "/y", "base"))
+    assert config.adapter_flags == ("--enable-lora", "--max-lora-rank", "16", "--max-loras", "3")
+    assert configured("base").adapter_flags == ()
 
 
 def test_each_lora_module_goes_to_the_executor_of_its_base(configured: Callable[..., ServeConfig]) -> None:
@@ -139,6 +140,17 @@ def test_each_lora_module_goes_to_the_executor_of_its_base(configured: Callable[
     assert '{"name": "a", "path": "/x"}' in flags["executor two"]
     assert "--lora-modules" not in flags["executor one"] and "--enable-lora" in flags["executor one"]
     assert "--enable-lora" not in flags["scheduler two"]
+
+
+def test_soft_prompts_go_to_the_executor_of_their_base(configured: Callable[..., ServeConfig]) -> None:
+    flags = ("--enable-lora", "--lora-modules", "a=/x", "--enable-prompt-adapter", "--prompt-adapters", "p=/y", "q=/z")
+    config = configured("base", *flags, "--max-prompt-adapter-token", "99")
+    assert config.prompt_adapters == (AdapterModule("p", "/y", "base"), AdapterModule("q", "/z", "base"))
+    limits = ("--max-prompt-adapters", "8", "--max-prompt-adapter-token", "99")
+    assert config.adapter_flags[5:] == ("--enable-prompt-adapter", *limits)
+    argv = next(child.argv for child in build_children(config, "/run") if child.name == "executor base")
+    given = [json.loads(argv[place + 1]) for place, part in enumerate(argv) if part == "--prompt-adapters"]
+    assert given == [{"name": "p", "path": "/y"}, {"name": "q", "path": "/z"}]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +165,12 @@ def test_each_lora_module_goes_to_the_executor_of_its_base(configured: Callable[
         (("one", "--enable-lora", "--lora-modules", "{"), "is not valid JSON"),
         (
             ("one", "--enable-lora", "--lora-modules", '{"name": "a", "path": "x", "base_model_name": "b"}'),
-            "base_model_name 'b' of LoRA module 'a' is not served",
+            "base_model_name 'b' of adapter 'a' is not served",
+        ),
+        (("one", "--prompt-adapters", "a=/x"), "--prompt-adapters needs --enable-prompt-adapter"),
+        (
+            ("one", "--enable-lora", "--lora-modules", "a=/x", "--enable-prompt-adapter", "--prompt-adapters", "a=/y"),
+            "model name 'a' is given twice",
         ),
     ],
 )
@@ -211,6 +228,36 @@ def test_what_clients_may_do_is_said_by_flag_or_environment_to_the_gateway(
     assert (of_gateway(), of_gateway(*flag), of_serve(), of_serve(*flag)) == (off, value, off, value)
     monkeypatch.setenv(f"TRIVIUM_{setting.upper()}", str(int(value)))  # type: ignore[call-overload]
     assert (of_gateway(), of_serve()) == (value, value)
+
+
+def test_calls_of_tools_are_read_by_the_parser_of_each_model(
+    served: Callable[..., Any], configured: Callable[..., ServeConfig]
+) -> None:
+    gateway = ("gateway", "--model", "a=unix:/run/s0", "--model", "b=unix:/run/s1", "--tokenizer", "unix:/run/t")
+    flags = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--tool-call-parser", "b=llama3_json")
+    assert served(*gateway, *flags)[1]["config"].tool_parsers == {"": "hermes", "b": "llama3_json"}
+    children = build_children(configured("a", "b", *flags[:3]), "/run")
+    assert [child.name for child in children if "--tool-call-parser" in child.argv] == ["gateway"]
+    argv = children[-1].argv
+    assert served(*argv[argv.index("gateway") :])[1]["config"].tool_parsers == {"": "hermes"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--enable-auto-tool-choice",), "--enable-auto-tool-choice needs --tool-call-parser"),
+        (("--tool-call-parser", "hermes"), "--tool-call-parser needs --enable-auto-tool-choice"),
+        (("--enable-auto-tool-choice", "--tool-call-parser", "granite"), "must be one of hermes, llama3_json"),
+        (("--enable-auto-tool-choice", "--tool-call-parser", "z=hermes"), "the model 'z' is not served"),
+        (("--enable-auto-tool-choice", *("--tool-call-parser", "hermes") * 2), "given twice for all models"),
+    ],
+)
+def test_parsers_of_calls_that_make_no_sense_end_with_one_line(
+    flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway = ("gateway", "--model", "a=unix:/run/s0", "--tokenizer", "unix:/run/t")
+    for command in (("serve", "one"), gateway):
+        assert message in refused(capsys, *command, *flags)
 
 
 def test_tokenizer_hands_over_its_models_and_needs_no_torch(served: Callable[..., Any], forbidden: list[str]) -> None:
@@ -276,7 +323,7 @@ def test_executor_hands_over_every_flag(served: Callable[..., Any]) -> None:
         tensor_parallel_size=4,
         generation_config="/etc/generation",
         enable_lora=True,
-        lora_modules=(LoRAModule("x", "/x", "a"), LoRAModule("y", "/y", "a")),
+        lora_modules=(AdapterModule("x", "/x", "a"), AdapterModule("y", "/y", "a")),
         max_lora_rank=64,
         max_loras=2,
     )

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from toy import make_info
@@ -11,6 +12,7 @@ from trivium import zip_enc_dec_prompt_lists
 from trivium.errors import ContextLengthError, InvalidRequestError
 from trivium.inputs import EncodedPair, EncodedPrompt, PairTexts
 from trivium.params import SamplingParams
+from trivium.prompt_truncation import Truncation
 from trivium.prompts import encode_prompt, resolve_max_tokens
 
 
@@ -208,3 +210,71 @@ def test_what_does_not_fit_is_refused_with_the_numbers(
 def test_a_long_encoder_input_is_refused_never_truncated() -> None:
     with pytest.raises(ContextLengthError, match=r"21 tokens.*takes 20"):
         resolve_max_tokens(EncodedPrompt((0,), encoder_token_ids=(3,) * 21), SamplingParams(), ENCODER_DECODER)
+
+
+WITH_ROWS = dataclasses.replace(DECODER_ONLY, hidden_size=2)
+PAIR_WITH_ROWS = dataclasses.replace(ENCODER_DECODER, hidden_size=2)
+
+
+def rows(count: int) -> dict[str, Any]:
+    return {"prompt_embeds": np.arange(2 * count, dtype=np.float32).reshape(count, 2)}
+
+
+@pytest.mark.asyncio
+async def test_a_prompt_of_parts_is_put_together_in_their_order() -> None:
+    parts = ["ab", rows(2), {"prompt_token_ids": [5]}, rows(1), rows(2)]
+    encoded = await encode_prompt({"prompt_parts": parts}, Letters(), WITH_ROWS)  # type: ignore[typeddict-item]
+    assert encoded.token_ids == (*LETTERS_AB, 0, 0, 5, 0, 0, 0)  # and no special tokens around the text
+    assert encoded.embeds is not None and encoded.embeds.places == ((2, 4), (5, 8))
+    numbers = np.frombuffer(encoded.embeds.data, "<f4").reshape(-1, 2)
+    assert numbers[:, 0].tolist() == [0, 2, 0, 0, 2]
+    assert encoded.own_ids == (*LETTERS_AB, 5) and encoded.text is None
+    one_piece = await encode_prompt({"prompt_parts": ["a", rows(1), "b"]}, Letters(), WITH_ROWS)  # type: ignore[typeddict-item]
+    assert one_piece.text == "ab"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("decoder", "languages", "ids", "places"),
+    [
+        (rows(2), {}, (0, 0, 0), ((1, 3),)),
+        ({"prompt_parts": [{"prompt_token_ids": [0, 7]}, rows(1)]}, {}, (0, 7, 0), ((2, 3),)),
+        ({"prompt_parts": [rows(1), "a"]}, {"target_language": "xx"}, (0, 30, 0, ord("a") % 40), ((2, 3),)),
+        (rows(1), {"target_language": "zz"}, (0, 32, 0), ((2, 3),)),
+    ],
+)
+async def test_a_decoder_prompt_of_embeddings_comes_behind_the_start_token(
+    decoder: Any, languages: Any, ids: tuple[int, ...], places: Any
+) -> None:
+    prompt = {"encoder_prompt": "a", "decoder_prompt": decoder, **languages}
+    encoded = await encode_prompt(prompt, Letters(), PAIR_WITH_ROWS)  # type: ignore[arg-type]
+    assert encoded.token_ids == ids and encoded.forced_bos_token_id is None
+    assert encoded.embeds is not None and encoded.embeds.places == places
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ({"prompt_parts": []}, "prompt_parts must be a list of 1 to 256"),
+        ({"prompt_parts": "ab"}, "prompt_parts must be a list"),
+        ({"prompt_parts": ["a"] * 257}, "prompt_parts must be a list"),
+        ({"prompt_parts": ["a"], "prompt_embeds": 1}, "nothing beside it"),
+        ({"prompt_parts": [{"prompt_parts": ["a"]}]}, "must not have parts itself"),
+        ({"prompt_parts": [{"encoder_prompt": "a"}]}, "must not be an encoder/decoder pair itself"),
+        ({"prompt_parts": [{"prompt_token_ids": [3, 999]}]}, r"prompt\[0\]\[1\] is 999"),
+        ({"prompt_parts": [rows(1), {"prompt_embeds": np.ones((1, 3), np.float32)}]}, "rows of 3 numbers"),
+    ],
+)
+async def test_parts_that_make_no_prompt_are_refused(prompt: Any, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        await encode_prompt(prompt, Letters(), WITH_ROWS)
+
+
+@pytest.mark.asyncio
+async def test_a_prompt_with_embeddings_is_not_cut() -> None:
+    prompt: Any = {"prompt_parts": ["abc", rows(2)]}
+    whole = await encode_prompt(prompt, Letters(), WITH_ROWS, truncation=Truncation(5))
+    assert len(whole.token_ids) == 5
+    with pytest.raises(InvalidRequestError, match="truncate_prompt_tokens cuts text and token ids only"):
+        await encode_prompt(prompt, Letters(), WITH_ROWS, truncation=Truncation(4))

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from embeds import saved
+from trivium.embeds import MAX_EMBEDS_BYTES
 from trivium.errors import InvalidRequestError
-from trivium.inputs import MAX_EMBEDS_BYTES
 from trivium.prompt_embeds import decode_embeds
 from trivium.torch_format import TensorFormatError, open_torch_checkpoint, read_torch_tensor
 

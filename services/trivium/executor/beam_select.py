@@ -141,7 +141,7 @@ class BeamGroups:
             if rows is not scores:
                 scores[index] = rows
         params = [columns.params[slot] for slot in slots]
-        num_tokens, max_tokens, start = batch.num_tokens[slots], columns.max_tokens[slots], self._vocabulary.start
+        num_tokens, max_tokens, start = batch.num_own_tokens(slots), columns.max_tokens[slots], self._vocabulary.start
         force_scores(scores, params, num_tokens, output_positions, self._special, max_tokens, start=start)
 
 

@@ -157,9 +157,10 @@ class GrammarRows:
 
     def advance(self, slots: Longs, token_ids: Longs, batch: InputBatch) -> None:
         """The rows `slots` have got `token_ids`, which `batch` has appended already."""
-        for slot, token_id in zip(slots.tolist(), token_ids.tolist(), strict=True):
+        is_first = (batch.num_own_tokens(slots) == 2).tolist()
+        for slot, token_id, first in zip(slots.tolist(), token_ids.tolist(), is_first, strict=True):
             if slot in self._matchers:
-                self._consume(slot, token_id, is_first=bool(batch.num_tokens[slot] == 2))
+                self._consume(slot, token_id, is_first=first)
 
     def fork(self, slots: Longs, parents: Sequence[int], token_ids: Longs, batch: InputBatch) -> None:
         """The beam in slots[i] goes on from the one that was in slots[parents[i]], by token_ids[i]."""
@@ -171,8 +172,9 @@ class GrammarRows:
             self._matchers[slot] = source.deep_copy() if source is not None and parent in taken else source
             taken.add(parent)
         # Copies are made before any of them moves on.
-        for slot, token_id in zip(slots.tolist(), token_ids.tolist(), strict=True):
-            self._consume(slot, token_id, is_first=bool(batch.num_tokens[slot] == 2), may_die=True)
+        is_first = (batch.num_own_tokens(slots) == 2).tolist()
+        for slot, token_id, first in zip(slots.tolist(), token_ids.tolist(), is_first, strict=True):
+            self._consume(slot, token_id, is_first=first, may_die=True)
 
     def start_beams(self, slots: Longs) -> None:
         """The prompt of a beam group is computed: its other rows are where the first one is."""

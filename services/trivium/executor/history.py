@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from trivium.executor.input_batch import Bools, InputBatch, Longs
+from trivium.executor.models.model import NOT_A_TOKEN
 
-PAD = -1
+PAD = NOT_A_TOKEN
 _NO_MATCH = -2
 
 
@@ -17,9 +18,8 @@ _NO_MATCH = -2
 class History:
     """Sequences, prompt and output, of some rows of a batch, aligned at their ends.
 
-    A prompt of embeddings has no tokens: such a row is its output alone, and an encoder input of embeddings is empty.
-
-    tokens: [num_rows, longest] with PAD before the first token. num_tokens, num_prompt_tokens: [num_rows].
+    tokens: [num_rows, longest] with PAD before the first token, and for what has no token id: embeddings.
+    num_tokens, num_prompt_tokens: [num_rows], without virtual tokens of soft prompts.
     encoder_token_ids: of each row, the input of its encoder; not needed where no parameter looks at it.
     """
 
@@ -30,14 +30,14 @@ class History:
 
     @classmethod
     def of(cls, batch: InputBatch, slots: Longs) -> History:
-        num_tokens, num_prompt_tokens = batch.num_tokens[slots], batch.num_prompt_tokens[slots]
-        num_hidden = np.where(batch.is_embedded[slots], num_prompt_tokens, 0)
-        longest = max(1, int((num_tokens - num_hidden).max()))
+        num_tokens, num_virtual = batch.num_tokens[slots], batch.num_virtual_tokens[slots]
+        longest = max(1, int((num_tokens - batch.num_leading[slots]).max()))
         positions = np.arange(longest) - longest + num_tokens[:, None]
         tokens = batch.token_ids[slots[:, None], np.maximum(positions, 0)].astype(np.int64)
-        tokens[positions < num_hidden[:, None]] = PAD
+        tokens[positions < 0] = PAD
         encoder_token_ids = [batch.encoder_token_ids[slot] for slot in slots]
-        return cls(tokens, num_tokens - num_hidden, num_prompt_tokens - num_hidden, encoder_token_ids)
+        num_prompt_tokens = batch.num_prompt_tokens[slots] - num_virtual
+        return cls(tokens, num_tokens - num_virtual, num_prompt_tokens, encoder_token_ids)
 
     def subset(self, rows: Longs) -> History:
         encoder_token_ids = [self.encoder_token_ids[row] for row in rows] if self.encoder_token_ids else ()
@@ -45,8 +45,10 @@ class History:
 
     def pairs(self, *, only_output: bool = False) -> tuple[Longs, Longs]:
         """(row, token id) of every token."""
-        counts = self.num_tokens - self.num_prompt_tokens if only_output else self.num_tokens
-        rows, columns = np.nonzero(last(self.tokens.shape[1], counts))
+        wanted = self.tokens != PAD
+        if only_output:
+            wanted &= last(self.tokens.shape[1], self.num_tokens - self.num_prompt_tokens)
+        rows, columns = np.nonzero(wanted)
         return rows, self.tokens[rows, columns]
 
     def encoder_tokens(self, rows: Longs) -> Longs:
@@ -60,6 +62,7 @@ class History:
     def encoder_pairs(self, rows: Longs) -> tuple[Longs, Longs]:
         """(row, token id) of every token of the encoder inputs of `rows`."""
         inputs = [self.encoder_token_ids[row] for row in rows]
+        inputs = [token_ids[token_ids != PAD] for token_ids in inputs]
         return np.repeat(rows, [len(token_ids) for token_ids in inputs]), np.concatenate(inputs)
 
 

@@ -7,18 +7,22 @@ the step with `advance`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
+from trivium.embeds import Places
+from trivium.executor.models.model import NOT_A_TOKEN
+from trivium.executor.slot_embeds import SlotEmbeds
+from trivium.executor.soft_prompt import SoftPrompt
 from trivium.params import SamplingParams
 from trivium.step import NewRequestData, SchedulerOutput
 
 Longs = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,47 +128,22 @@ class SamplingColumns:
         self.params[slot] = params
 
 
-class SlotEmbeds:
-    """Embeddings that slots have to compute from, until they have. Owner: the InputBatch."""
-
-    def __init__(self, hidden_size: int) -> None:
-        self._hidden_size = hidden_size
-        self._rows: dict[int, tuple[int, Floats]] = {}  # slot -> (position of the first row, rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def put(self, slot: int, data: bytes | None, *, start: int = 0) -> None:
-        """Float32 rows of the positions from `start` on. Nothing to keep if there are none."""
-        if data:
-            self._rows[slot] = start, np.frombuffer(data, "<f4").reshape(-1, self._hidden_size)
-
-    def drop(self, slots: Iterable[int]) -> None:
-        for slot in slots:
-            self._rows.pop(slot, None)
-
-    def find(self, token_slots: Longs, positions: Longs) -> tuple[Longs, Floats] | None:
-        """(which of the tokens have embeddings, their rows), None if none has. The arguments are [num_tokens]."""
-        tokens, rows = [], []
-        for slot, (start, embeds) in self._rows.items():
-            found = np.flatnonzero(token_slots == slot)
-            found = found[positions[found] - start < len(embeds)]
-            tokens.append(found)
-            rows.append(embeds[positions[found] - start])
-        if not any(len(found) for found in tokens):
-            return None
-        return np.concatenate(tokens), np.concatenate(rows)
-
-
 class InputBatch:
     """Owned by the ModelRunner, and touched only by its thread.
 
-    Rows of a slot that is not `occupied` mean nothing. Arrays are public for reading.
+    Rows of a slot that is not `occupied` mean nothing. Arrays are public for reading. Token ids of what has none, an
+    embedding or a virtual token of a soft prompt, are NOT_A_TOKEN.
     """
 
-    def __init__(self, limits: BatchLimits, adapter_indices: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        limits: BatchLimits,
+        adapter_indices: Mapping[str, int] | None = None,
+        soft_prompts: Mapping[str, SoftPrompt] | None = None,
+    ) -> None:
         self.limits = limits
         self.adapter_indices = adapter_indices if adapter_indices is not None else {}  # name -> 1, 2, ...
+        self.soft_prompts = soft_prompts if soft_prompts is not None else {}  # name -> what is loaded
         num_slots = limits.max_num_seqs
         self.occupied = np.zeros(num_slots, np.bool_)
         self.ended = np.zeros(num_slots, np.bool_)  # sampled EOS or a stop token: computes nothing more
@@ -175,8 +154,12 @@ class InputBatch:
         self.num_blocks = np.zeros(num_slots, np.int64)
         self.block_tables = np.zeros((num_slots, self.blocks_for(limits.max_model_len)), np.int32)
         self.encoder_lens = np.zeros(num_slots, np.int64)
-        self.encoder_token_ids: list[Longs] = [np.zeros(0, np.int64)] * num_slots  # none where it has embeddings
-        self.is_embedded = np.zeros(num_slots, np.bool_)  # the prompt has no token ids
+        self.encoder_token_ids: list[Longs] = [np.zeros(0, np.int64)] * num_slots
+        self.num_leading = np.zeros(num_slots, np.int64)  # tokens without an id that the prompt begins with
+        self.num_virtual_tokens = np.zeros(num_slots, np.int64)  # of these, those of a soft prompt
+        self.prefix_lens = np.zeros(num_slots, np.int64)  # of these, those whose keys and values are given
+        self.prefixes: dict[int, Tensor] = {}  # slot -> those, as of SoftPrompt
+        self.soft_encoders: dict[int, SoftPrompt] = {}  # slot -> what its encoder input begins with
         self.embeds = SlotEmbeds(limits.hidden_size)
         self.encoder_embeds = SlotEmbeds(limits.hidden_size)
         self.cross_block_tables = np.zeros((num_slots, self.blocks_for(limits.max_encoder_len)), np.int32)
@@ -191,6 +174,9 @@ class InputBatch:
         self.occupied[list(plan.freed_slots)] = False
         self.embeds.drop(plan.freed_slots)
         self.encoder_embeds.drop(plan.freed_slots)
+        for slot in plan.freed_slots:
+            self.prefixes.pop(slot, None)
+            self.soft_encoders.pop(slot, None)
         for new in plan.new_requests:
             for slot in new.beam_slots or (new.slot,):
                 self._init_row(slot, new)
@@ -219,15 +205,18 @@ class InputBatch:
 
     def slot_mapping(self, rows: ScheduledRows) -> Longs:
         """[num_tokens] where each token's key and value go: block * block_size + offset."""
+        return self.slot_mapping_of(rows.token_slots, rows.positions)
+
+    def slot_mapping_of(self, slots: Longs | int, positions: Longs) -> Longs:
+        """The same for `positions` of `slots`, or of one slot."""
         block_size = self.limits.block_size
-        blocks = self.block_tables[rows.token_slots, rows.positions // block_size].astype(np.int64)
-        mapping: Longs = blocks * block_size + rows.positions % block_size
+        blocks = self.block_tables[slots, positions // block_size].astype(np.int64)
+        mapping: Longs = blocks * block_size + positions % block_size
         return mapping
 
-    def encoder_inputs(self, slot: int) -> Longs:
-        """[encoder_len] token ids, placeholders where the slot has embeddings."""
-        token_ids = self.encoder_token_ids[slot]
-        return token_ids if len(token_ids) else np.zeros(self.encoder_lens[slot], np.int64)
+    def num_own_tokens(self, slots: Longs) -> Longs:
+        """[num_slots] lengths of the sequences as their clients count: without virtual tokens."""
+        return self.num_tokens[slots] - self.num_virtual_tokens[slots]
 
     def cross_slot_mapping(self, slot: int) -> Longs:
         """[encoder_len] where the slot's encoder output goes."""
@@ -269,22 +258,52 @@ class InputBatch:
 
     def _init_row(self, slot: int, new: NewRequestData) -> None:
         """Fill the row of `slot`. Beams other than the first begin without blocks."""
-        token_ids = new.prompt_token_ids + new.output_token_ids
+        soft = self.soft_prompts[new.prompt_adapter] if new.prompt_adapter else None
+        num_virtual = soft.num_tokens if soft is not None and not soft.of_encoder else 0
+        num_encoder_virtual = soft.num_tokens if soft is not None and soft.of_encoder else 0
+        token_ids = _marked(new.prompt_token_ids + new.output_token_ids, num_virtual, new.prompt_places)
         block_ids = new.block_ids if slot == new.slot else ()
         self.occupied[slot] = True
         self.ended[slot] = False
         self.token_ids[slot, : len(token_ids)] = token_ids
+        self.num_leading[slot] = _count_leading(token_ids)
+        self.num_virtual_tokens[slot] = num_virtual
         self.num_prompt_tokens[slot] = len(new.prompt_token_ids)
         self.num_tokens[slot] = len(token_ids)
         self.num_computed_tokens[slot] = new.num_computed_tokens if slot == new.slot else 0
         self.num_blocks[slot] = len(block_ids)
         self.block_tables[slot, : len(block_ids)] = block_ids
         self.encoder_lens[slot] = len(new.encoder_token_ids)
-        self.encoder_token_ids[slot] = np.array(new.encoder_token_ids if new.encoder_embeds is None else (), np.int64)
-        self.is_embedded[slot] = new.prompt_embeds is not None
+        self.encoder_token_ids[slot] = _marked(new.encoder_token_ids, num_encoder_virtual, new.encoder_places)
         if slot == new.slot:  # the other beams compute nothing of the prompt
-            self.embeds.put(slot, new.prompt_embeds, start=new.num_computed_tokens)
-            self.encoder_embeds.put(slot, new.encoder_embeds)
+            self._put_embeds(slot, new, soft)
         self.cross_block_tables[slot, : len(new.cross_block_ids)] = new.cross_block_ids
         self.adapters[slot] = self.adapter_indices[new.adapter] if new.adapter else 0
         self.sampling.set(slot, new)
+
+    def _put_embeds(self, slot: int, new: NewRequestData, soft: SoftPrompt | None) -> None:
+        """Keep what takes the place of tokens, as far as it has to be computed."""
+        self.prefix_lens[slot] = 0
+        if soft is not None and soft.of_encoder:
+            self.soft_encoders[slot] = soft
+        elif soft is not None and soft.keys_values is not None:
+            self.prefixes[slot], self.prefix_lens[slot] = soft.keys_values, soft.num_tokens
+        elif soft is not None and soft.rows is not None and new.num_computed_tokens < soft.num_tokens:
+            self.embeds.put(slot, soft.rows)
+        if new.prompt_embeds:
+            self.embeds.put_places(slot, new.prompt_embeds, new.prompt_places, start=new.num_computed_tokens)
+        if new.encoder_embeds:
+            self.encoder_embeds.put_places(slot, new.encoder_embeds, new.encoder_places)
+
+
+def _marked(token_ids: Sequence[int], num_virtual: int, places: Places) -> Longs:
+    """[len(token_ids)] the ids, NOT_A_TOKEN for placeholders."""
+    marked = np.array(token_ids, np.int64)
+    for start, end in ((0, num_virtual), *places):
+        marked[start:end] = NOT_A_TOKEN
+    return marked
+
+
+def _count_leading(token_ids: Longs) -> int:
+    is_token = token_ids != NOT_A_TOKEN
+    return int(is_token.argmax()) if is_token.any() else len(token_ids)

@@ -66,7 +66,7 @@ class Checkpoint:
         self.shard = shard or Shard()
         self.whole_layers: list[Linear] = []
         self._quantization = quantization
-        self._adapters = adapters
+        self.adapters = adapters
         self.loaded_bytes = 0
         self.stores_half = True
         self._tensors = {name: (file, name) for name, file in _tensor_files(directory).items()}  # (file, stored name)
@@ -139,14 +139,12 @@ class Checkpoint:
         *,
         bias: bool,
         transposed: bool = False,
-        adaptable: bool = True,
         split: Split | None = None,
     ) -> Linear:
         """The layers `names`[i], each `out_features`[i] wide, stacked into one. Raises ConfigurationError.
 
-        transposed: their weights are stored as [in_features, out_features]. adaptable: adapters may change them.
-        split: what of them is wanted, None for all. Of several ranks that each have some inputs, the first one adds
-        the bias.
+        transposed: their weights are stored as [in_features, out_features]. split: what of them is wanted, None for
+        all. Of several ranks that each have some inputs, the first one adds the bias.
         """
         part = split or Split()
         rows = part.rows or [(slice(0, width),) for width in out_features]
@@ -164,8 +162,8 @@ class Checkpoint:
             biases = (self._read(f"{name}.bias", (width,)) for name, width in zip(names, out_features, strict=True))
             self._fill(stacked_bias, biases, rows)
         delta = None
-        if self._adapters is not None and adaptable:
-            delta = self._adapters.add_layer(names, out_features, in_features, split)
+        if self.adapters is not None:
+            delta = self.adapters.add_layer(names, out_features, in_features, split)
         linear = Linear(weight, stacked_bias, delta)
         if split is None:
             self.whole_layers.append(linear)

@@ -114,9 +114,9 @@ def _rows_where(params: Sequence[SamplingParams], wanted: Callable[[SamplingPara
 
 
 def _known(pairs: Pairs, vocab_size: int) -> tuple[Longs, Longs]:
-    """The pairs whose token the model has."""
+    """The pairs whose token the model has: PAD is none."""
     rows, token_ids = np.asarray(pairs[0], np.int64), np.asarray(pairs[1], np.int64)
-    known = token_ids < vocab_size
+    known = (token_ids >= 0) & (token_ids < vocab_size)
     return rows[known], token_ids[known]
 
 

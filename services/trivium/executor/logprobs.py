@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from trivium.executor.input_batch import InputBatch, Longs, ScheduledRows
+from trivium.executor.models.model import NOT_A_TOKEN
 from trivium.executor.vocabulary import WHOLE, Vocabulary
-from trivium.outputs import TokenLogprobs
+from trivium.outputs import NO_TOKEN_LOGPROBS, TokenLogprobs
 from trivium.step import SlotLogprobs
 
 PIECE_ROWS = 256  # prompt tokens whose logits are in memory at a time
@@ -93,11 +94,15 @@ def prompt_logprobs(
 def _in_pieces(
     hidden: Tensor, token_ids: Longs, num_top: int, compute_logits: ComputeLogits, vocabulary: Vocabulary
 ) -> list[TokenLogprobs]:
-    found = []
-    for start in range(0, len(token_ids), PIECE_ROWS):
-        piece = token_ids[start : start + PIECE_ROWS]
-        logits = compute_logits(hidden[start : start + PIECE_ROWS])
-        found += token_logprobs(logits, piece, [num_top] * len(piece), vocabulary)
+    """Of each of `token_ids`, of which NOT_A_TOKEN is none."""
+    found = [NO_TOKEN_LOGPROBS] * len(token_ids)
+    tokens = np.flatnonzero(token_ids != NOT_A_TOKEN)
+    for start in range(0, len(tokens), PIECE_ROWS):
+        piece = tokens[start : start + PIECE_ROWS]
+        logits = compute_logits(hidden[torch.from_numpy(piece)])
+        values = token_logprobs(logits, token_ids[piece], [num_top] * len(piece), vocabulary)
+        for index, value in zip(piece, values, strict=True):
+            found[index] = value
     return found
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trivium.config import ExecutorConfig, ModelInfo
+from trivium.config import ExecutorConfig, ModelInfo, PromptAdapter
 from trivium.errors import ConfigurationError, InvalidRequestError
 from trivium.executor.adapter_pool import AdapterPool
 from trivium.executor.attention import AttentionMetadata, PagedRows
@@ -28,7 +29,7 @@ from trivium.executor.generation_config import (
     read_generation_defaults,
 )
 from trivium.executor.grammars import GrammarRows, GrammarService
-from trivium.executor.input_batch import Floats, InputBatch, Longs, ScheduledRows
+from trivium.executor.input_batch import InputBatch, Longs, ScheduledRows
 from trivium.executor.kv_cache import KVCache
 from trivium.executor.limits import choose_limits, describe_model
 from trivium.executor.linear import Linear, find_linears
@@ -36,7 +37,7 @@ from trivium.executor.linear_tuning import tune
 from trivium.executor.loader import Checkpoint, find_checkpoint
 from trivium.executor.logprobs import SampledLogprobs, prompt_logprobs, slot_logprobs
 from trivium.executor.model_config import CONFIG_FILE, read_json, read_special_tokens
-from trivium.executor.models.model import InputEmbeds, LanguageModel
+from trivium.executor.models.model import LanguageModel
 from trivium.executor.models.registry import find_architecture
 from trivium.executor.parallel.communicator import ALONE, Communicator, agree_on_least, rank_device
 from trivium.executor.parallel.shard import Shard
@@ -44,6 +45,7 @@ from trivium.executor.plan_check import check_plan
 from trivium.executor.prompt_lookup import Drafts, add_drafts, draft_positions, verify
 from trivium.executor.quantization.config import read_quantization
 from trivium.executor.sampler import Sampler
+from trivium.executor.soft_prompts import SoftPrompts, input_embeds
 from trivium.executor.threads import choose_num_threads, count_cores, set_num_threads
 from trivium.executor.vocabulary import make_vocabulary
 from trivium.pooling import PoolingType
@@ -115,12 +117,20 @@ class ModelRunner:
         )
         for module in config.lora_modules:
             self._load_adapter(module.name, module.source)
+        self._soft_prompts: SoftPrompts | None = None
+        if config.enable_prompt_adapter:
+            max_tokens = min(config.max_prompt_adapter_token, self._limits.max_model_len)
+            self._soft_prompts = SoftPrompts(self._model, self._kernels, shard, max_tokens=max_tokens)
+        for module in config.prompt_adapters:
+            self._load_prompt_adapter(module.name, module.source)
         self._reset()
         self._model_info = replace(
             describe_model(config, architecture.name, self._model, self._limits, special),
             generation_defaults=read_generation_defaults(generation, special.eos),
             adapters=tuple(module.name for module in config.lora_modules),
             max_loras=config.max_loras if config.enable_lora else 0,
+            prompt_adapters=() if self._soft_prompts is None else self._soft_prompts.described,
+            max_prompt_adapters=config.max_prompt_adapters if config.enable_prompt_adapter else 0,
         )
         check_generation_defaults(self._model_info)
 
@@ -155,19 +165,35 @@ class ModelRunner:
         """Load a LoRA adapter. Raises ConfigurationError if it does not fit, or the runner was made without LoRA."""
         self._load_adapter(name, source)
 
+    def load_prompt_adapter(self, name: str, source: str) -> PromptAdapter:
+        """Load a soft prompt. Raises ConfigurationError if it does not fit, or the runner was made without them."""
+        return self._load_prompt_adapter(name, source)
+
     def _load_adapter(self, name: str, source: str) -> None:
         if self._adapters is None:
             raise ConfigurationError("adapters need enable_lora")
+        with self._agreeing_on(f"adapter {name!r}"):
+            self._adapters.load(name, source)
+
+    def _load_prompt_adapter(self, name: str, source: str) -> PromptAdapter:
+        if self._soft_prompts is None:
+            raise ConfigurationError("prompt adapters need enable_prompt_adapter")
+        with self._agreeing_on(f"prompt adapter {name!r}"):
+            return self._soft_prompts.load(name, source)
+
+    @contextmanager
+    def _agreeing_on(self, what: str) -> Iterator[None]:
+        """Ranks load `what`: all of them refuse it, or none. Raises RuntimeError if they differ."""
         refusal: ConfigurationError | None = None
         try:
-            self._adapters.load(name, source)
+            yield
         except ConfigurationError as error:
             refusal = error
         (is_everywhere,) = agree_on_least(self._communicator, [int(refusal is None)])
         if refusal is not None:
             raise refusal
         if not is_everywhere:
-            raise RuntimeError(f"adapter {name!r} was loaded by some ranks only")
+            raise RuntimeError(f"{what} was loaded by some ranks only")
 
     @torch.inference_mode()
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
@@ -183,6 +209,8 @@ class ModelRunner:
         if not plan.scheduled_slots:
             return ModelRunnerOutput(step=plan.step)
         rows = self._batch.schedule_rows(plan)
+        if self._batch.prefixes and self._soft_prompts is not None:
+            rows = self._soft_prompts.copy_prefixes(self._batch, rows, self._kv_cache)
         if not len(rows.slots):
             return ModelRunnerOutput(step=plan.step)
         drafts: Drafts | None = None
@@ -228,7 +256,8 @@ class ModelRunner:
         self._batch.check_invariants()
 
     def _new_batch(self) -> InputBatch:
-        return InputBatch(self._limits, None if self._adapters is None else self._adapters.indices)
+        adapters = None if self._adapters is None else self._adapters.indices
+        return InputBatch(self._limits, adapters, None if self._soft_prompts is None else self._soft_prompts.by_name)
 
     def _run_encoder(self, slots: tuple[int, ...]) -> None:
         """Encode the inputs of `slots`, packed, and write their cross-attention KV."""
@@ -237,13 +266,15 @@ class ModelRunner:
         assert self._model.encoder is not None, "encoder slots passed the check of a decoder-only model"
         batch = self._batch
         lens = batch.encoder_lens[list(slots)]
-        token_ids = np.concatenate([batch.encoder_inputs(slot) for slot in slots])
+        token_ids = np.concatenate([batch.encoder_token_ids[slot] for slot in slots])
         positions = np.concatenate([np.arange(length) for length in lens])
         if self._adapters is not None:
             self._adapters.use(np.repeat(batch.adapters[list(slots)], lens))
-        embeds = _input_embeds(batch.encoder_embeds.find(np.repeat(slots, lens), positions))
+        found = batch.encoder_embeds.find(np.repeat(slots, lens), positions)
+        if batch.soft_encoders and self._soft_prompts is not None:
+            found = self._soft_prompts.embed_encoder_inputs(batch, slots, token_ids, found)
         cross = self._model.encoder.encode(
-            torch.from_numpy(token_ids), torch.from_numpy(positions), _bounds(lens), embeds
+            _ids(token_ids, found), torch.from_numpy(positions), _bounds(lens), input_embeds(found)
         )  # [num_tokens, num_layers, 2, num_kv_heads, head_dim]
         batch.encoder_embeds.drop(slots)
         slot_mapping = torch.from_numpy(np.concatenate([batch.cross_slot_mapping(slot) for slot in slots]))
@@ -258,12 +289,13 @@ class ModelRunner:
         token_ids = self._batch.token_ids[rows.token_slots, rows.positions].astype(np.int64)
         if self._adapters is not None:
             self._adapters.use(self._batch.adapters[rows.token_slots])
+        found = self._batch.embeds.find(rows.token_slots, rows.positions) if self._batch.embeds else None
         return self._model.decoder.forward(
-            torch.from_numpy(token_ids),
+            _ids(token_ids, found),
             torch.from_numpy(rows.positions),
             self._kv_cache,
             self._build_metadata(rows),
-            _input_embeds(self._batch.embeds.find(rows.token_slots, rows.positions)),
+            input_embeds(found),
         )
 
     def _sample(self, logits: Tensor, slots: Longs) -> Longs:
@@ -334,8 +366,9 @@ class ModelRunner:
         return rows.slots[samples], self._model.decoder.compute_logits(hidden)
 
 
-def _input_embeds(found: tuple[Longs, Floats] | None) -> InputEmbeds | None:
-    return None if found is None else InputEmbeds(torch.from_numpy(found[0]), torch.from_numpy(found[1]))
+def _ids(token_ids: Longs, embedded: object | None) -> Tensor:
+    """[num_tokens] ids that can be looked up, whatever they are where embeddings take their place."""
+    return torch.from_numpy(token_ids if embedded is None else np.maximum(token_ids, 0))
 
 
 def _bounds(lens: Longs) -> Tensor:

@@ -54,11 +54,10 @@ class LoraModule:
 
 def read_adapter(directory: Path, max_rank: int) -> dict[str, LoraModule]:
     """Module name (as the base model calls it) -> its matrices. Raises ConfigurationError of one line."""
-    config = read_json(directory / CONFIG_FILE)
-    config = JsonConfig(config.values, file=f"{directory.name}/{CONFIG_FILE}")
+    config = read_config(directory)
     _check_supported(config)
     sides: dict[str, dict[str, Tensor]] = {}  # module -> "A" or "B" -> matrix
-    for key, tensor in _read_tensors(directory).items():
+    for key, tensor in read_tensors(directory).items():
         match = _KEY.fullmatch(key.removeprefix(_PREFIX))
         if match is None or tensor.dim() != 2:
             raise ConfigurationError(
@@ -86,7 +85,9 @@ def _make_module(config: JsonConfig, name: str, sides: Mapping[str, Tensor], max
 def _check_supported(config: JsonConfig) -> None:
     kind = config.string("peft_type")
     if kind != "LORA":
-        raise ConfigurationError(f"{config.file}: peft_type {kind!r:.40} is not supported, only LORA")
+        raise ConfigurationError(
+            f"{config.file}: peft_type {kind!r:.40} is not supported, only LORA (soft prompts are prompt adapters)"
+        )
     for key, name in _REFUSED.items():
         if config.values.get(key):
             raise ConfigurationError(f"{config.file}: {name} is not supported")
@@ -99,7 +100,13 @@ def _check_supported(config: JsonConfig) -> None:
         )
 
 
-def _read_tensors(directory: Path) -> dict[str, Tensor]:
+def read_config(directory: Path) -> JsonConfig:
+    """Raises ConfigurationError."""
+    return JsonConfig(read_json(directory / CONFIG_FILE).values, file=f"{directory.name}/{CONFIG_FILE}")
+
+
+def read_tensors(directory: Path) -> dict[str, Tensor]:
+    """By name, as they are stored; all are floats. Raises ConfigurationError."""
     path = directory / WEIGHTS_FILE
     if not path.exists():
         raise ConfigurationError(f"{directory.name} has no {WEIGHTS_FILE}")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trivium.executor.input_batch import InputBatch
+from trivium.executor.soft_prompt import SoftPrompt
 from trivium.step import NewRequestData, SchedulerOutput
 
 
@@ -71,7 +72,10 @@ class _Check:
             f"slot {slot} has {len(new.output_token_ids)} of at most {new.max_tokens} output tokens",
         )
         self._check_encoder_input(new)
-        self._check_embeds(new)
+        soft = self._batch.soft_prompts.get(new.prompt_adapter)
+        is_loaded = soft is not None or not new.prompt_adapter
+        _require(is_loaded, f"slot {slot} has prompt adapter {new.prompt_adapter!r}, which is not loaded")
+        self._check_embeds(new, soft)
         for ids in (new.prompt_token_ids, new.output_token_ids, new.encoder_token_ids):
             _require_ids(ids, limits.vocab_size, f"slot {slot}: token id")
         self._check_blocks(slot, 0, new.block_ids, self._batch.block_tables.shape[1])
@@ -110,19 +114,24 @@ class _Check:
             f"slot {new.slot} has {len(new.cross_block_ids)} cross blocks, but its encoder input needs {needed}",
         )
 
-    def _check_embeds(self, new: NewRequestData) -> None:
-        """Embeddings have to be of all the tokens that are computed from them."""
+    def _check_embeds(self, new: NewRequestData, soft: SoftPrompt | None) -> None:
+        """Embeddings have to be of all the places that are computed from them, and behind virtual tokens."""
         row_bytes = 4 * self._limits.hidden_size
-        num_prompt = max(0, len(new.prompt_token_ids) - new.num_computed_tokens)
-        for name, embeds, sizes in (
-            ("prompt", new.prompt_embeds, (num_prompt * row_bytes,)),
-            ("encoder", new.encoder_embeds, (0, len(new.encoder_token_ids) * row_bytes)),
+        for name, embeds, places, num_tokens, num_computed, of_encoder in (
+            ("prompt", new.prompt_embeds, new.prompt_places, len(new.prompt_token_ids), new.num_computed_tokens, False),
+            ("encoder", new.encoder_embeds, new.encoder_places, len(new.encoder_token_ids), 0, True),
         ):
+            num_virtual = soft.num_tokens if soft is not None and soft.of_encoder is of_encoder else 0
+            edges = [num_virtual, *(edge for place in places for edge in place), num_tokens]
+            _require(edges == sorted(edges), f"slot {new.slot} has {name} places {places} of {num_tokens} tokens")
+            _require(bool(places) == (embeds is not None), f"slot {new.slot} has {name} embeddings or places alone")
             if embeds is not None:
                 _require(row_bytes > 0, f"slot {new.slot} has {name} embeddings, but the model takes none")
+                num_rows = sum(max(0, end - max(start, num_computed)) for start, end in places)
+                sizes = (num_rows * row_bytes, *((0,) if of_encoder else ()))
                 _require(
                     len(embeds) in sizes,
-                    f"slot {new.slot} has {len(embeds)} bytes of {name} embeddings, not {sizes[-1]}",
+                    f"slot {new.slot} has {len(embeds)} bytes of {name} embeddings, not {sizes[0]}",
                 )
 
     def _grow(self, slots: Sequence[int], block_ids: Sequence[Sequence[int]]) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from trivium.executor.input_batch import InputBatch, Longs, ScheduledRows
+from trivium.executor.models.model import NOT_A_TOKEN
 from trivium.step import TokenRun
 
 MAX_NGRAM = 3  # the longest end of a sequence that is looked up, the shorter ones if it was not there before
@@ -58,11 +59,13 @@ def find_draft(sources: list[Longs], max_tokens: int) -> Longs:
     """At most `max_tokens` tokens that followed the end of the last source, where it occurs before.
 
     Longer ends first; among equals the last source, and in it the last place, but another one if that has no more
-    tokens behind it.
+    tokens behind it. What is NOT_A_TOKEN matches nothing and is not guessed.
     """
     sequence = sources[-1]
     for size in range(min(MAX_NGRAM, len(sequence) - 1), 0, -1):
         end = sequence[-size:]
+        if (end == NOT_A_TOKEN).any():
+            continue
         for source in reversed(sources):
             starts = len(source) - size  # windows that have a token behind them
             if starts < 1:
@@ -71,7 +74,9 @@ def find_draft(sources: list[Longs], max_tokens: int) -> Longs:
             places = np.flatnonzero((windows == end).all(axis=1))
             if len(places):
                 start = int(places[-1]) + size
-                return source[start : start + max_tokens]
+                draft = source[start : start + max_tokens]
+                no_tokens = np.flatnonzero(draft == NOT_A_TOKEN)
+                return draft[: no_tokens[0]] if len(no_tokens) else draft
     return sequence[:0]
 
 

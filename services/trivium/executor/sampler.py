@@ -114,7 +114,7 @@ class Sampler:
 
     def _force(self, token_ids: Longs, batch: InputBatch, slots: Longs, output_positions: Longs) -> None:
         columns = batch.sampling
-        num_tokens, max_tokens = batch.num_tokens[slots], columns.max_tokens[slots]
+        num_tokens, max_tokens = batch.num_own_tokens(slots), columns.max_tokens[slots]
         params = [columns.params[slot] for slot in slots]
         forced = forced_tokens(params, num_tokens, output_positions, self._special, max_tokens)
         np.copyto(token_ids, forced, where=forced != NOT_FORCED)

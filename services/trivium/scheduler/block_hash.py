@@ -1,7 +1,8 @@
 """Names for the contents of blocks: chained hashes, so that equal names mean equal tokens in everything before, too.
 
-The chain of a request begins with its tenant's salt, its adapter and its encoder input: requests that differ in one
+The chain of a request begins with its tenant's salt, its adapters and its encoder input: requests that differ in one
 share nothing. Where embeddings take the place of tokens, digests of their bytes are hashed with the placeholder ids.
+Virtual tokens of a soft prompt are placeholders, too; its name says what they are.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 from array import array
 from collections.abc import Sequence
 
-from trivium.inputs import PromptEmbeds
+from trivium.embeds import PromptEmbeds
 from trivium.scheduler.block_pool import BlockHash
 
 _DIGEST_BYTES = 16
@@ -18,19 +19,23 @@ _TOKENS, _EMBEDS = b"", b"embeds"  # what keeps the hashes of both apart
 
 
 def root_hash(
-    salt: str, encoder_token_ids: Sequence[int], adapter: str = "", encoder_embeds: PromptEmbeds | None = None
+    salt: str,
+    encoder_token_ids: Sequence[int],
+    adapters: Sequence[str] = (),
+    encoder_embeds: PromptEmbeds | None = None,
 ) -> BlockHash:
-    """What precedes the first block of a request."""
-    data = b"".join(b"%d:%b" % (len(name), name) for name in (salt.encode(), adapter.encode()))
+    """What precedes the first block of a request. adapters: of each kind, in the same order for all requests."""
+    names = (salt.encode(), *(name.encode() for name in adapters))
+    data = b"".join(b"%d:%b" % (len(name), name) for name in names) + array("I", encoder_token_ids).tobytes()
     if encoder_embeds is not None:
-        return _hash(data + encoder_embeds.digests, _EMBEDS)
-    return _hash(data + array("I", encoder_token_ids).tobytes())
+        return _hash(data + encoder_embeds.digests_of(0, len(encoder_token_ids)), _EMBEDS)
+    return _hash(data)
 
 
 def chain_hash(parent: BlockHash, token_ids: Sequence[int], digests: bytes = b"") -> BlockHash:
     """The name of a full block of `token_ids` after the block (or root) named `parent`.
 
-    digests: of the embeddings that stand for its first tokens, or for all of them.
+    digests: of the embeddings that stand for some of its tokens.
     """
     data = parent + array("I", token_ids).tobytes()
     return _hash(data + digests, _EMBEDS) if digests else _hash(data)

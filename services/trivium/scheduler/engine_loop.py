@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from trivium.config import ModelInfo, SchedulerConfig
+from trivium.config import ModelInfo, PromptAdapter, SchedulerConfig
 from trivium.errors import (
     EngineUnavailableError,
     InternalError,
@@ -102,7 +102,8 @@ class EngineLoop:
             sink = BestOfSink(sink, request.sampling, resumed)
             request, resumed = run_all_choices(request), {}
         scheduler = self._admit(request)
-        max_tokens = resolve_max_tokens(request.prompt, request.sampling, scheduler.info)
+        info = scheduler.info.limited_by(request.prompt_adapter)
+        max_tokens = resolve_max_tokens(request.prompt, request.sampling, info)
         choices = [
             self._make_choice(request, resumed.get(index, ResumedChoice(index, ())), max_tokens)
             for index in range(request.sampling.n)
@@ -125,6 +126,11 @@ class EngineLoop:
         """The executor has loaded an adapter since it said what it has."""
         scheduler = self.scheduler
         scheduler.info = replace(scheduler.info, adapters=(*scheduler.info.adapters, name))
+
+    def add_prompt_adapter(self, adapter: PromptAdapter) -> None:
+        """The same of a soft prompt."""
+        scheduler = self.scheduler
+        scheduler.info = replace(scheduler.info, prompt_adapters=(*scheduler.info.prompt_adapters, adapter))
 
     def abort(self, keys: tuple[int, ...]) -> None:
         """End the choices named by `keys`, as far as they still run; nothing more is delivered for them."""
@@ -218,7 +224,7 @@ class EngineLoop:
         self._num_held += len(choices)
         try:
             await self._compile(params)
-            self._check_adapter(choices[0].adapter)
+            self._check_adapters(choices[0])
             left = [choice for choice in choices if self._outputs.request_of(choice.key) is not None]
             if left:
                 self._add(left)
@@ -235,7 +241,7 @@ class EngineLoop:
         """Queue `request` again, which was taken out of the queue when an executor was lost."""
         try:
             await self._compile(params)
-            self._check_adapter(request.adapter)
+            self._check_adapters(request)
             self.scheduler.release(request)
         except (InvalidRequestError, ModelNotFoundError) as error:
             self._fail_if_open([request] if request.beams is None else request.beams.choices, error)
@@ -250,10 +256,20 @@ class EngineLoop:
             except EngineUnavailableError:
                 await asyncio.sleep(_RETRY_S)
 
-    def _check_adapter(self, name: str) -> None:
-        """Raise ModelNotFoundError unless the executor has the adapter; an executor that came back may lack it."""
-        if name and name not in self.scheduler.info.adapters:
-            raise ModelNotFoundError(f"the adapter {name!r:.100} is not loaded", param="adapter")
+    def _check_adapters(self, request: Request) -> None:
+        """Raise ModelNotFoundError unless the executor has them; an executor that came back may lack them."""
+        self._check_adapter_names(
+            request.adapter, "" if request.prompt_adapter is None else request.prompt_adapter.name
+        )
+
+    def _check_adapter_names(self, adapter: str, prompt_adapter: str) -> None:
+        info = self.scheduler.info
+        for name, found, param in (
+            (adapter, adapter in info.adapters, "adapter"),
+            (prompt_adapter, info.find_prompt_adapter(prompt_adapter) is not None, "prompt_adapter"),
+        ):
+            if name and not found:
+                raise ModelNotFoundError(f"the adapter {name!r:.100} is not loaded", param=param)
 
     def _fail_if_open(self, choices: Sequence[Request], error: TriviumError) -> None:
         for choice in choices:
@@ -293,7 +309,7 @@ class EngineLoop:
             raise OverloadedError(
                 f"{scheduler.num_waiting_tokens} prompt tokens wait already, the limit is {config.max_waiting_tokens}"
             )
-        self._check_adapter(request.adapter)
+        self._check_adapter_names(request.adapter, request.prompt_adapter)
         num_embeds_bytes = request.prompt.num_embeds_bytes
         if num_embeds_bytes and self._outputs.num_embeds_bytes + num_embeds_bytes > config.max_embeds_bytes:
             raise OverloadedError(
@@ -335,6 +351,7 @@ class EngineLoop:
             priority=request.priority,
             tenant=request.tenant,
             adapter=request.adapter,
+            prompt_adapter=self.scheduler.info.find_prompt_adapter(request.prompt_adapter),
         )
 
     def _finish_by_stop_string(self, request: Request) -> None:

@@ -266,7 +266,8 @@ class OutputProcessor:
             return
         prompt_logprobs: tuple[TokenLogprobs, ...] = ()
         if request.wants_prompt_logprobs and not stream.has_prompt_logprobs:
-            prompt_logprobs, stream.has_prompt_logprobs = tuple(request.prompt_logprobs), True
+            prompt_logprobs = tuple(request.prompt_logprobs[request.num_virtual_tokens :])
+            stream.has_prompt_logprobs = True
         stream.sink.deliver(
             stream.handle,
             ChoiceDelta(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from trivium.config import PromptAdapter
 from trivium.inputs import EncodedPrompt
-from trivium.outputs import FinishReason, TokenLogprobs
+from trivium.outputs import NO_TOKEN_LOGPROBS, FinishReason, TokenLogprobs
 from trivium.params import SamplingParams
 from trivium.scheduler.block_hash import BlockHashes, root_hash
 
@@ -43,8 +44,9 @@ class ForkPoint:
 class Request:
     """State of one choice. Owner: the Scheduler; everybody else only reads.
 
-    The sequence is prompt + output. How far it is computed while the request runs, and which of its tokens are in
-    flight, RunningRows counts. `incarnation` changes when the request loses its slot.
+    The sequence is prompt + output; the prompt begins with the virtual tokens of a soft prompt, if it has one. How far
+    it is computed while the request runs, and which of its tokens are in flight, RunningRows counts. `incarnation`
+    changes when the request loses its slot.
     """
 
     def __init__(
@@ -60,8 +62,14 @@ class Request:
         priority: int = 0,
         tenant: str = "",
         adapter: str = "",
+        prompt_adapter: PromptAdapter | None = None,
     ) -> None:
         self.key = key
+        self.prompt_adapter = prompt_adapter
+        self.num_virtual_tokens = 0  # of the prompt, not of the encoder input
+        if prompt_adapter is not None:
+            prompt = _behind(prompt, prompt_adapter)
+            self.num_virtual_tokens = 0 if prompt_adapter.of_encoder else prompt_adapter.num_virtual_tokens
         self.prompt_token_ids = prompt.token_ids
         self.encoder_token_ids = prompt.encoder_token_ids or ()
         self.embeds = prompt.embeds
@@ -73,7 +81,7 @@ class Request:
         self.priority = priority
         self.tenant = tenant
         self.adapter = adapter
-        self.num_prompt_tokens = len(prompt.token_ids)
+        self.num_prompt_tokens = len(prompt.token_ids)  # virtual tokens included
         self.incarnation = 0
         self.slot = -1
         self.status = RequestStatus.WAITING
@@ -82,10 +90,13 @@ class Request:
         self.cumulative_logprob: float | None = None  # of a finished choice of a beam search
         self.num_preemptions = 0
         self.num_cached_tokens = 0  # prompt tokens that were found in the cache when the request first ran
-        root = root_hash(cache_salt, self.encoder_token_ids, adapter, prompt.encoder_embeds)
+        adapters = adapter, "" if prompt_adapter is None else prompt_adapter.name
+        root = root_hash(cache_salt, self.encoder_token_ids, adapters, prompt.encoder_embeds)
         self.block_hashes = BlockHashes(root, prompt.embeds)
         self.num_named_blocks = 0  # blocks of its table that can be found by others
-        self.prompt_logprobs: list[TokenLogprobs] = []  # of the prompt from its second token on, as far as computed
+        # Of the prompt from its second token on, as far as computed. Of virtual tokens, and of what comes first behind
+        # them, there are none.
+        self.prompt_logprobs = [NO_TOKEN_LOGPROBS] * self.num_virtual_tokens
         self.wants_prompt_logprobs = sampling.prompt_logprobs is not None and choice_index == 0
         self.num_lookup_tokens = sampling.num_lookup_tokens
         self.is_plain = not self.num_lookup_tokens  # its rows are as many, and compute as much, as its plans say
@@ -141,3 +152,20 @@ class Request:
             self.stop_reason = token_id
             return FinishReason.STOP
         return FinishReason.LENGTH if count >= self.max_tokens else None
+
+
+def _behind(prompt: EncodedPrompt, adapter: PromptAdapter) -> EncodedPrompt:
+    """`prompt` with placeholders for the virtual tokens of `adapter` ahead of it, or of its encoder input."""
+    count = adapter.num_virtual_tokens
+    virtual = (0,) * count
+    if adapter.of_encoder:
+        embeds = prompt.encoder_embeds
+        return replace(
+            prompt,
+            encoder_token_ids=virtual + (prompt.encoder_token_ids or ()),
+            encoder_embeds=None if embeds is None else embeds.behind(count),
+        )
+    embeds = prompt.embeds
+    return replace(
+        prompt, token_ids=virtual + prompt.token_ids, embeds=None if embeds is None else embeds.behind(count)
+    )

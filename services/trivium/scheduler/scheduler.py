@@ -14,26 +14,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from trivium.config import ModelInfo
+from trivium.embeds import MAX_EMBEDS_BYTES
 from trivium.errors import InvalidRequestError
-from trivium.inputs import MAX_EMBEDS_BYTES
 from trivium.outputs import FinishReason
-from trivium.params import SamplingParams
 from trivium.scheduler.beam_group import BeamGroup
 from trivium.scheduler.kv_cache_manager import Allocation, KVCacheManager
+from trivium.scheduler.new_request import new_request_data
 from trivium.scheduler.plan_draft import PlanDraft, PlanInFlight
 from trivium.scheduler.request import ForkPoint, Request, RequestStatus
 from trivium.scheduler.request_queue import RequestQueue
 from trivium.scheduler.result_reader import RequestUpdate, ResultReader
 from trivium.scheduler.row_planner import RowPlanner
 from trivium.scheduler.running_rows import RunningRows
-from trivium.step import (
-    ModelRunnerOutput,
-    NewRequestData,
-    SchedulerOutput,
-)
+from trivium.step import ModelRunnerOutput, SchedulerOutput
 
 
 class Scheduler:
@@ -255,7 +250,10 @@ class Scheduler:
         in_context = request.num_prompt_tokens + request.max_tokens <= self.info.max_model_len
         has_slots = _num_slots(request) <= min(self.info.max_num_seqs, self.info.max_num_batched_tokens)
         has_adapter = not request.adapter or request.adapter in self.info.adapters
-        return in_context and has_slots and has_adapter and self.kv_cache.can_ever_fit(request)
+        soft = request.prompt_adapter
+        has_prompt_adapter = soft is None or self.info.find_prompt_adapter(soft.name) == soft
+        has_adapters = has_adapter and has_prompt_adapter
+        return in_context and has_slots and has_adapters and self.kv_cache.can_ever_fit(request)
 
     def _new_draft(self) -> PlanDraft:
         return PlanDraft(self._rows, budget=self.info.max_num_batched_tokens, block_size=self.kv_cache.block_size)
@@ -281,7 +279,7 @@ class Scheduler:
     def _schedule_waiting(self, draft: PlanDraft) -> None:
         while self._waiting and self._free_slots and draft.budget > 0:
             request = self._waiting.peek()
-            if _num_slots(request) > len(self._free_slots) or not self._has_room_for_adapter(request):
+            if _num_slots(request) > len(self._free_slots) or not self._has_room_for_adapters(request):
                 break
             num_encoder = len(request.encoder_token_ids)
             if num_encoder > draft.encoder_budget and draft.encoder_slots:
@@ -303,19 +301,25 @@ class Scheduler:
                 draft.encoder_slots.append(request.slot)
                 draft.encoder_budget -= num_encoder
 
-    def _has_room_for_adapter(self, request: Request) -> bool:
-        """Whether the batch with `request` has no more adapters than it may have.
+    def _has_room_for_adapters(self, request: Request) -> bool:
+        """Whether the batch with `request` has no more adapters of each kind than it may have.
 
         The first request that has to wait for that holds up those behind it, or a popular adapter could starve others.
         """
-        if not request.adapter:
-            return True
-        adapters = {other.adapter for other in self._running.values() if other.adapter}
-        return len(adapters | {request.adapter}) <= self.info.max_loras
+        running = self._running.values()
+        has_room = True
+        if request.adapter:
+            others = {other.adapter for other in running if other.adapter}
+            has_room = len(others | {request.adapter}) <= self.info.max_loras
+        if request.prompt_adapter is not None:
+            soft = {other.prompt_adapter for other in running if other.prompt_adapter is not None}
+            has_room &= len(soft | {request.prompt_adapter}) <= self.info.max_prompt_adapters
+        return has_room
 
     def _start(self, request: Request, draft: PlanDraft, allocation: Allocation) -> None:
         if request.num_preemptions == 0:
-            request.num_cached_tokens = min(allocation.num_cached_tokens, len(request.prompt_token_ids))
+            num_cached = min(allocation.num_cached_tokens, request.num_prompt_tokens)
+            request.num_cached_tokens = max(0, num_cached - request.num_virtual_tokens)
         request.fork_point = None
         request.slot = self._free_slots.popleft()
         request.status = RequestStatus.RUNNING
@@ -328,7 +332,7 @@ class Scheduler:
         self._on_start(request)
         draft.copied_blocks += allocation.copied_blocks
         draft.swapped_in += allocation.swapped_in
-        draft.add_new_request(_new_request_data(request, allocation, beam_slots))
+        draft.add_new_request(new_request_data(request, allocation, beam_slots))
 
     def _issue(self, draft: PlanDraft) -> SchedulerOutput:
         self._step += 1
@@ -388,34 +392,3 @@ def _slots_of(request: Request) -> tuple[int, ...]:
 
 def _num_slots(request: Request) -> int:
     return 1 if request.beams is None else request.beams.width
-
-
-def _new_request_data(request: Request, allocation: Allocation, beam_slots: tuple[int, ...]) -> NewRequestData:
-    """What the executor needs to know of a request that enters the batch."""
-    num_computed, embeds, encoder_embeds = allocation.num_cached_tokens, request.embeds, request.encoder_embeds
-    encoder_rows: bytes | None = None
-    if encoder_embeds is not None:
-        encoder_rows = encoder_embeds.data if allocation.needs_encoder else b""
-    return NewRequestData(
-        slot=request.slot,
-        prompt_token_ids=request.prompt_token_ids,
-        output_token_ids=tuple(request.output_token_ids),
-        num_computed_tokens=num_computed,
-        block_ids=allocation.block_ids,
-        sampling=_executor_sampling(request),
-        choice_index=request.choice_index,
-        max_tokens=request.max_tokens,
-        encoder_token_ids=request.encoder_token_ids,
-        cross_block_ids=allocation.cross_block_ids,
-        beam_slots=beam_slots,
-        adapter=request.adapter,
-        prompt_embeds=None if embeds is None else embeds.rows_from(num_computed),
-        encoder_embeds=encoder_rows,
-    )
-
-
-def _executor_sampling(request: Request) -> SamplingParams:
-    """The parameters of `request`, without those that it has no use for any more."""
-    if request.sampling.prompt_logprobs is None or request.needs_prompt_logprobs:
-        return request.sampling
-    return replace(request.sampling, prompt_logprobs=None)

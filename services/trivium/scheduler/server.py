@@ -24,8 +24,9 @@ from trivium.inputs import EncodedPrompt, GenerationRequest
 from trivium.ledger import register_ledger
 from trivium.params import SamplingParams
 from trivium.pooling import check_embed
+from trivium.prompt_sides import check_vocabulary
 from trivium.prompt_truncation import Truncation
-from trivium.prompts import check_vocabulary, encode_prompt
+from trivium.prompts import encode_prompt
 from trivium.sampling_tokens import check_sampling_tokens, complete_sampling, resolve_texts
 from trivium.scheduler.detokenizer_client import GrpcDetokenizerClient
 from trivium.scheduler.engine_loop import EngineLoop
@@ -143,14 +144,11 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
 
     async def _request_from(self, message: scheduler_pb2.GenerateRequest) -> GenerationRequest:
         """Validate `message`, tokenize its texts, draw a seed if it has none. Raises TriviumError."""
-        adapter = message.adapter
-        if message.model and message.model != self._model:
-            if message.model not in self._loop.model_info.adapters or adapter not in ("", message.model):
-                raise ModelNotFoundError(f"the model {message.model!r:.80} is not served here", param="model")
-            adapter = message.model
-        for name in ("request_id", "tenant", "cache_salt", "adapter"):
+        for name in ("request_id", "tenant", "cache_salt", "adapter", "prompt_adapter"):
             if len(getattr(message, name)) > MAX_LABEL_CHARS:
                 raise InvalidRequestError(f"{name} is too long", param=name, code="too_long")
+        adapter, prompt_adapter = self._adapters_of(message)
+        info = self._loop.model_info.limited_by(prompt_adapter)
         truncation = None
         if message.sampling.HasField("truncate_prompt_tokens"):
             truncation = Truncation(
@@ -159,13 +157,13 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
                 message.sampling.max_tokens or 1,
             )
         prompt = await encode_prompt(
-            wire.prompt_from_proto(message.prompt), self._tokenizer, self._loop.model_info, truncation=truncation
+            wire.prompt_from_proto(message.prompt), self._tokenizer, info, truncation=truncation
         )
         if message.sampling_is_complete:
             sampling = await resolve_texts(wire.sampling_params_from_proto(message.sampling), self._tokenizer)
-            check_sampling_tokens(sampling, self._loop.model_info)
+            check_sampling_tokens(sampling, info)
         else:
-            sampling = await self._complete(message, prompt)
+            sampling = await self._complete(message, prompt, info)
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(63))
         resume = wire.resume_from_proto(message)
@@ -182,10 +180,27 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServicer):
             tenant=message.tenant,
             cache_salt=message.cache_salt,
             adapter=adapter,
+            prompt_adapter=prompt_adapter,
         )
 
-    async def _complete(self, message: scheduler_pb2.GenerateRequest, prompt: EncodedPrompt) -> SamplingParams:
-        info = self._loop.model_info
+    def _adapters_of(self, message: scheduler_pb2.GenerateRequest) -> tuple[str, str]:
+        """Names of LoRA adapter and soft prompt. Raises ModelNotFoundError for a `model` that is neither of them."""
+        info, adapter, soft = self._loop.model_info, message.adapter, message.prompt_adapter
+        if message.model and message.model != self._model:
+            if message.model not in info.adapter_names or adapter not in ("", message.model):
+                raise ModelNotFoundError(f"the model {message.model!r:.80} is not served here", param="model")
+            adapter = message.model
+        if info.find_prompt_adapter(adapter) is None:
+            return adapter, soft
+        if soft not in ("", adapter):
+            raise InvalidRequestError(
+                f"{adapter!r:.80} and {soft!r:.80} are both prompt adapters: give one", param="prompt_adapter"
+            )
+        return "", adapter
+
+    async def _complete(
+        self, message: scheduler_pb2.GenerateRequest, prompt: EncodedPrompt, info: ModelInfo
+    ) -> SamplingParams:
         given = wire.sampling_fields_from_proto(message.sampling)
         resolved = await complete_sampling(
             given, prompt, info, self._tokenizer, fallback_max_tokens=default_max_tokens(info)

@@ -166,7 +166,7 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServicer):
             finally:
                 rendering.cancel()
                 limit.stop()
-            return tokenizer_pb2.RenderResponse(prompt=types_pb2.TokensPrompt(ids=ids))
+            return wire.rendered_to_proto(ids)
 
         return await rpc.answer(context, handler)  # type: ignore[no-any-return]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,9 @@ from trivium.inputs import EncodedPair, PairTexts
 from trivium.outputs import TokenText
 from trivium.token_bytes import known_ids, special_ids, token_bytes
 from trivium.tokenizer import chat_template
-from trivium.tokenizer.chat_template import MAX_PROMPT_CHARS, Messages, Tools
+from trivium.tokenizer.chat_template import MAX_PROMPT_CHARS, Messages
 from trivium.tokenizer.detokenizer import Decode, IncrementalDetokenizer
+from trivium.tokenizer.embeds_marks import EmbedsMarks, has_embeds, put_marks
 from trivium.tokenizer.languages import Languages, TargetMode, find_languages
 from trivium.tokenizer.plain_text import PlainText
 from trivium.tokenizer_backend import load_backend
@@ -48,6 +49,7 @@ class Tokenizer:
         self._backend = backend
         self._target_backend = _target_side(backend)
         self._languages = find_languages(backend)
+        self._marks = EmbedsMarks(backend)
         self._decode = _fast_decode(backend) or _slow_decode(backend)
         self._special_ids = special_ids(backend)
         self._plain_text = PlainText(backend)
@@ -149,44 +151,44 @@ class Tokenizer:
         )
         return [list(ids) for ids in encoded["input_ids"]]
 
-    def render_chat(
-        self,
-        messages: Messages,
-        *,
-        tools: Tools | None = None,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        template_kwargs: Mapping[str, Any] | None = None,
-    ) -> list[int]:
+    @classmethod
+    def _encode_one(cls, backend: PreTrainedTokenizerBase, text: str) -> list[int]:
+        return cls._encode_by(backend, [text], add_special_tokens=False)[0]
+
+    def render_chat(self, messages: Messages, **settings: Any) -> list[int]:
         """Token ids of a chat, by the model's template; the template writes the special tokens itself.
 
-        Raises InvalidRequestError as `chat_template.render` does.
+        The k-th part of type "prompt_embeds" is the id -1 - k. `settings` are those of `chat_template.render`, which
+        raises InvalidRequestError.
         """
-        return self.chat(
-            messages,
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            template_kwargs=template_kwargs,
-        ).token_ids
+        return self.chat(messages, **settings).token_ids
 
     def chat(
         self, messages: Messages, *, run: Callable[[Callable[[], str]], str] | None = None, **settings: Any
     ) -> RenderedChat:
         """The prompt of a chat; `settings` are those of `chat_template.render`, which raises.
 
-        run: runs the template. What users and tools say holds no special tokens, whatever it looks like.
+        The k-th part of type "prompt_embeds" is the id -1 - k. What users and tools say holds no special tokens,
+        whatever it looks like. run: runs the template.
         """
         chat_template.check_messages(messages)
-        marked = self._plain_text.mark(messages)
+        plain = self._plain_text.mark(messages)
+        marked, num_embeds = messages if plain is None else plain, 0
+        if has_embeds(marked):
+            marked, num_embeds = put_marks(marked)
 
         def render() -> str:
-            return chat_template.render(self._backend, messages if marked is None else marked, **settings)
+            return chat_template.render(self._backend, marked, **settings)
 
         text = render() if run is None else run(render)
-        if marked is not None:
-            return RenderedChat(self._plain_text.unmark(text), self._plain_text.encode(text))
-        return RenderedChat(text, self.encode([text], add_special_tokens=False)[0])
+        if num_embeds:
+            encode = None if plain is not None else self._encode_one
+            ids = self._marks.encode(text, num_embeds, encode)
+        elif plain is not None:
+            ids = self._plain_text.encode(text)
+        else:
+            ids = self._encode_one(self._backend, text)
+        return RenderedChat(self._plain_text.unmark(text), ids)
 
     def copy_backend(self) -> PreTrainedTokenizerBase:
         """A copy of transformers' tokenizer, for a caller to keep."""

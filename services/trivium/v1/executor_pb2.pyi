@@ -96,7 +96,7 @@ class StepPlan(_message.Message):
     def __init__(self, step: _Optional[int] = ..., scheduled_slots: _Optional[bytes] = ..., num_scheduled_tokens: _Optional[bytes] = ..., new_requests: _Optional[_Iterable[_Union[SlotInit, _Mapping]]] = ..., grown_slots: _Optional[bytes] = ..., grown_counts: _Optional[bytes] = ..., grown_block_ids: _Optional[bytes] = ..., encoder_slots: _Optional[bytes] = ..., freed_slots: _Optional[bytes] = ..., copied_blocks: _Optional[bytes] = ..., swapped_out: _Optional[bytes] = ..., swapped_in: _Optional[bytes] = ...) -> None: ...
 
 class SlotInit(_message.Message):
-    __slots__ = ("slot", "prompt_token_ids", "output_token_ids", "num_computed_tokens", "block_ids", "sampling", "choice_index", "max_tokens", "encoder_token_ids", "cross_block_ids", "beam_slots", "adapter", "prompt_embeds", "encoder_embeds")
+    __slots__ = ("slot", "prompt_token_ids", "output_token_ids", "num_computed_tokens", "block_ids", "sampling", "choice_index", "max_tokens", "encoder_token_ids", "cross_block_ids", "beam_slots", "adapter", "prompt_embeds", "encoder_embeds", "prompt_places", "encoder_places", "prompt_adapter")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +111,9 @@ class SlotInit(_message.Message):
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     PROMPT_EMBEDS_FIELD_NUMBER: _ClassVar[int]
     ENCODER_EMBEDS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_PLACES_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_PLACES_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_ADAPTER_FIELD_NUMBER: _ClassVar[int]
     slot: int
     prompt_token_ids: bytes
     output_token_ids: bytes
@@ -125,7 +128,10 @@ class SlotInit(_message.Message):
     adapter: str
     prompt_embeds: bytes
     encoder_embeds: bytes
-    def __init__(self, slot: _Optional[int] = ..., prompt_token_ids: _Optional[bytes] = ..., output_token_ids: _Optional[bytes] = ..., num_computed_tokens: _Optional[int] = ..., block_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., choice_index: _Optional[int] = ..., max_tokens: _Optional[int] = ..., encoder_token_ids: _Optional[bytes] = ..., cross_block_ids: _Optional[bytes] = ..., beam_slots: _Optional[bytes] = ..., adapter: _Optional[str] = ..., prompt_embeds: _Optional[bytes] = ..., encoder_embeds: _Optional[bytes] = ...) -> None: ...
+    prompt_places: bytes
+    encoder_places: bytes
+    prompt_adapter: str
+    def __init__(self, slot: _Optional[int] = ..., prompt_token_ids: _Optional[bytes] = ..., output_token_ids: _Optional[bytes] = ..., num_computed_tokens: _Optional[int] = ..., block_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., choice_index: _Optional[int] = ..., max_tokens: _Optional[int] = ..., encoder_token_ids: _Optional[bytes] = ..., cross_block_ids: _Optional[bytes] = ..., beam_slots: _Optional[bytes] = ..., adapter: _Optional[str] = ..., prompt_embeds: _Optional[bytes] = ..., encoder_embeds: _Optional[bytes] = ..., prompt_places: _Optional[bytes] = ..., encoder_places: _Optional[bytes] = ..., prompt_adapter: _Optional[str] = ...) -> None: ...
 
 class StepResult(_message.Message):
     __slots__ = ("step", "executor_epoch", "slots", "token_ids", "logprobs", "beams", "runs", "failures")

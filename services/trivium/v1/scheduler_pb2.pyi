@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "model", "prompt", "sampling", "stream", "resume", "traceparent", "priority", "tenant", "cache_salt", "sampling_is_complete", "adapter")
+    __slots__ = ("request_id", "model", "prompt", "sampling", "stream", "resume", "traceparent", "priority", "tenant", "cache_salt", "sampling_is_complete", "adapter", "prompt_adapter")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class GenerateRequest(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_IS_COMPLETE_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_ADAPTER_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     prompt: _types_pb2.Prompt
@@ -33,7 +34,8 @@ class GenerateRequest(_message.Message):
     cache_salt: str
     sampling_is_complete: bool
     adapter: str
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[_Union[_types_pb2.Prompt, _Mapping]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., stream: bool = ..., resume: _Optional[_Iterable[_Union[ResumedChoice, _Mapping]]] = ..., traceparent: _Optional[str] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ..., sampling_is_complete: bool = ..., adapter: _Optional[str] = ...) -> None: ...
+    prompt_adapter: str
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[_Union[_types_pb2.Prompt, _Mapping]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., stream: bool = ..., resume: _Optional[_Iterable[_Union[ResumedChoice, _Mapping]]] = ..., traceparent: _Optional[str] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ..., sampling_is_complete: bool = ..., adapter: _Optional[str] = ..., prompt_adapter: _Optional[str] = ...) -> None: ...
 
 class ResumedChoice(_message.Message):
     __slots__ = ("index", "output_token_ids", "emitted_chars", "finished")

@@ -70,10 +70,20 @@ class RenderRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., messages_json: _Optional[bytes] = ..., tools_json: _Optional[bytes] = ..., add_generation_prompt: bool = ..., continue_final_message: bool = ..., template_kwargs_json: _Optional[bytes] = ...) -> None: ...
 
 class RenderResponse(_message.Message):
-    __slots__ = ("prompt",)
+    __slots__ = ("prompt", "embeds")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
+    EMBEDS_FIELD_NUMBER: _ClassVar[int]
     prompt: _types_pb2.TokensPrompt
-    def __init__(self, prompt: _Optional[_Union[_types_pb2.TokensPrompt, _Mapping]] = ...) -> None: ...
+    embeds: _containers.RepeatedCompositeFieldContainer[EmbedsMark]
+    def __init__(self, prompt: _Optional[_Union[_types_pb2.TokensPrompt, _Mapping]] = ..., embeds: _Optional[_Iterable[_Union[EmbedsMark, _Mapping]]] = ...) -> None: ...
+
+class EmbedsMark(_message.Message):
+    __slots__ = ("position", "number")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    number: int
+    def __init__(self, position: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
 
 class GetTokensRequest(_message.Message):
     __slots__ = ("model", "ids")

@@ -52,14 +52,22 @@ class EmbedsPrompt(_message.Message):
     def __init__(self, data: _Optional[bytes] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class SingletonPrompt(_message.Message):
-    __slots__ = ("text", "tokens", "embeds")
+    __slots__ = ("text", "tokens", "embeds", "mixed")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     EMBEDS_FIELD_NUMBER: _ClassVar[int]
+    MIXED_FIELD_NUMBER: _ClassVar[int]
     text: TextPrompt
     tokens: TokensPrompt
     embeds: EmbedsPrompt
-    def __init__(self, text: _Optional[_Union[TextPrompt, _Mapping]] = ..., tokens: _Optional[_Union[TokensPrompt, _Mapping]] = ..., embeds: _Optional[_Union[EmbedsPrompt, _Mapping]] = ...) -> None: ...
+    mixed: MixedPrompt
+    def __init__(self, text: _Optional[_Union[TextPrompt, _Mapping]] = ..., tokens: _Optional[_Union[TokensPrompt, _Mapping]] = ..., embeds: _Optional[_Union[EmbedsPrompt, _Mapping]] = ..., mixed: _Optional[_Union[MixedPrompt, _Mapping]] = ...) -> None: ...
+
+class MixedPrompt(_message.Message):
+    __slots__ = ("parts",)
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    parts: _containers.RepeatedCompositeFieldContainer[SingletonPrompt]
+    def __init__(self, parts: _Optional[_Iterable[_Union[SingletonPrompt, _Mapping]]] = ...) -> None: ...
 
 class EncoderDecoderPrompt(_message.Message):
     __slots__ = ("encoder", "decoder", "decoder_start_token_id")
@@ -246,7 +254,7 @@ class TokenLogprobs(_message.Message):
     def __init__(self, logprob: _Optional[float] = ..., rank: _Optional[int] = ..., top_ids: _Optional[bytes] = ..., top_logprobs: _Optional[bytes] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "architecture", "is_encoder_decoder", "max_model_len", "max_encoder_len", "vocab_size", "dtype", "block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "eos_token_ids", "bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "num_host_blocks", "generation_defaults", "adapters", "max_loras", "hidden_size")
+    __slots__ = ("name", "architecture", "is_encoder_decoder", "max_model_len", "max_encoder_len", "vocab_size", "dtype", "block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "eos_token_ids", "bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "num_host_blocks", "generation_defaults", "adapters", "max_loras", "hidden_size", "prompt_adapters", "max_prompt_adapters")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     IS_ENCODER_DECODER_FIELD_NUMBER: _ClassVar[int]
@@ -269,6 +277,8 @@ class ModelInfo(_message.Message):
     ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     MAX_LORAS_FIELD_NUMBER: _ClassVar[int]
     HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    MAX_PROMPT_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     architecture: str
     is_encoder_decoder: bool
@@ -291,7 +301,19 @@ class ModelInfo(_message.Message):
     adapters: _containers.RepeatedScalarFieldContainer[str]
     max_loras: int
     hidden_size: int
-    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., is_encoder_decoder: bool = ..., max_model_len: _Optional[int] = ..., max_encoder_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., bos_token_id: _Optional[int] = ..., pad_token_id: _Optional[int] = ..., decoder_start_token_id: _Optional[int] = ..., forced_bos_token_id: _Optional[int] = ..., forced_eos_token_id: _Optional[int] = ..., num_host_blocks: _Optional[int] = ..., generation_defaults: _Optional[_Union[GenerationDefaults, _Mapping]] = ..., adapters: _Optional[_Iterable[str]] = ..., max_loras: _Optional[int] = ..., hidden_size: _Optional[int] = ...) -> None: ...
+    prompt_adapters: _containers.RepeatedCompositeFieldContainer[PromptAdapter]
+    max_prompt_adapters: int
+    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., is_encoder_decoder: bool = ..., max_model_len: _Optional[int] = ..., max_encoder_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., bos_token_id: _Optional[int] = ..., pad_token_id: _Optional[int] = ..., decoder_start_token_id: _Optional[int] = ..., forced_bos_token_id: _Optional[int] = ..., forced_eos_token_id: _Optional[int] = ..., num_host_blocks: _Optional[int] = ..., generation_defaults: _Optional[_Union[GenerationDefaults, _Mapping]] = ..., adapters: _Optional[_Iterable[str]] = ..., max_loras: _Optional[int] = ..., hidden_size: _Optional[int] = ..., prompt_adapters: _Optional[_Iterable[_Union[PromptAdapter, _Mapping]]] = ..., max_prompt_adapters: _Optional[int] = ...) -> None: ...
+
+class PromptAdapter(_message.Message):
+    __slots__ = ("name", "num_virtual_tokens", "of_encoder")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NUM_VIRTUAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OF_ENCODER_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    num_virtual_tokens: int
+    of_encoder: bool
+    def __init__(self, name: _Optional[str] = ..., num_virtual_tokens: _Optional[int] = ..., of_encoder: bool = ...) -> None: ...
 
 class GenerationDefaults(_message.Message):
     __slots__ = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams", "length_penalty", "early_stopping", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "repetition_penalty", "encoder_repetition_penalty", "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p")

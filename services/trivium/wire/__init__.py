@@ -23,6 +23,8 @@ from trivium.wire.prompts import (
     pair_texts_to_proto,
     prompt_from_proto,
     prompt_to_proto,
+    rendered_from_proto,
+    rendered_to_proto,
     singleton_from_proto,
     singleton_to_proto,
 )
@@ -59,6 +61,8 @@ __all__ = [
     "plan_to_proto",
     "prompt_from_proto",
     "prompt_to_proto",
+    "rendered_from_proto",
+    "rendered_to_proto",
     "result_from_proto",
     "result_to_proto",
     "resume_from_proto",

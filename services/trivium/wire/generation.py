@@ -40,6 +40,7 @@ def generation_request_to_proto(request: GenerationRequest) -> scheduler_pb2.Gen
         tenant=request.tenant,
         cache_salt=request.cache_salt,
         adapter=request.adapter,
+        prompt_adapter=request.prompt_adapter,
         sampling_is_complete=True,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trivium.config import GenerationDefaults, ModelInfo
+from trivium.config import GenerationDefaults, ModelInfo, PromptAdapter
 from trivium.v1 import types_pb2
 from trivium.wire.sampling import EARLY_STOPPING_FROM_PROTO, EARLY_STOPPING_TO_PROTO
 
@@ -22,6 +22,7 @@ _INFO_SCALARS = (
     "max_num_seqs",
     "max_num_batched_tokens",
     "max_loras",
+    "max_prompt_adapters",
     "hidden_size",
 )
 
@@ -62,6 +63,12 @@ def model_info_to_proto(info: ModelInfo) -> types_pb2.ModelInfo:
         **{name: value for name, value in optional.items() if value is not None},
         eos_token_ids=info.eos_token_ids,
         adapters=info.adapters,
+        prompt_adapters=[
+            types_pb2.PromptAdapter(
+                name=adapter.name, num_virtual_tokens=adapter.num_virtual_tokens, of_encoder=adapter.of_encoder
+            )
+            for adapter in info.prompt_adapters
+        ],
         generation_defaults=_defaults_to_proto(info.generation_defaults),
     )
 
@@ -72,6 +79,10 @@ def model_info_from_proto(message: types_pb2.ModelInfo) -> ModelInfo:
         **{name: getattr(message, name) if message.HasField(name) else None for name in _INFO_OPTIONAL},  # type: ignore[arg-type]
         eos_token_ids=tuple(message.eos_token_ids),
         adapters=tuple(message.adapters),
+        prompt_adapters=tuple(
+            PromptAdapter(adapter.name, adapter.num_virtual_tokens, adapter.of_encoder)
+            for adapter in message.prompt_adapters
+        ),
         generation_defaults=_defaults_from_proto(message.generation_defaults),
     )
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from trivium.embeds import PromptEmbeds, RawTensor
 from trivium.errors import InvalidRequestError
 from trivium.inputs import (
     EmbedsPrompt,
     EncodedPair,
     EncodedPrompt,
     ExplicitEncoderDecoderPrompt,
+    MixedPrompt,
     PairTexts,
     Prompt,
-    PromptEmbeds,
-    RawTensor,
     SingletonPrompt,
     TextPrompt,
     TokensPrompt,
@@ -67,9 +68,29 @@ def encoded_pair_from_proto(message: tokenizer_pb2.EncodePairResponse) -> Encode
     )
 
 
+def rendered_to_proto(ids: Sequence[int]) -> tokenizer_pb2.RenderResponse:
+    """ids: of a rendered chat, -1 - k where its k-th embeddings stand."""
+    marks = [(position, -1 - token_id) for position, token_id in enumerate(ids) if token_id < 0]
+    return tokenizer_pb2.RenderResponse(
+        prompt=types_pb2.TokensPrompt(ids=[max(token_id, 0) for token_id in ids]),
+        embeds=[tokenizer_pb2.EmbedsMark(position=position, number=number) for position, number in marks],
+    )
+
+
+def rendered_from_proto(message: tokenizer_pb2.RenderResponse) -> list[int]:
+    """Inverse of `rendered_to_proto`."""
+    ids = list(message.prompt.ids)
+    for mark in message.embeds:
+        ids[mark.position] = -1 - mark.number
+    return ids
+
+
 def singleton_to_proto(prompt: SingletonPrompt) -> types_pb2.SingletonPrompt:
     if isinstance(prompt, str):
         return types_pb2.SingletonPrompt(text=types_pb2.TextPrompt(text=prompt))
+    if "prompt_parts" in prompt:
+        parts = [singleton_to_proto(part) for part in prompt["prompt_parts"]]
+        return types_pb2.SingletonPrompt(mixed=types_pb2.MixedPrompt(parts=parts))
     if "prompt_token_ids" in prompt:
         tokens = types_pb2.TokensPrompt(ids=prompt["prompt_token_ids"], text=prompt.get("prompt"))
         return types_pb2.SingletonPrompt(tokens=tokens)
@@ -94,6 +115,9 @@ def singleton_from_proto(message: types_pb2.SingletonPrompt, param: str) -> Sing
         case "embeds":
             embeds = message.embeds
             return EmbedsPrompt(prompt_embeds=RawTensor(embeds.data, tuple(embeds.shape), embeds.dtype))
+        case "mixed":
+            parts: list[Any] = [singleton_from_proto(part, param) for part in message.mixed.parts]
+            return MixedPrompt(prompt_parts=parts)
         case _:
             raise InvalidRequestError(f"{param} has neither text nor tokens", param=param, code="missing_prompt")
 
@@ -138,20 +162,29 @@ def prompt_from_proto(message: types_pb2.Prompt) -> Prompt:
 
 def encoded_prompt_to_prompt(prompt: EncodedPrompt) -> Prompt:
     """The form of `prompt` without text to encode, which encodes to `prompt` again."""
-    if prompt.embeds is not None:
-        return EmbedsPrompt(prompt_embeds=prompt.embeds)
-    main = TokensPrompt(prompt_token_ids=list(prompt.token_ids))
-    if prompt.text is not None:
-        main["prompt"] = prompt.text
+    main = _encoded_side(prompt.token_ids, prompt.text, prompt.embeds)
     if prompt.encoder_token_ids is None:
         return main
-    encoder: SingletonPrompt
-    if prompt.encoder_embeds is not None:
-        encoder = EmbedsPrompt(prompt_embeds=prompt.encoder_embeds)
-    else:
-        encoder = TokensPrompt(prompt_token_ids=list(prompt.encoder_token_ids))
-        if prompt.encoder_text is not None:
-            encoder["prompt"] = prompt.encoder_text
     return ExplicitEncoderDecoderPrompt(
-        encoder_prompt=encoder, decoder_prompt=main, decoder_start_token_id=prompt.token_ids[0]
+        encoder_prompt=_encoded_side(prompt.encoder_token_ids, prompt.encoder_text, prompt.encoder_embeds),
+        decoder_prompt=main,
+        decoder_start_token_id=prompt.token_ids[0],
     )
+
+
+def _encoded_side(ids: Sequence[int], text: str | None, embeds: PromptEmbeds | None) -> SingletonPrompt:
+    if embeds is not None and embeds.places is None:
+        return EmbedsPrompt(prompt_embeds=embeds)
+    if embeds is not None:
+        parts: list[Any] = []
+        end = 0
+        for (start, stop), rows in zip(embeds.spans, embeds.parts(), strict=True):
+            parts += [TokensPrompt(prompt_token_ids=list(ids[end:start]))] if end < start else []
+            parts.append(EmbedsPrompt(prompt_embeds=rows))
+            end = stop
+        parts += [TokensPrompt(prompt_token_ids=list(ids[end:]))] if end < len(ids) else []
+        return MixedPrompt(prompt_parts=parts)
+    side = TokensPrompt(prompt_token_ids=list(ids))
+    if text is not None:
+        side["prompt"] = text
+    return side

@@ -133,6 +133,9 @@ def _slot_init_to_proto(new: NewRequestData) -> executor_pb2.SlotInit:
         adapter=new.adapter,
         prompt_embeds=new.prompt_embeds,
         encoder_embeds=new.encoder_embeds,
+        prompt_places=columns.pack_pairs(new.prompt_places),
+        encoder_places=columns.pack_pairs(new.encoder_places),
+        prompt_adapter=new.prompt_adapter,
     )
 
 
@@ -152,4 +155,7 @@ def _slot_init_from_proto(message: executor_pb2.SlotInit) -> NewRequestData:
         adapter=message.adapter,
         prompt_embeds=message.prompt_embeds if message.HasField("prompt_embeds") else None,
         encoder_embeds=message.encoder_embeds if message.HasField("encoder_embeds") else None,
+        prompt_places=columns.unpack_pairs(message.prompt_places),
+        encoder_places=columns.unpack_pairs(message.encoder_places),
+        prompt_adapter=message.prompt_adapter,
     )

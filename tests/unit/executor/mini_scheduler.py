@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+from trivium.config import PromptAdapter
+from trivium.embeds import PromptEmbeds
 from trivium.executor.model_runner import ModelRunner
-from trivium.inputs import PromptEmbeds
 from trivium.params import SamplingParams
 from trivium.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
 
@@ -28,10 +29,26 @@ class MiniRequest:
     finished: bool = False
     embeds: PromptEmbeds | None = None
     encoder_embeds: PromptEmbeds | None = None
+    prompt_adapter: PromptAdapter | None = None
+
+    @property
+    def virtual(self) -> tuple[int, ...]:
+        """Placeholders of the virtual tokens ahead of the prompt."""
+        soft = self.prompt_adapter
+        return (0,) * soft.num_virtual_tokens if soft is not None and not soft.of_encoder else ()
+
+    @property
+    def encoder_virtual(self) -> tuple[int, ...]:
+        soft = self.prompt_adapter
+        return (0,) * soft.num_virtual_tokens if soft is not None and soft.of_encoder else ()
 
     @property
     def num_tokens(self) -> int:
-        return len(self.prompt) + len(self.output)
+        return len(self.virtual) + len(self.prompt) + len(self.output)
+
+    @property
+    def num_encoder_tokens(self) -> int:
+        return len(self.encoder_virtual) + len(self.encoder)
 
 
 class MiniScheduler:
@@ -88,7 +105,8 @@ class MiniScheduler:
             request.blocks += granted
             if request.slot < 0:
                 request.slot = self.free_slots.pop()
-                request.cross_blocks = [self.free_blocks.pop() for _ in range(self._num_blocks(len(request.encoder)))]
+                num_cross = self._num_blocks(request.num_encoder_tokens)
+                request.cross_blocks = [self.free_blocks.pop() for _ in range(num_cross)]
                 new_requests.append(self._new_request_data(request))
                 if request.encoder:
                     encoder_slots.append(request.slot)
@@ -107,20 +125,25 @@ class MiniScheduler:
         )
 
     def _new_request_data(self, request: MiniRequest) -> NewRequestData:
+        embeds = request.embeds and request.embeds.behind(len(request.virtual))
+        encoder_embeds = request.encoder_embeds and request.encoder_embeds.behind(len(request.encoder_virtual))
         return NewRequestData(
             slot=request.slot,
-            prompt_token_ids=request.prompt,
+            prompt_token_ids=request.virtual + request.prompt,
             output_token_ids=tuple(request.output),
             num_computed_tokens=request.num_computed,
             block_ids=tuple(request.blocks),
             sampling=request.sampling,
             choice_index=request.choice_index,
             max_tokens=request.sampling.max_tokens or 1,
-            encoder_token_ids=request.encoder,
+            encoder_token_ids=request.encoder_virtual + request.encoder,
             cross_block_ids=tuple(request.cross_blocks),
             adapter=request.adapter,
-            prompt_embeds=request.embeds and request.embeds.rows_from(request.num_computed),
-            encoder_embeds=request.encoder_embeds and request.encoder_embeds.data,
+            prompt_embeds=embeds and embeds.rows_from(request.num_computed),
+            encoder_embeds=encoder_embeds and encoder_embeds.data,
+            prompt_places=embeds.spans if embeds else (),
+            encoder_places=encoder_embeds.spans if encoder_embeds else (),
+            prompt_adapter=request.prompt_adapter.name if request.prompt_adapter else "",
         )
 
     def _append(self, request: MiniRequest, token_id: int) -> None:

@@ -12,18 +12,21 @@ from safetensors.torch import load_file, save_file
 
 from adapters import DECODER_TARGETS, load_peft, save_adapter, targets_of
 from tiny import BART_LIKE, DECODER_ONLY, T5_LIKE, save_tiny
-from trivium.config import ExecutorConfig, LoRAModule
+from trivium.config import AdapterModule, ExecutorConfig
 from trivium.errors import ConfigurationError
 from trivium.executor.model_runner import ModelRunner
 from trivium.executor.plan_check import PlanError
 from unit.executor.mini_scheduler import GREEDY, MiniScheduler
 from unit.executor.parity import add_random_requests, generate, make_runner, random_ids, record_logits
 
-FAMILIES = (*DECODER_ONLY, *BART_LIKE, *T5_LIKE)
+# GPT-2 stores its weights the other way round; GPT-NeoX and Falcon store queries, keys and values in groups.
+STACKED = ("gpt2", "phi3", "gpt_neox", "falcon")
+FAMILIES = (*DECODER_ONLY, *STACKED, *BART_LIKE, *T5_LIKE)
+GROUPED_KEYS = {"falcon": {"new_decoder_architecture": True, "num_kv_heads": 3, "bias": True}}
 
 
 def lora_runner(checkpoint: Path, adapters: dict[str, Path], **settings: Any) -> ModelRunner:
-    modules = tuple(LoRAModule(name, str(path)) for name, path in adapters.items())
+    modules = tuple(AdapterModule(name, str(path)) for name, path in adapters.items())
     return make_runner(checkpoint, enable_lora=True, lora_modules=modules, **settings)
 
 
@@ -31,7 +34,8 @@ def lora_runner(checkpoint: Path, adapters: dict[str, Path], **settings: Any) ->
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
     """(a checkpoint, its adapters)"""
     path = tmp_path_factory.mktemp(request.param)
-    checkpoint, targets = save_tiny(request.param, path / "model"), targets_of(request.param)
+    family = request.param
+    checkpoint, targets = save_tiny(family, path / "model", **GROUPED_KEYS.get(family, {})), targets_of(family)
     adapters = {
         "all": save_adapter(checkpoint, path / "all", targets),
         "some": save_adapter(checkpoint, path / "some", (targets[0], targets[-1]), seed=1, r=7, use_rslora=True),
@@ -53,13 +57,13 @@ def test_rows_with_different_adapters_say_what_peft_says(world: tuple[Path, dict
     assert any(generate(oracles[""], request) != request.output for request in requests)  # they do something
 
 
-@pytest.mark.parametrize("family", ["llama", "bart", "t5_gated"])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "falcon", "bart", "t5_gated"])
 def test_logits_equal_those_of_peft(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = save_tiny(family, tmp_path / "model")
     adapter = save_adapter(checkpoint, tmp_path / "adapter", targets_of(family))
     oracle, scheduler = load_peft(checkpoint, adapter), MiniScheduler(lora_runner(checkpoint, {"a": adapter}))
     recorded = record_logits(monkeypatch)
-    prompt, encoder = random_ids(11), [] if family == "llama" else random_ids(17, seed=1)
+    prompt, encoder = random_ids(11), random_ids(17, seed=1) if family in ("bart", "t5_gated") else []
     request = scheduler.add(prompt, GREEDY, encoder=tuple(encoder), adapter="a")
     scheduler.run()
     sequence = torch.tensor([prompt + request.output[:-1]])
@@ -203,8 +207,8 @@ def test_a_rank_above_the_limit_and_half_an_adapter_are_refused(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lora_modules": (LoRAModule("a", "x"),)}, "lora_modules need enable_lora"),
-        ({"enable_lora": True, "lora_modules": (LoRAModule("tiny", "x"),)}, "model name 'tiny' is given 2 times"),
+        ({"lora_modules": (AdapterModule("a", "x"),)}, "lora_modules need enable_lora"),
+        ({"enable_lora": True, "lora_modules": (AdapterModule("tiny", "x"),)}, "model name 'tiny' is given 2 times"),
         ({"max_loras": 0}, "max_loras must be at least 1"),
     ],
 )

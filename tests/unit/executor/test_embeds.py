@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from embeds import embed, generate_from, packed, soft_rows
 from tiny import BART_LIKE, DECODER_ONLY, T5_LIKE, load_oracle, save_tiny
-from trivium.executor.input_batch import SlotEmbeds
+from trivium.embeds import PromptEmbeds
 from trivium.executor.plan_check import PlanError
+from trivium.executor.prompt_lookup import find_draft
+from trivium.executor.slot_embeds import SlotEmbeds
 from trivium.params import SamplingParams
 from trivium.step import NewRequestData, SchedulerOutput
 from unit.executor.mini_scheduler import GREEDY, MiniRequest, MiniScheduler
@@ -157,6 +160,104 @@ def test_parameters_that_read_the_encoder_input_find_nothing_in_embeddings(
     assert outputs[0] == outputs[1]
 
 
+FRONT, BACK = random_ids(6, seed=1), random_ids(5, seed=2)
+
+
+def mixed(oracle: PreTrainedModel, rows: torch.Tensor) -> tuple[list[int], PromptEmbeds, torch.Tensor]:
+    """Tokens, rows, tokens, one row: ids with placeholders, the rows in their places, and all of it as embeddings."""
+    ids = [*FRONT, *[0] * len(rows), *BACK, 0]
+    end = len(FRONT) + len(rows)
+    embeds = packed(torch.cat((rows, rows[:1]))).at(((len(FRONT), end), (len(ids) - 1, len(ids))))
+    return ids, embeds, torch.cat((embed(oracle, FRONT), rows, embed(oracle, BACK), rows[:1]))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "opt", "gpt2"])
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_embeddings_in_the_middle_of_a_prompt(family: str, chunk: int | None, tmp_path: Path) -> None:
+    path = save_tiny(family, tmp_path, seed=3)
+    oracle, scheduler = load_oracle(path), MiniScheduler(make_runner(path), chunk=chunk)
+    ids, embeds, whole = mixed(oracle, soft_rows(oracle, SOURCE))
+    request, beside = scheduler.add(ids, embeds=embeds), scheduler.add(random_ids(9))
+    for num_steps in (2, 7):
+        for _ in range(num_steps):
+            scheduler.step()
+        scheduler.preempt(request)
+    scheduler.run()
+    assert request.output == generate_from(path, whole, max_new_tokens=GREEDY.max_tokens)
+    assert beside.output == generate(oracle, beside)
+
+
+def test_an_encoder_input_of_tokens_and_embeddings(tmp_path: Path) -> None:
+    for family in ("bart", "t5"):
+        path = save_tiny(family, tmp_path / family, seed=3)
+        oracle, scheduler = load_oracle(path), MiniScheduler(make_runner(path))
+        ids, embeds, whole = mixed(oracle, soft_rows(oracle, SOURCE))
+        start = scheduler.info.decoder_start_token_id
+        assert start is not None
+        request = scheduler.add([start], encoder=tuple(ids), encoder_embeds=embeds)
+        scheduler.run()
+        assert request.output == generate_from(path, whole, max_new_tokens=GREEDY.max_tokens)
+
+
+@pytest.mark.parametrize("family", sorted({*BART_LIKE, "t5", "umt5"}))
+def test_a_decoder_prompt_of_embeddings_behind_the_start_token(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_tiny(family, tmp_path, seed=3)
+    oracle, scheduler = load_oracle(path), MiniScheduler(make_runner(path), chunk=3)
+    recorded = record_logits(monkeypatch)
+    start, source = scheduler.info.decoder_start_token_id, random_ids(12)
+    assert start is not None
+    rows = soft_rows(oracle, random_ids(7, seed=5))
+    embeds = packed(rows).at(((1, 8),))
+    request = scheduler.add([start, *[0] * 7], encoder=tuple(source), embeds=embeds)
+    scheduler.run()
+    table = oracle.get_decoder().embed_tokens  # where a decoder scales, it scales what it is given, too
+    with torch.no_grad():
+        known = [table(torch.tensor(part)) for part in ([start], request.output[:-1])]
+        decoder = torch.cat((known[0], rows, known[1]))
+        expected = oracle(input_ids=torch.tensor([source]), decoder_inputs_embeds=decoder[None]).logits[0, len(rows) :]
+    assert expected.std() > 0.5
+    torch.testing.assert_close(torch.cat(recorded), expected, atol=1e-4, rtol=0)
+
+
+def test_penalties_count_the_tokens_of_a_prompt_and_not_its_embeddings(tmp_path: Path) -> None:
+    """Whatever the rows are, and whatever id stands in their place, the same tokens are penalised."""
+    path = save_tiny("llama", tmp_path, seed=5)
+    oracle = load_oracle(path)
+    rows = soft_rows(oracle, random_ids(4))
+    sampling = replace(GREEDY, ignore_eos=True, max_tokens=20)
+    ids, embeds, whole = mixed(oracle, rows)
+    front = [*generate_from(path, whole, max_new_tokens=1), *FRONT[1:]]
+    ids = [*front, *ids[6:]]
+    outputs = {}
+    for name, settings in {
+        "n-gram": {"no_repeat_ngram_size": 1},
+        "bias": {"logit_bias": dict.fromkeys({*front, *BACK}, -100.0)},
+    }.items():
+        scheduler = MiniScheduler(make_runner(path))
+        request = scheduler.add(ids, replace(sampling, **settings), embeds=embeds)  # type: ignore[arg-type]
+        scheduler.run()
+        outputs[name] = request.output
+    assert not {*front, *BACK} & set(outputs["n-gram"]) and len(set(outputs["n-gram"])) == 20
+    assert outputs["n-gram"][0] == outputs["bias"][0]
+
+
+def test_drafts_pass_over_embeddings(tmp_path: Path) -> None:
+    path = save_tiny("llama", tmp_path, seed=5)
+    oracle = load_oracle(path)
+    ids, embeds, whole = mixed(oracle, soft_rows(oracle, SOURCE))
+    expected = generate_from(path, whole, max_new_tokens=40, eos_token_id=None, pad_token_id=0)
+    sampling = replace(GREEDY, ignore_eos=True, max_tokens=40)
+    scheduler = MiniScheduler(make_runner(path))
+    request = scheduler.add(ids, sampling, embeds=embeds)
+    scheduler.run()
+    assert request.output == expected
+    drafts = find_draft([np.array([5, 6, -1, -1, 7, 5, 6])], 4)
+    assert drafts.tolist() == [] and find_draft([np.array([5, 6, 8, -1, 7, 5, 6])], 4).tolist() == [8]
+    assert find_draft([np.array([-1, -1, 4, -1])], 4).tolist() == []
+
+
 def new_request(**fields: object) -> NewRequestData:
     defaults: dict[str, object] = {
         "slot": 0,
@@ -168,6 +269,7 @@ def new_request(**fields: object) -> NewRequestData:
         "choice_index": 0,
         "max_tokens": 4,
         "prompt_embeds": bytes(2 * 48 * 4),
+        "prompt_places": ((0, 3),),
     }
     return NewRequestData(**{**defaults, **fields})  # type: ignore[arg-type]
 
@@ -189,8 +291,10 @@ def test_an_encoder_run_without_its_embeddings_is_refused(tmp_path: Path) -> Non
         prompt_token_ids=(2,),
         num_computed_tokens=0,
         prompt_embeds=None,
+        prompt_places=(),
         encoder_token_ids=(0, 0),
         encoder_embeds=b"",
+        encoder_places=((0, 2),),
         cross_block_ids=(2,),
     )
     with pytest.raises(PlanError, match="embeddings are missing"):
@@ -215,7 +319,7 @@ def test_embeddings_are_let_go_once_computed_or_freed(tmp_path: Path) -> None:
 
 def test_slot_embeds_find_the_tokens_that_have_rows() -> None:
     embeds = SlotEmbeds(2)
-    embeds.put(3, np.arange(6, dtype="<f4").tobytes(), start=4)
+    embeds.put(3, np.arange(6, dtype=np.float32).reshape(3, 2), start=4)
     slots, positions = np.array([1, 3, 3, 3, 3]), np.array([4, 5, 6, 7, 8])
     found = embeds.find(slots, positions)
     assert found is not None
@@ -223,3 +327,12 @@ def test_slot_embeds_find_the_tokens_that_have_rows() -> None:
     assert embeds.find(np.array([1]), np.array([4])) is None
     embeds.drop([3])
     assert embeds.find(slots, positions) is None
+
+
+def test_slot_embeds_of_several_places_from_a_position_on() -> None:
+    embeds = SlotEmbeds(1)
+    embeds.put_places(0, np.array([2, 3, 7], "<f4").tobytes(), ((0, 4), (7, 8)), start=2)
+    positions = np.arange(9)
+    found = embeds.find(np.zeros(9, np.int64), positions)
+    assert found is not None
+    assert dict(zip(positions[found[0]].tolist(), found[1].ravel().tolist(), strict=True)) == {2: 2, 3: 3, 7: 7}

@@ -12,8 +12,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
+from adapters import load_peft, save_adapter
+from embeds import generate_from, packed, soft_rows
+from soft_prompts import load_soft_prompt, peft_greedy, save_soft_prompt
 from tiny import load_oracle, save_model
+from trivium.config import AdapterModule
 from trivium.errors import ConfigurationError
 from unit.executor.mini_scheduler import GREEDY, MiniScheduler
 from unit.executor.parity import add_random_requests, generate, make_runner, random_ids, record_logits
@@ -96,6 +101,67 @@ def test_greedy_output_of_a_mixed_batch_equals_generate(checkpoint: tuple[Path, 
     expected = [generate(oracle, request) for request in requests]
     assert len({token for output in expected for token in output}) > 3
     assert [request.output for request in requests] == expected
+
+
+def test_rows_with_and_without_an_adapter_say_what_peft_says(checkpoint: tuple[Path, Any], tmp_path: Path) -> None:
+    path, oracle = checkpoint
+    targets = linear_names(oracle)
+    adapters = {name: save_adapter(path, tmp_path / name, targets, seed=index) for index, name in enumerate("ab")}
+    modules = tuple(AdapterModule(name, str(adapter)) for name, adapter in adapters.items())
+    scheduler = MiniScheduler(make_runner(path, enable_lora=True, lora_modules=modules), chunk=7)
+    requests = add_random_requests(scheduler, 4)
+    for request, name in zip(requests, ["a", "", "b", "a"], strict=True):
+        request.adapter = name
+    scheduler.run()
+    oracles = {name: load_peft(path, adapter) for name, adapter in adapters.items()}
+    expected = [generate(oracles.get(request.adapter, oracle), request) for request in requests]
+    assert [request.output for request in requests] == expected
+    assert any(generate(oracle, request) != request.output for request in requests)
+
+
+@pytest.mark.filterwarnings("ignore:Passing `")
+def test_soft_prompts_and_embeddings_go_ahead_of_tokens(checkpoint: tuple[Path, Any], tmp_path: Path) -> None:
+    path, oracle = checkpoint
+    has_other_heads = oracle.config.model_type in ("deepseek_v3", "gpt_bigcode", "biogpt")  # than PEFT thinks
+    kinds = ["prompt"] if has_other_heads else ["prompt", "prefix"]
+    adapters = {kind: save_soft_prompt(path, tmp_path / kind, kind, seed=7) for kind in kinds}
+    modules = tuple(AdapterModule(name, str(adapter)) for name, adapter in adapters.items())
+    scheduler = MiniScheduler(make_runner(path, enable_prompt_adapter=True, prompt_adapters=modules), chunk=4)
+    prompts = [random_ids(3 + 4 * index, seed=index) for index in range(len(kinds))]
+    requests = [
+        scheduler.add(prompt, prompt_adapter=scheduler.info.find_prompt_adapter(kind))
+        for kind, prompt in zip(kinds, prompts, strict=True)
+    ]
+    rows = soft_rows(oracle, random_ids(9))
+    embedded = scheduler.add([0] * len(rows), embeds=packed(rows))
+    scheduler.run()
+    expected = [
+        peft_greedy(load_soft_prompt(path, adapters[kind]), prompt, None, 12)
+        for kind, prompt in zip(kinds, prompts, strict=True)
+    ]
+    assert [request.output for request in requests] == expected
+    assert embedded.output == generate_from(path, rows, max_new_tokens=12)
+
+
+def linear_names(model: Any) -> tuple[str, ...]:
+    """The last parts of the names of all linear layers, but the head, and but feed-forwards of a model with experts:
+    PEFT would have an adapter change the experts too."""
+    names = {name for name, module in model.base_model.named_modules() if isinstance(module, torch.nn.Linear)}
+    if any("experts" in name for name, _ in model.named_parameters()):
+        names = {name for name in names if "self_attn" in name}
+    return tuple(sorted({name.rpartition(".")[2] for name in names}))
+
+
+def test_the_head_takes_no_adapter(tmp_path: Path) -> None:
+    path = save("olmo", tmp_path / "model")
+    adapter = save_adapter(path, tmp_path / "adapter", ("q_proj", "lm_head"))
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if "base_layer" not in name},
+        adapter / "adapter_model.safetensors",
+    )
+    with pytest.raises(ConfigurationError, match="target module lm_head is not supported for this model"):
+        make_runner(path, enable_lora=True, lora_modules=(AdapterModule("a", str(adapter)),))
 
 
 def test_one_line_says_that_it_is_slower(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

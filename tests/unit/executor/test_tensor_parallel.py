@@ -15,9 +15,10 @@ from adapters import save_adapter, targets_of
 from embeds import packed, soft_rows
 from packers import quantize_checkpoint
 from ranks import ThreadedRunner, ThreadRanks
+from soft_prompts import save_soft_prompt
 from tiny import BART_LIKE, T5_LIKE, load_oracle, save_model, save_tiny
 from tiny_decoders import DECODER_BUILDERS
-from trivium.config import ExecutorConfig, LoRAModule
+from trivium.config import AdapterModule, ExecutorConfig
 from trivium.errors import ConfigurationError
 from trivium.executor import model_runner
 from trivium.executor.loader import Checkpoint
@@ -92,11 +93,11 @@ def test_packed_weights_say_the_same(family: str, ranks: dict[int, ThreadRanks],
     assert_same(outputs_of(ThreadedRunner(ranks[2], config)), outputs_of(ModelRunner(config)))
 
 
-@pytest.mark.parametrize("family", ["llama", "bart", "t5_gated"])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "bart", "t5_gated"])
 def test_adapters_are_split_with_their_layers(family: str, ranks: dict[int, ThreadRanks], tmp_path: Path) -> None:
     checkpoint, targets = save_tiny(family, tmp_path / "model"), targets_of(family)
     adapter = save_adapter(checkpoint, tmp_path / "all", targets)
-    module = LoRAModule("some", str(save_adapter(checkpoint, tmp_path / "some", (targets[0], targets[-1]), seed=1)))
+    module = AdapterModule("some", str(save_adapter(checkpoint, tmp_path / "some", (targets[0], targets[-1]), seed=1)))
     config = make_config(checkpoint, enable_lora=True, lora_modules=(module,))
 
     def say(runner: Any) -> list[list[int]]:
@@ -109,6 +110,42 @@ def test_adapters_are_split_with_their_layers(family: str, ranks: dict[int, Thre
         return [request.output for request in requests]
 
     assert say(ThreadedRunner(ranks[2], config)) == say(ModelRunner(config))
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "overrides"),
+    [
+        ("llama", 2, {}),
+        ("llama", 6, {"intermediate_size": 60}),  # a key head has three ranks
+        ("bart", 2, {"encoder_attention_heads": 4, "decoder_attention_heads": 4}),
+        ("t5", 2, {"d_kv": 8, "num_decoder_layers": 3}),
+    ],
+    ids=str,
+)
+def test_soft_prompts_are_split_with_the_heads(
+    family: str, size: int, overrides: dict[str, Any], ranks: dict[int, ThreadRanks], tmp_path: Path
+) -> None:
+    checkpoint = save_tiny(family, tmp_path / "model", **overrides)
+    prefix = save_soft_prompt(checkpoint, tmp_path / "prefix", "prefix")
+    module = AdapterModule("prompt", str(save_soft_prompt(checkpoint, tmp_path / "prompt")))
+    config = make_config(checkpoint, enable_prompt_adapter=True, prompt_adapters=(module,))
+
+    def say(runner: Any) -> list[list[int]]:
+        adapters = {each.name: each for each in runner.model_info.prompt_adapters}
+        adapters["prefix"] = runner.load_prompt_adapter("prefix", str(prefix))
+        with pytest.raises(ConfigurationError, match="broken"):
+            runner.load_prompt_adapter("broken", str(checkpoint))
+        scheduler = MiniScheduler(runner, chunk=7)
+        requests = [
+            scheduler.add([2], encoder=tuple(random_ids(9, seed=seed)), prompt_adapter=adapters.get(name))
+            if runner.model_info.is_encoder_decoder
+            else scheduler.add(random_ids(9, seed=seed), prompt_adapter=adapters.get(name))
+            for seed, name in enumerate(("", "prompt", "prefix", "prefix"))
+        ]
+        scheduler.run()
+        return [request.output for request in requests]
+
+    assert say(ThreadedRunner(ranks[size], config)) == say(ModelRunner(config))
 
 
 @pytest.mark.parametrize("packing", ["gptq", "awq", "fp8"])

@@ -140,7 +140,14 @@ class FakeEngine:
         self.template_inputs.append((tools, template_kwargs))
         if messages[-1]["content"] == "refused by template":
             raise InvalidRequestError("roles must alternate", param="messages", code="template_error")
-        return list(str(messages[-1]["content"]).encode())
+        ids, num_embeds = list[int](), 0  # of the last message
+        for message in messages:
+            content = message["content"]
+            ids = list(content.encode()) if isinstance(content, str) else []
+            for part in content if isinstance(content, list) else []:
+                num_embeds += part["type"] == "prompt_embeds"
+                ids += list(part["text"].encode()) if part["type"] == "text" else [-num_embeds]
+        return ids
 
     async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         shown = (f"<{token_id}>" if token_id > 255 else chr(token_id) for token_id in token_ids)

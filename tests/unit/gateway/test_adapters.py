@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from trivium.config import PromptAdapter
 from trivium_gateway.routing import ModelRoutes
 from unit.gateway.fakes import FakeEngine, RunningServer, make_info, post, request
 
@@ -77,3 +78,35 @@ def test_routes_know_adapters_only_of_models_that_have_been_reached() -> None:
     assert (routes.adapters(), routes.adapter_of("sql"), routes.base_of("sql")) == ({}, "", "sql")
     engine.ready = True
     assert (routes.adapters(), routes.adapter_of("sql"), routes.base_of("sql")) == ({"sql": "base"}, "sql", "base")
+
+
+SOFT = PromptAdapter("pirate", 100)
+
+
+@pytest.fixture
+def soft() -> Iterator[Server]:
+    base = FakeEngine(replace(make_info("base"), prompt_adapters=(SOFT,), max_prompt_adapters=2, max_model_len=128))
+    running = RunningServer({"base": base})
+    yield Server(running, base, base)
+    running.stop()
+
+
+def test_a_soft_prompt_is_a_model_of_its_name_with_less_context(soft: Server) -> None:
+    models = request(soft.running.port, "GET", "/v1/models").json["data"]
+    facts = [(model["id"], model.get("parent"), model["max_model_len"]) for model in models]
+    assert facts == [("base", None, 128), ("pirate", "base", 28)]
+
+
+def test_a_call_for_a_soft_prompt_goes_to_its_base_and_names_it(soft: Server) -> None:
+    answer = post(soft.running.port, "/v1/completions", {"model": "pirate", "prompt": [5, 6, 7]})
+    assert answer.status == 200 and answer.json["usage"]["prompt_tokens"] == 3
+    assert (soft.base.requests[-1].adapter, soft.base.requests[-1].prompt_adapter) == ("", "pirate")
+    assert soft.base.requests[-1].prompt.token_ids == (5, 6, 7)
+
+
+def test_virtual_tokens_leave_less_room_for_a_prompt(soft: Server) -> None:
+    body = {"model": "pirate", "prompt": [5] * 20, "max_tokens": 9}
+    answer = post(soft.running.port, "/v1/completions", body)
+    assert answer.status == 400 and answer.json["error"]["code"] == "context_length_exceeded"
+    assert post(soft.running.port, "/v1/completions", {**body, "max_tokens": 8}).status == 200
+    assert post(soft.running.port, "/v1/completions", {**body, "model": "base", "max_tokens": 9}).status == 200

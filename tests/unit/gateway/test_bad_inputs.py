@@ -103,7 +103,6 @@ CHAT_ROWS: list[tuple[dict[str, Any], Error]] = [
     ({"max_completion_tokens": 5000}, bad("context_length_exceeded", "max_completion_tokens")),
     ({"max_completion_tokens": 5, "max_tokens": 6}, bad("conflicting_parameters", "max_completion_tokens")),
     *unsupported(
-        parallel_tool_calls=False,
         functions=[{}],
         modalities=["audio"],
         reasoning_effort="high",

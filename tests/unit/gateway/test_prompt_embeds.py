@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,10 @@ import safetensors.torch
 import torch
 
 from embeds import encoded, raw
+from trivium.inputs import EmbedsPrompt, ExplicitEncoderDecoderPrompt, MixedPrompt, TokensPrompt
+from trivium.outputs import NO_TOKEN_LOGPROBS, TokenLogprobs
+from trivium.prompts import encode_prompt
+from trivium_gateway.logprobs import CompletionLogprobsWriter, LogprobsForm, TokenTexts
 from unit.gateway.fakes import HIDDEN_SIZE, MAX_ENCODER_LEN, MAX_MODEL_LEN, FakeEngine, RunningServer, World, make_info
 
 ROWS = torch.arange(3 * HIDDEN_SIZE, dtype=torch.float32).reshape(3, HIDDEN_SIZE) / 7
@@ -121,6 +126,82 @@ def test_echo_of_an_encoder_decoder_model_shows_the_decoder_prompt(client: opena
     assert completion.choices[0].text == "abHello world"
 
 
+def test_echo_shows_no_text_where_there_is_none(world: World, client: openai.OpenAI) -> None:
+    body = {"prompt_embeds": encoded(ROWS)}
+    completion = client.completions.create(model="tiny", prompt="", echo=True, extra_body=body)
+    assert completion.choices[0].text == "Hello world"
+
+
+def test_log_probabilities_are_of_tokens_and_none_of_embeddings(world: World) -> None:
+    """Of a decoder prompt: start token, three rows, two tokens."""
+    value = TokenLogprobs(-1.5, 2)
+    of_prompt = (*[NO_TOKEN_LOGPROBS] * 3, value, value)
+    parts: list[Any] = [EmbedsPrompt(prompt_embeds=ROWS), TokensPrompt(prompt_token_ids=[98, 99])]
+    prompt = ExplicitEncoderDecoderPrompt(encoder_prompt="src", decoder_prompt=MixedPrompt(prompt_parts=parts))
+    encoded_prompt = asyncio.run(encode_prompt(prompt, world.translator, world.translator.model_info))
+    assert encoded_prompt.token_ids == (256, 0, 0, 0, 98, 99)
+    texts = TokenTexts(world.translator)
+    asyncio.run(texts.load(encoded_prompt.token_ids))
+    shown = texts.prompt_dicts(encoded_prompt, of_prompt, 0)
+    assert shown[:4] == [None] * 4
+    assert [item and list(item) for item in shown[4:]] == [[98], [99]]
+    writer = CompletionLogprobsWriter(texts, LogprobsForm(num_top=0, echo=True))
+    written = writer.prompt(encoded_prompt, "bc", of_prompt)
+    assert written.tokens == ["</s>", "b", "c"] and written.token_logprobs == [None, -1.5, -1.5]
+    assert written.text_offset == [0, 0, 1]
+
+
+def user(*parts: dict[str, Any]) -> list[Any]:
+    return [{"role": "system", "content": "be kind"}, {"role": "user", "content": list(parts)}]
+
+
+@pytest.mark.parametrize("key", ["data", "prompt_embeds"])
+@pytest.mark.parametrize("form", [encoded, raw, safe])
+def test_embeddings_in_the_middle_of_a_message(world: World, client: openai.OpenAI, key: str, form: Any) -> None:
+    text, rows = {"type": "text", "text": "ab"}, {"type": "prompt_embeds", key: form(ROWS)}
+    completion = client.chat.completions.create(model="tiny", messages=user(text, rows, text, rows))
+    assert completion.choices[0].message.content == "Hello world"
+    prompt = world.tiny.requests[-1].prompt
+    assert prompt.token_ids == (97, 98, 0, 0, 0, 97, 98, 0, 0, 0)
+    assert prompt.embeds is not None and prompt.embeds.places == ((2, 5), (7, 10))
+    assert np.array_equal(last_embeds(world.tiny), np.concatenate((ROWS, ROWS)))
+    assert completion.usage is not None and completion.usage.prompt_tokens == 10
+    rendered = world.tiny.rendered[-1][0]
+    assert rendered[-1]["content"] == [text, {"type": "prompt_embeds"}, text, {"type": "prompt_embeds"}]
+
+
+def test_a_message_of_embeddings_for_an_encoder_decoder_model(world: World, client: openai.OpenAI) -> None:
+    rows, text = {"type": "prompt_embeds", "data": encoded(ROWS)}, {"type": "text", "text": "a"}
+    client.chat.completions.create(model="org/translator", messages=user(rows))
+    assert np.array_equal(last_embeds(world.translator), ROWS.numpy())
+    with pytest.raises(openai.BadRequestError, match="text or one part of embeddings, not both"):
+        client.chat.completions.create(model="org/translator", messages=user(rows, text))
+
+
+WRONG_PARTS: list[tuple[dict[str, Any], str, str]] = [
+    ({}, "invalid_prompt_embeds", "messages[1].content[0]"),
+    ({"data": "AAAA", "prompt_embeds": "AAAA"}, "invalid_prompt_embeds", "messages[1].content[0]"),
+    ({"data": "%%"}, "invalid_prompt_embeds", "messages[1].content[0].data"),
+    ({"prompt_embeds": raw(ROWS * float("nan"))}, "non_finite", "messages[1].content[0].prompt_embeds"),
+    ({"data": encoded(torch.zeros(2, HIDDEN_SIZE + 1))}, "invalid_prompt_embeds", "messages"),
+    ({"data": encoded(torch.zeros(MAX_MODEL_LEN + 1, HIDDEN_SIZE))}, "context_length_exceeded", "messages"),
+]
+
+
+@pytest.mark.parametrize(("part", "code", "param"), WRONG_PARTS, ids=lambda value: str(value)[:30])
+def test_wrong_parts_of_a_message_are_refused_by_name(
+    client: openai.OpenAI, part: dict[str, Any], code: str, param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="tiny", messages=user({"type": "prompt_embeds", **part}))
+    assert (caught.value.code, caught.value.param) == (code, param)
+
+
+def test_too_many_parts_are_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="65 parts are embeddings, at most 64"):
+        client.chat.completions.create(model="tiny", messages=user(*[{"type": "prompt_embeds", "data": "AAAA"}] * 65))
+
+
 def refused(client: openai.OpenAI, model: str = "tiny", **body: Any) -> dict[str, Any]:
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model=model, prompt=body.pop("prompt", ""), extra_body=body)
@@ -153,13 +234,13 @@ def test_too_long_for_the_context(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"echo": True}, "echo"),
-        ({"prompt_logprobs": 1}, "prompt_logprobs"),
         ({"encoder_prompt": "a", "prompt": "b"}, "encoder_prompt"),
         ({"decoder_prompt": "a"}, "encoder_prompt"),
     ],
 )
-def test_what_needs_tokens_is_refused_by_name(client: openai.OpenAI, fields: dict[str, Any], param: str) -> None:
+def test_fields_that_contradict_embeddings_are_refused_by_name(
+    client: openai.OpenAI, fields: dict[str, Any], param: str
+) -> None:
     assert refused(client, prompt_embeds=encoded(ROWS), **fields)["param"] == param
 
 
@@ -171,6 +252,9 @@ def test_off_is_off_on_every_route() -> None:
             with pytest.raises(openai.BadRequestError) as caught:
                 client.chat.completions.create(model="tiny", messages=[], extra_body={"prompt_embeds": "AAAA"})
             assert caught.value.code == "feature_disabled"
+            with pytest.raises(openai.BadRequestError) as caught:
+                client.chat.completions.create(model="tiny", messages=user({"type": "prompt_embeds", "data": "AAAA"}))
+            assert (caught.value.code, caught.value.param) == ("feature_disabled", "messages[1].content[0]")
     finally:
         server.stop()
 

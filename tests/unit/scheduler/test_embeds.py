@@ -8,8 +8,9 @@ import pytest
 
 from toy import make_info
 from trivium.config import SchedulerConfig
+from trivium.embeds import MAX_EMBEDS_BYTES, PromptEmbeds
 from trivium.errors import OverloadedError
-from trivium.inputs import MAX_EMBEDS_BYTES, EncodedPrompt, GenerationRequest, PromptEmbeds
+from trivium.inputs import EncodedPrompt, GenerationRequest
 from trivium.params import SamplingParams
 from trivium.scheduler.block_hash import BlockHashes, chain_hash, root_hash
 from trivium.scheduler.request import Request
@@ -39,12 +40,12 @@ def test_digests_are_of_single_tokens() -> None:
 
 
 def test_hashes_tell_embeddings_tokens_and_other_embeddings_apart() -> None:
-    ids, digests = (0, 0), make_embeds(2).digests
+    ids, digests = (0, 0), make_embeds(2).digests_of(0, 2)
     root = root_hash("", ())
     hashes = {
         chain_hash(root, ids),
         chain_hash(root, ids, digests),
-        chain_hash(root, ids, make_embeds(2, first=9).digests),
+        chain_hash(root, ids, make_embeds(2, first=9).digests_of(0, 2)),
     }
     roots = {
         root_hash("", ids),
@@ -72,7 +73,7 @@ def test_a_plan_carries_the_rows_that_are_not_computed_yet() -> None:
     scheduler.add_choices([leader, sibling])
     plan = scheduler.schedule()
     assert plan is not None
-    assert [new.prompt_embeds for new in plan.new_requests] == [embeds.data]
+    assert [(new.prompt_embeds, new.prompt_places) for new in plan.new_requests] == [(embeds.data, ((0, 10),))]
     assert all(new.encoder_embeds is None for new in plan.new_requests)
 
 

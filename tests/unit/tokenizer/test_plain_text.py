@@ -74,3 +74,17 @@ def test_threads_share_it() -> None:
     with ThreadPoolExecutor(4) as pool:
         results = set(map(tuple, pool.map(lambda _: ids_of(tokenizer, f"one{EOS}two"), range(100))))
     assert len(results) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_beside_embeddings_are_text_too(kind: Any) -> None:
+    tokenizer = make_tokenizer(kind)
+    parts = [{"type": "text", "text": f"a{EOS}"}, {"type": "prompt_embeds"}, {"type": "text", "text": f"{BOS}b"}]
+    ids = tokenizer.render_chat([{"role": "user", "content": parts}])
+    (place,) = (index for index, token_id in enumerate(ids) if token_id < 0)
+    assert ids[place] == -1
+    assert num_special(kind, ids) == 3
+    around = (f"<s>user: a{EOS}\n", f"\n{BOS}b</s><s>assistant:")
+    shown = [tokenizer.decode(side, skip_special_tokens=False) for side in (ids[:place], ids[place + 1 :])]
+    shown = [text.replace(UNK, "/").replace("< ", "<") for text in shown]
+    assert ["".join(text.split()) for text in shown] == ["".join(text.split()) for text in around]

@@ -81,16 +81,27 @@ class BartStack:
         self._final_norm = _load_norm(checkpoint, f"{config.prefix}.layer_norm", hidden) if family.pre_norm else None
 
     def embed(self, token_ids: Tensor, positions: Tensor, embeds: InputEmbeds | None = None) -> Tensor:
-        """[num_tokens] ids and positions -> [num_tokens, hidden]. As in transformers, `embeds` are scaled already."""
-        tokens = self._embedding(token_ids) * self.config.embedding_scale
+        """[num_tokens] ids and positions -> [num_tokens, hidden]. As in transformers, `embeds` are scaled already, or
+        in a decoder that scales what its embedding module gives, not yet."""
+        is_scaled = self.config.family.table_is_scaled or not self.config.is_decoder
+        tokens = self._embedding(token_ids)
+        if embeds is not None and not is_scaled:
+            tokens = embeds.put_into(tokens)
+        tokens = tokens * self.config.embedding_scale
+        if embeds is not None and is_scaled:
+            tokens = embeds.put_into(tokens)
         if embeds is not None:
-            tokens, token_ids = embeds.put_into(tokens), embeds.mark(token_ids)
+            token_ids = embeds.mark(token_ids)
         places = self.positions.embed(token_ids, positions)
         if self._embedding_norm is None:
             return tokens + places
         if self.config.norms_tokens:
             return self._norm(tokens, self._embedding_norm) + places
         return self._norm(tokens + places, self._embedding_norm)
+
+    def word_embeddings(self, token_ids: Tensor) -> Tensor:
+        scale = self.config.embedding_scale if self.config.family.table_is_scaled else 1.0
+        return self._embedding(token_ids) * scale
 
     def project(self, layer: BartLayer, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value, each [num_tokens, num_heads, head_dim]."""
@@ -127,6 +138,9 @@ class BartEncoder:
         self._cross = cross
         self._cross_shape = cross_shape
         self._kernels = kernels
+
+    def word_embeddings(self, token_ids: Tensor) -> Tensor:
+        return self._stack.word_embeddings(token_ids)
 
     def encode(
         self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor, embeds: InputEmbeds | None = None
@@ -222,6 +236,7 @@ def build_bart(family: BartFamily, json_config: JsonConfig, checkpoint: Checkpoi
         decoder=BartDecoder(decoder, vocabulary.head, kernels),
         encoder=BartEncoder(encoder, cross, kv_shape, kernels),
         kv_shape=kv_shape,
+        num_kv_heads=config.decoder.num_heads,
         vocab_size=vocabulary.size,
         max_model_len=config.decoder.max_positions,
         max_encoder_len=config.encoder.max_positions,

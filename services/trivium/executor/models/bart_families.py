@@ -51,7 +51,8 @@ class BartFamily:
 
     position_offset: position p is row p + offset of the learned table. has_logits_bias: a stored `final_logits_bias` is
     added to the logits. may_separate: `share_encoder_decoder_embeddings` can be false. defaults: of the config class,
-    for keys that a config.json may leave out, where they differ from BART's.
+    for keys that a config.json may leave out, where they differ from BART's. table_is_scaled: the scale of
+    `scale_embedding` is applied by the embedding module, not by encoder and decoder behind it.
     """
 
     pre_norm: bool
@@ -62,13 +63,20 @@ class BartFamily:
     may_separate: bool = False
     activation: str = "gelu"
     scale_embedding: bool = False
+    table_is_scaled: bool = True
     defaults: Mapping[str, int] = field(default_factory=dict)
 
 
 BART = BartFamily(pre_norm=False, positions=Positions.LEARNED, position_offset=2, embedding_norm=EmbeddingNorm.SUM)
 MBART = BartFamily(pre_norm=True, positions=Positions.LEARNED, position_offset=2, embedding_norm=EmbeddingNorm.SUM)
-MARIAN = BartFamily(pre_norm=False, positions=Positions.SINUSOIDAL, may_separate=True, defaults={"vocab_size": 58101})
-PEGASUS = BartFamily(pre_norm=True, positions=Positions.SINUSOIDAL)
+MARIAN = BartFamily(
+    pre_norm=False,
+    positions=Positions.SINUSOIDAL,
+    may_separate=True,
+    table_is_scaled=False,
+    defaults={"vocab_size": 58101},
+)
+PEGASUS = BartFamily(pre_norm=True, positions=Positions.SINUSOIDAL, table_is_scaled=False)
 M2M100 = BartFamily(
     pre_norm=True,
     positions=Positions.PADDED_SINUSOIDAL,
@@ -96,6 +104,7 @@ BLENDERBOT_SMALL = BartFamily(
     pre_norm=False,
     positions=Positions.LEARNED,
     embedding_norm=EmbeddingNorm.DECODER_TOKENS,
+    table_is_scaled=False,
     defaults={
         "max_position_embeddings": 512,
         "d_model": 512,

@@ -207,6 +207,7 @@ def build_decoder(
         decoder=Decoder(config, checkpoint, kernels),
         encoder=None,
         kv_shape=KVCacheShape(len(config.layers), num_kv_heads, config.head_dim),
+        num_kv_heads=config.num_kv_heads,
         vocab_size=config.vocab_size,
         max_model_len=config.max_positions,
         max_encoder_len=0,
@@ -297,15 +298,13 @@ def _load_qkv(config: DecoderConfig, checkpoint: Checkpoint, prefix: str) -> Lin
     names, shard = config.names, checkpoint.shard
     query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     widths = (query, kv, kv) if names.qkv_layout is QkvLayout.SEPARATE else (query + 2 * kv,)
-    is_grouped = names.qkv_layout is QkvLayout.GROUPED  # its rows change places
-    is_as_stored = shard.size == 1 and not is_grouped
+    is_as_stored = shard.size == 1 and names.qkv_layout is not QkvLayout.GROUPED
     return checkpoint.linear(
         [f"{prefix}.{name}" for name in names.qkv],
         widths,
         config.hidden_size,
         bias=config.qkv_bias,
         transposed=names.conv1d,
-        adaptable=not is_grouped,
         split=None if is_as_stored else Split(rows=_qkv_rows(config, shard)),
     )
 

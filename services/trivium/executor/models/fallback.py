@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from trivium.executor.attention import AttentionMetadata, PagedRows
 from trivium.executor.kv_cache import KVCache, KVCacheShape
 from trivium.executor.loader import Checkpoint
 from trivium.executor.model_config import JsonConfig
+from trivium.executor.models.fallback_adapters import add_adapters
 from trivium.executor.models.model import InputEmbeds, LanguageModel
 from trivium_kernels.dispatch import Kernels
 from trivium_kernels.paged_attention import PagedAttentionPlan
@@ -101,6 +103,7 @@ class FallbackDecoder:
         self._kernels = kernels
         self._step: StepAttention | None = None
         self._recorded: list[AttentionCall] | None = None
+        self._embedding: Any = model.get_input_embeddings()
         self._body: Any = model.base_model
         self._head: Any = model
         attention_name = f"trivium_{id(self):x}"
@@ -116,10 +119,11 @@ class FallbackDecoder:
         metadata: AttentionMetadata,
         embeds: InputEmbeds | None = None,
     ) -> Tensor:
-        assert embeds is None, "a model of hidden size 0 takes no embeddings"
         self._step = StepAttention(self._kernels, kv_cache, metadata)
         try:
-            return self._run(token_ids, positions)
+            if embeds is None:
+                return self._run(positions, input_ids=token_ids)
+            return self._run(positions, inputs_embeds=embeds.put_into(self._embedding(token_ids)))
         finally:
             self._step = None
 
@@ -127,18 +131,42 @@ class FallbackDecoder:
         logits: Tensor = self._head(inputs_embeds=hidden[None], use_cache=False).logits[0]
         return logits.float()
 
+    def linear_layers(self) -> dict[str, nn.Linear]:
+        """The linear layers of the body, but not of the head, by their names in the causal model."""
+        prefix = self._head.base_model_prefix
+        modules: Iterable[tuple[str, nn.Module]] = self._body.named_modules()
+        return {f"{prefix}.{name}": module for name, module in modules if type(module) is nn.Linear}
+
     def record_calls(self, token_ids: Tensor) -> list[AttentionCall]:
         """What the attention layers ask for, in the order of their calls. Raises ConfigurationError."""
         self._recorded = []
         try:
-            self._run(token_ids, torch.arange(len(token_ids)))
+            self._run(torch.arange(len(token_ids)), input_ids=token_ids)
             return self._recorded
         finally:
             self._recorded = None
 
-    def _run(self, token_ids: Tensor, positions: Tensor) -> Tensor:
-        output = self._body(input_ids=token_ids[None], position_ids=positions[None], use_cache=False)
-        hidden: Tensor = output[0]
+    def embeds_like_tokens(self, token_ids: Tensor) -> int:
+        """Width of the embeddings that may take the place of token ids; 0 if the body makes something else of them.
+
+        What attention layers put out is left out of that: they have been checked.
+        """
+        self._recorded = []
+        positions = torch.arange(len(token_ids))
+        try:
+            rows: Tensor = self._embedding(token_ids)
+            found = self._run(positions, inputs_embeds=rows)
+            is_same = torch.allclose(found, self._run(positions, input_ids=token_ids), atol=_CHECK_TOLERANCE)
+            return rows.shape[1] if is_same else 0
+        except Exception:  # a model may fail in any way
+            return 0
+        finally:
+            self._recorded = None
+
+    def _run(self, positions: Tensor, **inputs: Tensor) -> Tensor:
+        """Hidden states [num_tokens, hidden] of packed input_ids or inputs_embeds."""
+        packed = {name: value[None] for name, value in inputs.items()}
+        hidden: Tensor = self._body(**packed, position_ids=positions[None], use_cache=False)[0]
         return hidden[0]
 
     def _attention(
@@ -210,7 +238,11 @@ def build_fallback(name: str, config: JsonConfig, checkpoint: Checkpoint, kernel
         decoder = FallbackDecoder(name, model, kernels)
         calls = decoder.record_calls(prompts[-1])
         shape = _kv_shape(name, calls, text_config, max_model_len)
+        if checkpoint.adapters is not None:
+            run = partial(decoder.record_calls, prompts[-1])
+            add_adapters(checkpoint.adapters, decoder.linear_layers(), run, lens[-1])
         _check_logits(name, decoder, shape, prompts, expected)
+        hidden_size = decoder.embeds_like_tokens(prompts[-1])
     except ConfigurationError:
         raise
     except Exception as error:  # a model may fail in any way when it is run as it was not meant to be
@@ -221,9 +253,11 @@ def build_fallback(name: str, config: JsonConfig, checkpoint: Checkpoint, kernel
         decoder=decoder,
         encoder=None,
         kv_shape=shape,
+        num_kv_heads=shape.num_kv_heads,
         vocab_size=expected[0].shape[1],
         max_model_len=max_model_len,
         max_encoder_len=0,
+        hidden_size=hidden_size,
     )
 
 

@@ -58,6 +58,13 @@ class DecoderGraph(Protocol):
 class EncoderGraph(Protocol):
     """The part that runs once per encoder input."""
 
+    def word_embeddings(self, token_ids: Tensor) -> Tensor:
+        """[num_tokens, hidden] what the model's embedding module of transformers gives for `token_ids`.
+
+        A scale is in it only where the module has it, and not the encoder around it.
+        """
+        ...
+
     def hidden_states(
         self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor, embeds: InputEmbeds | None = None
     ) -> Tensor:
@@ -79,13 +86,14 @@ class EncoderGraph(Protocol):
 class LanguageModel:
     """A loaded model and its limits in tokens. max_encoder_len is 0 and encoder None for decoder-only models.
 
-    hidden_size: width of the embeddings that may take the place of the prompt's tokens, of the encoder's where there is
-    one; 0 if the graph takes none.
+    kv_shape: of what this rank has; num_kv_heads: of all ranks. hidden_size: width of the embeddings that may take the
+    place of the prompt's tokens, of the encoder's where there is one; 0 if the graph takes none.
     """
 
     decoder: DecoderGraph
     encoder: EncoderGraph | None
     kv_shape: KVCacheShape
+    num_kv_heads: int
     vocab_size: int
     max_model_len: int
     max_encoder_len: int

@@ -98,6 +98,9 @@ class T5Encoder:
         self._cross = cross
         self._kernels = kernels
 
+    def word_embeddings(self, token_ids: Tensor) -> Tensor:
+        return self._stack.embed(token_ids, None)
+
     def encode(
         self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor, embeds: InputEmbeds | None = None
     ) -> Tensor:
@@ -197,6 +200,7 @@ def build_t5(family: T5Family, config: JsonConfig, checkpoint: Checkpoint, kerne
         decoder=T5Decoder(decoder, head, kernels),
         encoder=T5Encoder(encoder, cross, kernels),
         kv_shape=KVCacheShape(settings.num_decoder_layers, decoder.num_heads, settings.head_dim),
+        num_kv_heads=settings.num_heads,
         vocab_size=vocab_size,
         max_model_len=settings.max_len,
         max_encoder_len=settings.max_len,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from trivium import wire
-from trivium.config import ExecutorConfig, LoRAModule
+from trivium.config import AdapterModule, ExecutorConfig
 from trivium.errors import ConfigurationError
 from trivium.executor.model_runner import ModelRunner
 from trivium.executor.parallel.frames import Call
@@ -30,8 +30,9 @@ def config_to_bytes(config: ExecutorConfig) -> bytes:
 
 def config_from_bytes(data: bytes) -> ExecutorConfig:
     fields = json.loads(data)
-    modules = tuple(LoRAModule(**module) for module in fields.pop("lora_modules"))
-    return ExecutorConfig(**fields, lora_modules=modules)
+    for kind in ("lora_modules", "prompt_adapters"):
+        fields[kind] = tuple(AdapterModule(**module) for module in fields[kind])
+    return ExecutorConfig(**fields)
 
 
 def plan_to_bytes(plan: SchedulerOutput) -> bytes:
@@ -66,5 +67,7 @@ def repeat_call(runner: ModelRunner, call: Call, arguments: bytes) -> None:
             runner.embed(prompts, PoolingType(params.pooling_type or ""), normalize=params.normalize)
         case Call.ADAPTER:
             runner.load_adapter(*json.loads(arguments))
+        case Call.PROMPT_ADAPTER:
+            runner.load_prompt_adapter(*json.loads(arguments))
         case Call.LOAD:
             raise AssertionError("a call of no runner")

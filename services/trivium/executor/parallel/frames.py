@@ -23,6 +23,7 @@ class Call(IntEnum):
     GRAMMAR = 4
     EMBED = 5
     ADAPTER = 6
+    PROMPT_ADAPTER = 7
 
 
 def write_call(pipe: int, call: Call, arguments: bytes, timeout_s: float) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from trivium.config import ExecutorConfig
+from trivium.config import ExecutorConfig, PromptAdapter
 from trivium.errors import ConfigurationError, InvalidRequestError
 from trivium.executor.loader import find_checkpoint
 from trivium.executor.model_runner import ModelRunner, choose_device
@@ -74,6 +74,10 @@ class LeadingRunner(ModelRunner):
     def load_adapter(self, name: str, source: str) -> None:
         with self._in_lockstep(Call.ADAPTER, adapter_to_bytes(name, source)):
             super().load_adapter(name, source)
+
+    def load_prompt_adapter(self, name: str, source: str) -> PromptAdapter:
+        with self._in_lockstep(Call.PROMPT_ADAPTER, adapter_to_bytes(name, source)):
+            return super().load_prompt_adapter(name, source)
 
     @contextmanager
     def _in_lockstep(self, call: Call, arguments: bytes = b"") -> Iterator[None]:
