@@ -38,20 +38,24 @@ class BeamNode:
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """A sequence that has ended. score: sum_logprobs / length ** length_penalty."""
+    """A sequence that has ended. score: sum_logprobs / length ** length_penalty.
+
+    is_text: its last token completes a stop string; it is no token that stands for the end.
+    """
 
     score: float
     sum_logprobs: float
     tail: BeamNode
     finish_reason: FinishReason
+    is_text: bool = False
 
 
 class BeamSearch:
     """One search of `width` beams over the tokens after a common prompt.
 
-    Beams that end by EOS, a stop token id or at `max_tokens` become hypotheses, if they are among the `width` best
-    candidates of their step; the `width` best hypotheses are kept. There are `num_candidates` candidates per step, so
-    that `width` of them can go on even if all the best ones end.
+    Beams that end by EOS, a stop token id, a stop string or at `max_tokens` become hypotheses, if they are among the
+    `width` best candidates of their step; the `width` best hypotheses are kept. There are `num_candidates` candidates
+    per step, so that `width` of them can go on even if all the best ones end by a token id.
     """
 
     def __init__(
@@ -81,14 +85,14 @@ class BeamSearch:
         After it `is_done` says whether the search has ended; `hypotheses` are then the result.
         """
         self.num_tokens += 1
-        ends = [self._end_of(token_id) for token_id in candidates.token_ids]
+        ends = [self._end_of(token_id, i in candidates.stops) for i, token_id in enumerate(candidates.token_ids)]
         tails = [
             BeamNode(
                 self.tails[beam], token_id, self.num_tokens, candidates.logprobs[i] if candidates.logprobs else None
             )
             for i, (beam, token_id) in enumerate(zip(candidates.beams, candidates.token_ids, strict=True))
         ]
-        self._keep_hypotheses(candidates.scores, tails, ends)
+        self._keep_hypotheses(candidates, tails, ends)
         running = [
             (score if end is None else score + _NOWHERE, i)
             for i, (score, end) in enumerate(zip(candidates.scores, ends, strict=True))
@@ -108,21 +112,21 @@ class BeamSearch:
             common = _common_ancestor(common, tail)
         return common
 
-    def _end_of(self, token_id: int) -> FinishReason | None:
-        if token_id in self._always_ends or (token_id in self._ends and self.num_tokens >= self._min_tokens):
+    def _end_of(self, token_id: int, is_stop: bool) -> FinishReason | None:
+        if is_stop or token_id in self._always_ends or (token_id in self._ends and self.num_tokens >= self._min_tokens):
             return FinishReason.STOP
         return FinishReason.LENGTH if self.num_tokens >= self._max_tokens else None
 
     def _keep_hypotheses(
-        self, scores: Sequence[float], tails: Sequence[BeamNode], ends: Sequence[FinishReason | None]
+        self, candidates: BeamCandidates, tails: Sequence[BeamNode], ends: Sequence[FinishReason | None]
     ) -> None:
         is_full = len(self.hypotheses) == self.width
         if not self._can_improve or (is_full and self._early_stopping is True):
             return
         divisor = self.num_tokens**self._length_penalty
         new = [
-            Hypothesis(score / divisor, score, tail, end)
-            for score, tail, end in zip(scores[: self.width], tails, ends, strict=False)
+            Hypothesis(score / divisor, score, tail, end, is_text=i in candidates.stops)
+            for i, (score, tail, end) in enumerate(zip(candidates.scores[: self.width], tails, ends, strict=False))
             if end is not None and math.isfinite(score)
         ]
         if new:

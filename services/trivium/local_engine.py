@@ -289,7 +289,7 @@ class InProcessExecutorClient:
         self._num_steps_done += 1
         return result
 
-    async def compile_grammar(self, params: StructuredOutputsParams) -> None:
+    async def compile_grammar(self, params: StructuredOutputsParams | None) -> None:
         thread, compiled = self._running_thread(), asyncio.get_running_loop().create_future()
 
         def done(error: InvalidRequestError | None) -> None:

@@ -283,6 +283,16 @@ class SamplingParams:
         return self.prompt_lookup_num_tokens if self.logprobs is None and self.structured_outputs is None else 0
 
     @property
+    def has_stopping_beams(self) -> bool:
+        """Whether beams end by stop strings, for which the executor must know what its tokens say."""
+        return self.beam is not None and bool(self.stop)
+
+    @property
+    def needs_preparation(self) -> bool:
+        """Whether the executor must have something ready before it can run this: a grammar, or the texts of tokens."""
+        return self.structured_outputs is not None or self.has_stopping_beams
+
+    @property
     def picks_best(self) -> bool:
         """Whether more choices are run than returned. Greedy choices are all equal: any `n` of them are the best."""
         return self.best_of is not None and self.best_of > self.n and not self.is_greedy

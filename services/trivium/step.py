@@ -109,7 +109,8 @@ class SlotLogprobs:
 class BeamCandidates:
     """What the beams of the group of `slot` may become, best first: beam `beams[i]` followed by `token_ids[i]`.
 
-    scores: float32 sums of log-probabilities. logprobs: one for each candidate, if asked for.
+    scores: float32 sums of log-probabilities. logprobs: one for each candidate, if asked for. stops: which candidates
+    end because their last token completes a stop string.
     """
 
     slot: int
@@ -117,6 +118,7 @@ class BeamCandidates:
     beams: tuple[int, ...]
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
+    stops: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,7 +190,7 @@ def plans(draw: st.DrawFn) -> SchedulerOutput:
 def candidates(draw: st.DrawFn) -> BeamCandidates:
     rows = draw(st.lists(st.tuples(float32, uint, uint, token_logprobs()), max_size=4))
     columns_of = [tuple(column) for column in zip(*rows, strict=True)] or [(), (), (), ()]
-    return BeamCandidates(draw(uint), *columns_of)
+    return BeamCandidates(draw(uint), *columns_of, stops=tuple(draw(st.lists(uint, max_size=4))))
 
 
 @pytest.mark.parametrize(("cls", "message", "only_cls", "only_message"), PAIRS)

@@ -94,6 +94,7 @@ def test_beams_are_the_same_with_the_same_scores(pair: Pair) -> None:
     for params in (
         BeamSearchParams(beam_width=4, max_tokens=10),
         BeamSearchParams(beam_width=3, max_tokens=8, length_penalty=0.5, min_tokens=4),
+        BeamSearchParams(beam_width=3, max_tokens=12, stop=tuple("aeiou")),
     ):
         found, expected = (llm.beam_search(INPUTS, params) for llm in (pair.split, pair.whole))
         for output, other in zip(found, expected, strict=True):

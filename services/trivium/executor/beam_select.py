@@ -21,6 +21,7 @@ from trivium.executor.input_batch import InputBatch, Longs
 from trivium.executor.logits_processors import edit_logits, force_scores
 from trivium.executor.logprobs import token_logprobs
 from trivium.executor.model_config import SpecialTokens
+from trivium.executor.stop_strings import StopStrings, TokenTextService
 from trivium.executor.vocabulary import WHOLE, Vocabulary
 from trivium.params import BeamSettings
 from trivium.step import BeamCandidates, NewRequestData, SlotFailure
@@ -33,6 +34,7 @@ class BeamGroup:
     slots: Longs
     searches: tuple[BeamSearch, ...]
     beam: BeamSettings
+    stop: StopStrings | None
 
     @property
     def is_started(self) -> bool:
@@ -59,9 +61,16 @@ class Selection:
 class BeamGroups:
     """The beam searches of a standing batch. Owner: the ModelRunner. `grammars` are those of all rows."""
 
-    def __init__(self, special: SpecialTokens, grammars: GrammarRows, vocabulary: Vocabulary = WHOLE) -> None:
+    def __init__(
+        self,
+        special: SpecialTokens,
+        grammars: GrammarRows,
+        texts: TokenTextService,
+        vocabulary: Vocabulary = WHOLE,
+    ) -> None:
         self._special = special
         self._grammars = grammars
+        self._texts = texts
         self._vocabulary = vocabulary
         self._groups: dict[int, BeamGroup] = {}  # slot of the first beam -> group
 
@@ -78,7 +87,8 @@ class BeamGroups:
                 searches = tuple(
                     BeamSearch(beam, new.sampling, new.max_tokens, self._special.eos) for _ in range(beam.num_groups)
                 )
-                self._groups[new.slot] = BeamGroup(np.array(new.beam_slots, np.int64), searches, beam)
+                stop = StopStrings(new.sampling, self._texts.get()) if new.sampling.stop else None
+                self._groups[new.slot] = BeamGroup(np.array(new.beam_slots, np.int64), searches, beam, stop)
 
     def select(self, logits: Tensor, batch: InputBatch, slots: Longs) -> Selection:
         """Advance the groups whose rows `slots` reached the end of their sequences.
@@ -112,6 +122,8 @@ class BeamGroups:
                 num_top = int(batch.sampling.num_logprobs[first_slot])
                 if num_top >= 0:
                     found = _with_logprobs(found, best, group_slots, num_top)
+                if group.stop is not None:
+                    found = replace(found, stops=group.stop.completed(found, batch, group_slots.tolist()))
                 candidates.append(found)
                 copies += _advance(batch, group.searches[index], group_slots, found, self._grammars)
                 chosen = np.concatenate((chosen, _live_token_ids(group.searches[index])))

@@ -46,6 +46,7 @@ from trivium.executor.prompt_lookup import Drafts, add_drafts, draft_positions, 
 from trivium.executor.quantization.config import read_quantization
 from trivium.executor.sampler import Sampler
 from trivium.executor.soft_prompts import SoftPrompts, input_embeds
+from trivium.executor.stop_strings import TokenTextService
 from trivium.executor.threads import choose_num_threads, count_cores, set_num_threads
 from trivium.executor.vocabulary import make_vocabulary
 from trivium.pooling import PoolingType
@@ -115,6 +116,7 @@ class ModelRunner:
         self._grammars = GrammarService(
             config.tokenizer or config.model, config.revision, self._model.vocab_size, special.eos
         )
+        self._token_texts = TokenTextService(config.tokenizer or config.model, config.revision, self._model.vocab_size)
         for module in config.lora_modules:
             self._load_adapter(module.name, module.source)
         self._soft_prompts: SoftPrompts | None = None
@@ -154,12 +156,19 @@ class ModelRunner:
     def close(self) -> None:
         """End what runs beside the steps. Nothing may be called afterwards."""
         self._grammars.close()
+        self._token_texts.close()
 
     def prepare_grammar(
-        self, params: StructuredOutputsParams, done: Callable[[InvalidRequestError | None], None]
+        self, params: StructuredOutputsParams | None, done: Callable[[InvalidRequestError | None], None]
     ) -> None:
-        """Have a grammar compiled beside the steps; see `GrammarService.prepare`."""
-        self._grammars.prepare(params, done)
+        """Have a grammar compiled beside the steps; see `GrammarService.prepare`.
+
+        None: only what beams with stop strings need is read.
+        """
+        if params is None:
+            self._token_texts.prepare(done)
+        else:
+            self._grammars.prepare(params, done)
 
     def load_adapter(self, name: str, source: str) -> None:
         """Load a LoRA adapter. Raises ConfigurationError if it does not fit, or the runner was made without LoRA."""
@@ -322,7 +331,7 @@ class ModelRunner:
             self._kernels.apply_token_bitmask,
             self._vocabulary.start,
         )
-        self._beam_groups = BeamGroups(self._special, self._grammar_rows, self._vocabulary)
+        self._beam_groups = BeamGroups(self._special, self._grammar_rows, self._token_texts, self._vocabulary)
 
     def _take_failures(self, slots: Longs) -> tuple[SlotFailure, ...]:
         """Rows among `slots`, and beam groups, that cannot or must not go on."""

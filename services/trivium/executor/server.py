@@ -180,7 +180,8 @@ class ExecutorService(executor_pb2_grpc.ExecutorServicer):
             self._thread.call_in_loop(stream.deliver_grammar, message.key, error)
 
         try:
-            params = wire.structured_outputs_from_proto(message.structured_outputs)
+            is_set = message.HasField("structured_outputs")
+            params = wire.structured_outputs_from_proto(message.structured_outputs) if is_set else None
         except InvalidRequestError as error:
             stream.deliver_grammar(message.key, error)
         else:

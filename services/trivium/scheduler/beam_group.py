@@ -105,7 +105,7 @@ class BeamGroup:
         new = _give(choice, hypothesis.tail)
         if not choice.is_finished:
             choice.status, choice.finish_reason = RequestStatus.FINISHED, hypothesis.finish_reason
-            choice.cumulative_logprob = hypothesis.sum_logprobs
+            choice.cumulative_logprob, choice.ends_in_text = hypothesis.sum_logprobs, hypothesis.is_text
             last = hypothesis.tail.token_id
             if hypothesis.finish_reason is FinishReason.STOP and last in choice.sampling.stop_token_ids:
                 choice.stop_reason = last

@@ -25,6 +25,7 @@ from trivium.errors import (
 )
 from trivium.inputs import GenerationRequest, ResumedChoice
 from trivium.outputs import FinishReason
+from trivium.params import SamplingParams
 from trivium.prompts import resolve_max_tokens
 from trivium.scheduler.best_of import BestOfSink, check_streaming, run_all_choices
 from trivium.scheduler.detokenizer_client import DetokenizerClient
@@ -109,16 +110,16 @@ class EngineLoop:
             for index in range(request.sampling.n)
             if not (index in resumed and resumed[index].finished)
         ]
-        structured = request.sampling.structured_outputs
-        if choices and structured is None:
+        needs_preparation = request.sampling.needs_preparation
+        if choices and not needs_preparation:
             self._add(choices)
         for choice in choices:
             emitted_chars = resumed[choice.choice_index].emitted_chars if choice.choice_index in resumed else 0
             self._outputs.open(OutputStream(choice, sink, handle, stream=request.stream), emitted_chars=emitted_chars)
             if self._config.queue_timeout_s:
                 asyncio.get_running_loop().call_later(self._config.queue_timeout_s, self._expire, choice.key)
-        if choices and structured is not None:
-            self._tasks.create_task(self._add_when_compiled(choices, structured))
+        if choices and needs_preparation:
+            self._tasks.create_task(self._add_when_prepared(choices))
         self._act_soon()
         return tuple(choice.key for choice in choices)
 
@@ -200,10 +201,8 @@ class EngineLoop:
                         request,
                         EngineUnavailableError("the server came back with too little memory, or without the adapter"),
                     )
-        for request in self._scheduler.hold_structured():
-            params = request.sampling.structured_outputs
-            assert params is not None, "held for its grammar"
-            self._tasks.create_task(self._release_when_compiled(request, params))
+        for request in self._scheduler.hold_unprepared():
+            self._tasks.create_task(self._release_when_prepared(request))
         self._is_connected = True
         self._connected.set()
         self._on_ready(True)
@@ -219,11 +218,11 @@ class EngineLoop:
             scheduler.check_admission(choice)
         scheduler.add_choices(choices)
 
-    async def _add_when_compiled(self, choices: Sequence[Request], params: StructuredOutputsParams) -> None:
-        """Queue choices that follow a grammar, once the executor has it: nobody's step waits for that."""
+    async def _add_when_prepared(self, choices: Sequence[Request]) -> None:
+        """Queue choices for which the executor prepares something once it has: nobody's step waits for that."""
         self._num_held += len(choices)
         try:
-            await self._compile(params)
+            await self._prepare(choices[0].sampling)
             self._check_adapters(choices[0])
             left = [choice for choice in choices if self._outputs.request_of(choice.key) is not None]
             if left:
@@ -237,17 +236,23 @@ class EngineLoop:
             self._num_held -= len(choices)
         self._act_soon()
 
-    async def _release_when_compiled(self, request: Request, params: StructuredOutputsParams) -> None:
+    async def _release_when_prepared(self, request: Request) -> None:
         """Queue `request` again, which was taken out of the queue when an executor was lost."""
         try:
-            await self._compile(params)
+            await self._prepare(request.sampling)
             self._check_adapters(request)
             self.scheduler.release(request)
         except (InvalidRequestError, ModelNotFoundError) as error:
             self._fail_if_open([request] if request.beams is None else request.beams.choices, error)
         self._act_soon()
 
-    async def _compile(self, params: StructuredOutputsParams) -> None:
+    async def _prepare(self, sampling: SamplingParams) -> None:
+        if sampling.structured_outputs is not None:
+            await self._compile(sampling.structured_outputs)
+        if sampling.has_stopping_beams:
+            await self._compile(None)
+
+    async def _compile(self, params: StructuredOutputsParams | None) -> None:
         while True:
             await self._connected.wait()
             try:

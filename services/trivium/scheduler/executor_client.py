@@ -42,7 +42,7 @@ class ExecutorClient(Protocol):
         """The result of the oldest plan that has none yet. Raises EngineUnavailableError if the executor is lost."""
         ...
 
-    async def compile_grammar(self, params: StructuredOutputsParams) -> None:
+    async def compile_grammar(self, params: StructuredOutputsParams | None) -> None:
         """Return when a plan may use `params` without making others wait.
 
         Raises InvalidRequestError, and EngineUnavailableError if the executor is lost meanwhile. Only progresses while
@@ -90,12 +90,13 @@ class GrpcExecutorClient:
             if kind == "grammar":
                 self._settle(event.grammar)
 
-    async def compile_grammar(self, params: StructuredOutputsParams) -> None:
+    async def compile_grammar(self, params: StructuredOutputsParams | None) -> None:
         if self._call is None:
             raise EngineUnavailableError("the executor is gone")
         key, compiled = next(self._grammar_keys), asyncio.get_running_loop().create_future()
         self._grammars[key] = compiled
-        message = executor_pb2.CompileGrammar(key=key, structured_outputs=wire.structured_outputs_to_proto(params))
+        structured = None if params is None else wire.structured_outputs_to_proto(params)
+        message = executor_pb2.CompileGrammar(key=key, structured_outputs=structured)
         self._call.send(executor_pb2.ExecuteCommand(grammar=message))
         try:
             await compiled

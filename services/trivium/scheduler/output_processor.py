@@ -219,7 +219,7 @@ class OutputProcessor:
         """The ids to make text of: not the token that ended the choice, unless the caller wants to see it."""
         request = stream.request
         ids = stream.unpushed
-        ended_by_token = request.finish_reason is FinishReason.STOP and ids
+        ended_by_token = request.finish_reason is FinishReason.STOP and ids and not request.ends_in_text
         if ended_by_token and not request.sampling.include_stop_str_in_output:
             return tuple(ids[:-1])
         return tuple(ids)

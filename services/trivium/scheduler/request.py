@@ -86,6 +86,7 @@ class Request:
         self.slot = -1
         self.status = RequestStatus.WAITING
         self.finish_reason: FinishReason | None = None
+        self.ends_in_text = False  # STOP, but by a stop string of a beam: the last token is text like the others
         self.stop_reason: str | int | None = None
         self.cumulative_logprob: float | None = None  # of a finished choice of a beam search
         self.num_preemptions = 0

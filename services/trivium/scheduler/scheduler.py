@@ -185,12 +185,14 @@ class Scheduler:
         """Tokens of a running request that are computed or planned to be."""
         return int(self._rows.num_computed[request.slot])
 
-    def hold_structured(self) -> list[Request]:
-        """Take the requests that follow a grammar out of the queue, until `release`: a fresh executor knows none.
+    def hold_unprepared(self) -> list[Request]:
+        """Take the requests that need something prepared out of the queue, until `release`.
+
+        A fresh executor has nothing ready.
 
         They keep their places.
         """
-        held = [request for request in self._waiting if request.sampling.structured_outputs is not None]
+        held = [request for request in self._waiting if request.sampling.needs_preparation]
         for request in held:
             self._waiting.remove(request)
         return held

@@ -182,15 +182,17 @@ class SlotLogprobs(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., sampled: _Optional[_Union[_types_pb2.TokenLogprobs, _Mapping]] = ..., prompt_start: _Optional[int] = ..., prompt: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ...) -> None: ...
 
 class BeamCandidates(_message.Message):
-    __slots__ = ("slot", "scores", "beams", "token_ids", "logprobs")
+    __slots__ = ("slot", "scores", "beams", "token_ids", "logprobs", "stops")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
     BEAMS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    STOPS_FIELD_NUMBER: _ClassVar[int]
     slot: int
     scores: bytes
     beams: bytes
     token_ids: bytes
     logprobs: _containers.RepeatedCompositeFieldContainer[_types_pb2.TokenLogprobs]
-    def __init__(self, slot: _Optional[int] = ..., scores: _Optional[bytes] = ..., beams: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., logprobs: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ...) -> None: ...
+    stops: bytes
+    def __init__(self, slot: _Optional[int] = ..., scores: _Optional[bytes] = ..., beams: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., logprobs: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ..., stops: _Optional[bytes] = ...) -> None: ...

@@ -107,6 +107,7 @@ def _candidates_to_proto(item: BeamCandidates) -> executor_pb2.BeamCandidates:
         beams=columns.pack(item.beams),
         token_ids=columns.pack(item.token_ids),
         logprobs=logprobs_to_proto(item.logprobs),
+        stops=columns.pack(item.stops),
     )
 
 
@@ -114,7 +115,8 @@ def _candidates_from_proto(message: executor_pb2.BeamCandidates) -> BeamCandidat
     scores, beams = columns.unpack_floats(message.scores), columns.unpack(message.beams)
     token_ids, logprobs = columns.unpack(message.token_ids), logprobs_from_proto(message.logprobs)
     columns.check_same_length(scores=scores, beams=beams, token_ids=token_ids, logprobs=logprobs or scores)
-    return BeamCandidates(message.slot, scores, tuple(beams), tuple(token_ids), logprobs)
+    stops = tuple(columns.unpack(message.stops))
+    return BeamCandidates(message.slot, scores, tuple(beams), tuple(token_ids), logprobs, stops)
 
 
 def _slot_init_to_proto(new: NewRequestData) -> executor_pb2.SlotInit:

@@ -20,11 +20,11 @@ class Compiler:
     """Stands in for the executor's: grammars are ready when the test says so."""
 
     def __init__(self, executor: ToyExecutorClient) -> None:
-        self.asked: list[StructuredOutputsParams] = []
+        self.asked: list[StructuredOutputsParams | None] = []
         self._answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         executor.compile_grammar = self.compile  # type: ignore[method-assign, assignment]
 
-    async def compile(self, params: StructuredOutputsParams) -> None:
+    async def compile(self, params: StructuredOutputsParams | None) -> None:
         self.asked.append(params)
         await asyncio.shield(self._answer)
 
@@ -122,3 +122,26 @@ async def test_requests_that_wait_for_a_grammar_count_against_the_queue() -> Non
         with pytest.raises(OverloadedError):
             world.submit(2, n=2)
         compiler.answer()
+
+
+@pytest.mark.asyncio
+async def test_beams_with_stop_strings_wait_for_the_texts_of_the_tokens() -> None:
+    """Others with stop strings wait for nothing."""
+    beams = {"temperature": 0.0, "beam": BeamSettings(width=2)}
+    async with running() as world:
+        compiler = Compiler(world.executor)
+        held = world.submit(1, stop=("never said",), **beams)
+        other = world.submit(2, stop=("never said",))
+        await other.done.wait()
+        assert not held.deltas and world.loop.scheduler.num_running == 0
+        compiler.answer()
+        await held.done.wait()
+        assert held.error is None and compiler.asked == [None]
+        both = world.submit(3, stop=("never said",), structured_outputs=GRAMMAR, **beams)
+        await compiler.wait_asked(2)
+        compiler.answer()
+        await compiler.wait_asked(3)
+        compiler.answer(InvalidRequestError("no tokenizer", param="stop"))
+        await both.done.wait()
+        assert isinstance(both.error, InvalidRequestError) and both.error.param == "stop"
+        assert compiler.asked == [None, GRAMMAR, None]

@@ -39,8 +39,8 @@ def plan_to_bytes(plan: SchedulerOutput) -> bytes:
     return wire.plan_to_proto(plan).SerializeToString()
 
 
-def grammar_to_bytes(params: StructuredOutputsParams) -> bytes:
-    return wire.structured_outputs_to_proto(params).SerializeToString()
+def grammar_to_bytes(params: StructuredOutputsParams | None) -> bytes:
+    return b"" if params is None else wire.structured_outputs_to_proto(params).SerializeToString()
 
 
 def embed_to_bytes(prompts: Sequence[Sequence[int]], kind: PoolingType, *, normalize: bool) -> bytes:
@@ -60,7 +60,8 @@ def repeat_call(runner: ModelRunner, call: Call, arguments: bytes) -> None:
         case Call.RESET:
             runner.reset()
         case Call.GRAMMAR:
-            grammar = wire.structured_outputs_from_proto(types_pb2.StructuredOutputs.FromString(arguments))
+            message = types_pb2.StructuredOutputs.FromString(arguments)
+            grammar = wire.structured_outputs_from_proto(message) if arguments else None
             runner.prepare_grammar(grammar, lambda error: None)
         case Call.EMBED:
             prompts, params = wire.embed_from_proto(types_pb2.EmbedRequest.FromString(arguments))

@@ -58,7 +58,7 @@ class LeadingRunner(ModelRunner):
         self._ranks.close()
 
     def prepare_grammar(
-        self, params: StructuredOutputsParams, done: Callable[[InvalidRequestError | None], None]
+        self, params: StructuredOutputsParams | None, done: Callable[[InvalidRequestError | None], None]
     ) -> None:
         with self._in_lockstep(Call.GRAMMAR, grammar_to_bytes(params)):
             super().prepare_grammar(params, done)
