@@ -138,7 +138,8 @@ class GrammarChecker:
         try:
             process = await asyncio.shield(spawning)
         except asyncio.CancelledError:
-            spawning.add_done_callback(_end_spawned)
+            with contextlib.suppress(OSError):
+                (await spawning).end()  # it takes milliseconds, and a loop that ends would forget a callback
             raise
         except OSError as error:
             logger.error("the process that compiles grammars cannot be started: %s", error.strerror)
@@ -159,11 +160,6 @@ class GrammarChecker:
 
 def _not_started() -> EngineUnavailableError:
     return EngineUnavailableError("the process that compiles grammars did not start")
-
-
-def _end_spawned(spawning: asyncio.Future[_Process]) -> None:
-    if not spawning.cancelled() and spawning.exception() is None:
-        spawning.result().end()
 
 
 def _is_alive(starting: asyncio.Task[_Process]) -> bool:

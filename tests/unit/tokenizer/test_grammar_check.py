@@ -12,9 +12,10 @@ import psutil
 import pytest
 import uvloop
 
-from trivium.errors import InvalidRequestError, OverloadedError
+from trivium.errors import EngineUnavailableError, InvalidRequestError, OverloadedError
 from trivium.grammar import GrammarCompiler, GrammarVocabulary, bitmask_width, error_text
 from trivium.structured_outputs import StructuredOutputsParams
+from trivium.tokenizer import grammar_check
 from trivium.tokenizer.grammar_check import GrammarChecker
 from trivium.tokenizer.tokenizer import Tokenizer
 from unit.tokenizer.tiny_tokenizers import make_backend, make_tokenizer, save_family
@@ -76,6 +77,31 @@ def test_a_grammar_does_not_wait_for_ever_for_its_turn(monkeypatch: pytest.Monke
             await checker.close()
 
     asyncio.run(scenario())
+
+
+def test_a_process_that_is_being_started_ends_with_its_checker(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    class Slow(grammar_check._Process):
+        def __init__(self) -> None:
+            time.sleep(0.3)
+            super().__init__()
+            started.append(psutil.Process(self._popen.pid))
+
+    monkeypatch.setattr(grammar_check, "_Process", Slow)
+
+    async def scenario() -> None:
+        checker = GrammarChecker(vocabulary)
+        waiting = asyncio.create_task(checker.check(GOOD))
+        while checker._vocabulary is None:
+            await asyncio.sleep(0.01)
+        await checker.close()
+        with pytest.raises((asyncio.CancelledError, EngineUnavailableError)):
+            await waiting
+
+    asyncio.run(scenario())
+    (process,) = started
+    assert not process.is_running()
 
 
 def test_a_process_that_dies_is_replaced() -> None:
