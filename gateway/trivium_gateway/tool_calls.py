@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from types import MappingProxyType
 
 from trivium_gateway.openai_protocol import DeltaToolCall, FinishName, FunctionCall, ToolCall
@@ -15,6 +16,7 @@ from trivium_gateway.tool_parsers.llama3_json import Llama3JsonParser
 from trivium_gateway.tool_parsers.mistral import MistralParser
 from trivium_gateway.tool_parsers.pythonic import PythonicParser
 
+_PIECE_CHARS = 1024  # fed at once: a parser may look at, and move, all that it was fed with each step
 _SHORT_ID_CHARS = string.ascii_letters + string.digits
 
 
@@ -63,18 +65,21 @@ class CallReader:
         self._is_dropping = False
 
     def read(self, text: str, *, is_last: bool) -> ReadDelta:
-        events: list[ToolEvent] = [*self._parser.feed(text)]
+        events: list[ToolEvent] = []
+        for start in range(0, len(text), _PIECE_CHARS):
+            events += self._parser.feed(text[start : start + _PIECE_CHARS])
         if is_last:
             events += self._parser.finish()
-        news = ReadDelta()
-        for event in events:
+        news, contents = ReadDelta(), list[str]()
+        for event in _joined(events):
             match event:
                 case Content(content):
-                    news.content += content
+                    contents.append(content)
                 case CallStart(name):
                     self._start(name, news)
                 case CallArguments(arguments):
                     self._add(arguments, news)
+        news.content = "".join(contents)
         return news
 
     def finish_of(self, finish: FinishName) -> FinishName:
@@ -99,6 +104,15 @@ class CallReader:
             last.arguments += arguments
         else:
             news.calls.append(DeltaToolCall(index=index, function=FunctionCall(arguments=arguments)))
+
+
+def _joined(events: Sequence[ToolEvent]) -> Iterator[ToolEvent]:
+    """`events` with neighbouring pieces of arguments as one."""
+    for kind, run in groupby(events, type):
+        found = list(run)
+        if kind is CallArguments:
+            found = [CallArguments("".join(event.text for event in found if isinstance(event, CallArguments)))]
+        yield from found
 
 
 def read_whole(reading: ToolReading, text: str, finish: FinishName) -> tuple[str | None, list[ToolCall], FinishName]:

@@ -48,27 +48,26 @@ class ContentGate:
     """
 
     def __init__(self) -> None:
-        self._held = ""
+        self._held: list[str] = []
         self._is_open = False
         self._num_calls = 0
 
     def text(self, text: str) -> list[ToolEvent]:
         if not self._is_open:
-            text = self._held + text
+            self._held.append(text)
             if not text.strip():
-                self._held = text
                 return []
-            self._held, self._is_open = "", True
+            text, self._held, self._is_open = "".join(self._held), [], True
             text = text.lstrip() if self._num_calls else text
         return [Content(text)] if text else []
 
     def call(self) -> None:
         """A call begins here."""
-        self._held, self._is_open = "", False
+        self._held, self._is_open = [], False
         self._num_calls += 1
 
     def finish(self) -> list[ToolEvent]:
-        held, self._held = self._held, ""
+        held, self._held = "".join(self._held), []
         return [Content(held)] if held and not self._num_calls else []
 
 

@@ -39,7 +39,7 @@ class HermesParser:
         if self._state is _State.TEXT:
             events += self._gate.text(self._buffer)
         elif self._state is _State.CALL and not self._scanner.has_begun:
-            events += self._gate.text(OPEN + self._scanner.raw)
+            events += self._gate.text(OPEN + self._scanner.take_raw())
         return [*events, *self._gate.finish()]
 
     def _step(self, events: list[ToolEvent]) -> bool:
@@ -79,7 +79,7 @@ class HermesParser:
         elif scanner.has_begun:
             self._state = _State.SKIPPING
         else:
-            events += self._gate.text(OPEN + scanner.raw)
+            events += self._gate.text(OPEN + scanner.take_raw())
             self._state = _State.TEXT
         return True
 

@@ -81,21 +81,21 @@ class _Place(Enum):
 class CallScanner:
     """Reads one object. needs_arguments: an object without them is no call.
 
-    `events` are those that nobody has taken yet. `raw`: all that was read, until the call has begun.
+    `events` are those that nobody has taken yet. Texts that grow are lists, or their growth would be quadratic.
     """
 
     def __init__(self, *, needs_arguments: bool = False) -> None:
         self.status = Status.READING
         self.events: list[ToolEvent] = []
-        self.raw = ""
         self.has_begun = False
+        self._raw: list[str] = []  # all that was read, until the call has begun
         self._needs_arguments = needs_arguments
         self._place = _Place.BEFORE
         self._scanner: ValueScanner | None = None  # of the key or value that is being read
-        self._text = ""  # what was read of it
+        self._text: list[str] = []  # what was read of it
         self._key = ""
         self._name: str | None = None
-        self._arguments: str | None = None  # what nobody has been told of them yet
+        self._arguments: list[str] | None = None  # what nobody has been told of them yet
         self._has_arguments = False  # all of them
 
     def feed(self, text: str) -> int:
@@ -105,12 +105,17 @@ class CallScanner:
                 self._tell()
                 return index
             if not self.has_begun:
-                self.raw += char
+                self._raw.append(char)
             if self.status is not Status.READING:
                 self._tell()
                 return index + 1
         self._tell()
         return len(text)
+
+    def take_raw(self) -> str:
+        """All that was read and not taken by this, unless it has become a call."""
+        raw, self._raw = "".join(self._raw), []
+        return raw
 
     def take(self) -> list[ToolEvent]:
         """The events since the last call of this."""
@@ -127,12 +132,12 @@ class CallScanner:
             case _Place.BEFORE if char == "{":
                 self._place = _Place.KEY
             case _Place.KEY if char == '"':
-                self._scanner, self._text = ValueScanner(), ""
+                self._scanner, self._text = ValueScanner(), []
                 return self._read_value(char)
             case _Place.COLON if char == ":":
-                self._place, self._scanner, self._text = _Place.VALUE, None, ""
+                self._place = _Place.VALUE
             case _Place.VALUE:
-                self._scanner, self._text = ValueScanner(), ""
+                self._scanner, self._text = ValueScanner(), []
                 return self._read_value(char)
             case _Place.COMMA if char == ",":
                 self._place = _Place.KEY
@@ -146,9 +151,10 @@ class CallScanner:
         assert self._scanner is not None, "no value is being read"
         takes = self._scanner.takes(char)
         if takes:
-            self._text += char
+            self._text.append(char)
             if self._is_in_arguments and self._text[0] != '"':  # a text is decoded when it is complete
-                self._arguments = (self._arguments or "") + char
+                self._arguments = self._arguments or []
+                self._arguments.append(char)
         if self._scanner.is_done:
             self._scanner = None
             if not self._text or not self._take_value():
@@ -163,17 +169,18 @@ class CallScanner:
     def _take_value(self) -> bool:
         """Use a whole key or value; False if it is not what it has to be."""
         if self._place is _Place.KEY:
-            self._key, self._place = _decoded(self._text) or "", _Place.COLON
+            self._key, self._place = _decoded("".join(self._text)) or "", _Place.COLON
             return True
         is_good = True
         if self._key == "name" and self._name is None:
-            self._name = _decoded(self._text)
+            self._name = _decoded("".join(self._text))
             is_good = bool(self._name)
         elif self._is_in_arguments:
             self._has_arguments = True
             if self._text[0] == '"':
-                self._arguments = _decoded(self._text)
-                is_good = self._arguments is not None
+                arguments = _decoded("".join(self._text))
+                self._arguments = None if arguments is None else [arguments]
+                is_good = arguments is not None
         self._place = _Place.COMMA
         return is_good
 
@@ -182,15 +189,15 @@ class CallScanner:
         if self._name is None or self._arguments is None or self.status is Status.FAILED:
             return
         if not self.has_begun:
-            self.has_begun, self.raw = True, ""
+            self.has_begun, self._raw = True, []
             self.events.append(CallStart(self._name))
-        if self._arguments:
-            self.events.append(CallArguments(self._arguments))
-            self._arguments = ""
+        told, self._arguments = "".join(self._arguments), []
+        if told:
+            self.events.append(CallArguments(told))
 
     def _end(self) -> None:
         if self._arguments is None and not self._needs_arguments:
-            self._arguments = "{}"
+            self._arguments = ["{}"]
         is_call = self._name is not None and self._arguments is not None
         self.status = Status.DONE if is_call else Status.FAILED
 

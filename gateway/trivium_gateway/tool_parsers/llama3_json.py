@@ -26,7 +26,8 @@ class Llama3JsonParser:
         self._gate = ContentGate()
         self._state = _State.START
         self._buffer = ""
-        self._before = ""  # what was read since the last call, and is content if no call follows
+        self._before: list[str] = []  # what was read since the last call, and is content if no call follows
+        self._has_tag = False  # in these
         self._scanner = CallScanner(needs_arguments=True)
 
     def feed(self, text: str) -> Sequence[ToolEvent]:
@@ -39,7 +40,7 @@ class Llama3JsonParser:
     def finish(self) -> Sequence[ToolEvent]:
         events: list[ToolEvent] = []
         if not self._scanner.has_begun:
-            events += self._gate.text(self._before + self._scanner.raw)
+            events += self._gate.text("".join(self._before) + self._scanner.take_raw())
         return [*events, *self._gate.text(self._buffer), *self._gate.finish()]
 
     def _step(self, events: list[ToolEvent]) -> bool:
@@ -51,22 +52,23 @@ class Llama3JsonParser:
             case _State.BETWEEN:
                 self._read_between()
             case _State.TEXT:
-                events += self._gate.text(self._before + self._buffer)
-                self._before = self._buffer = ""
+                events += self._gate.text("".join(self._before) + self._buffer)
+                self._before, self._buffer = [], ""
         return True
 
     def _read_start(self) -> bool:
         """Look for an object, as far as there is enough to tell."""
         stripped = self._buffer.lstrip()
-        if stripped.startswith(TAG) and TAG not in self._before:
-            self._before += self._buffer[: len(self._buffer) - len(stripped) + len(TAG)]
-            self._buffer = stripped[len(TAG) :]
+        self._before.append(self._buffer[: len(self._buffer) - len(stripped)])
+        self._buffer = stripped
+        if stripped.startswith(TAG) and not self._has_tag:
+            self._before.append(TAG)
+            self._buffer, self._has_tag = stripped[len(TAG) :], True
             return True
         if TAG.startswith(stripped):
             return False
         if stripped.startswith("{"):
-            self._before += self._buffer[: len(self._buffer) - len(stripped)]
-            self._buffer, self._state = stripped, _State.CALL
+            self._state = _State.CALL
             self._scanner = CallScanner(needs_arguments=True)
         else:
             self._state = _State.TEXT
@@ -78,18 +80,18 @@ class Llama3JsonParser:
         self._buffer = self._buffer[count:]
         if scanner.has_begun and not had_begun:
             self._gate.call()
-            self._before = ""
+            self._before = []
         events += scanner.take()
         if scanner.status is Status.DONE:
             self._state = _State.BETWEEN
         elif scanner.status is Status.FAILED:
-            self._before += scanner.raw
-            scanner.raw = ""
+            self._before.append(scanner.take_raw())
             self._state = _State.TEXT
 
     def _read_between(self) -> None:
-        char, self._buffer = self._buffer[0], self._buffer[1:]
-        if char == ";":
-            self._before, self._state = ";", _State.START
-        elif not char.isspace():
-            self._buffer, self._state = char + self._buffer, _State.TEXT
+        self._buffer = self._buffer.lstrip()
+        if self._buffer.startswith(";"):
+            self._before, self._has_tag, self._state = [";"], False, _State.START
+            self._buffer = self._buffer[1:]
+        elif self._buffer:
+            self._state = _State.TEXT

@@ -75,9 +75,10 @@ class MistralParser:
 
     def _read_head(self, events: list[ToolEvent]) -> bool:
         stripped = self._buffer.lstrip()
-        if not stripped:
+        is_blank = len(self._buffer) - len(stripped) > _MAX_HEAD_CHARS
+        if not stripped and not is_blank:
             return False
-        if stripped[0] == "[":
+        if stripped.startswith("[") and not is_blank:
             self._buffer, self._state, self._array = stripped, _State.ARRAY, ArrayReader()
             return True
         match = _HEAD.match(self._buffer[: _MAX_HEAD_CHARS + 1])

@@ -16,8 +16,7 @@ from typing import Any
 from trivium_gateway.tool_parsers.events import CallArguments, CallStart, ContentGate, ToolEvent
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,63}")
-_BEGIN = re.compile(rf"\s*\[\s*{_NAME.pattern}\(")
-_MAYBE_BEGIN = re.compile(rf"\s*(\[\s*({_NAME.pattern})?)?")
+_BEGIN = re.compile(rf"{_NAME.pattern}\(")
 _JSON_WORDS = {"true": True, "false": False, "null": None}
 _MAX_CALL_CHARS = 20_000
 
@@ -35,7 +34,7 @@ class PythonicParser:
         self._gate = ContentGate()
         self._state = _State.START
         self._buffer = ""
-        self._raw = ""  # what was read before the first call
+        self._raw: list[str] = []  # what was read before the first call, the bracket and what follows it
         self._num_scanned = 0  # characters of the call that were looked at
         self._depth = 0
         self._quote = ""  # that the string which is being read began with
@@ -53,33 +52,42 @@ class PythonicParser:
         """A call that was not complete is content if it is the first, and else dropped, as it has no whole argument."""
         events: list[ToolEvent] = []
         if not self._num_calls:
-            events += self._gate.text(self._raw + self._buffer)
+            events += self._gate.text("".join(self._raw) + self._buffer)
         return [*events, *self._gate.finish()]
 
     def _step(self, events: list[ToolEvent]) -> bool:
         match self._state:
             case _State.START:
-                return self._read_start()
+                return self._read_start(events)
             case _State.CALL:
                 return self._read_call(events)
             case _State.BETWEEN:
                 self._read_between()
             case _State.TEXT:
-                events += self._gate.text(self._raw + self._buffer)
-                self._raw = self._buffer = ""
+                events += self._gate.text("".join(self._raw) + self._buffer)
+                self._raw, self._buffer = [], ""
             case _State.SKIPPING:
                 self._buffer = ""
         return True
 
-    def _read_start(self) -> bool:
-        if _BEGIN.match(self._buffer):
-            place = self._buffer.index("[") + 1
-            self._raw, self._buffer, self._state = self._buffer[:place], self._buffer[place:], _State.CALL
-            return True
-        if _MAYBE_BEGIN.fullmatch(self._buffer):
-            return False
-        self._state = _State.TEXT
-        return True
+    def _read_start(self, events: list[ToolEvent]) -> bool:
+        stripped = self._buffer.lstrip()
+        space, self._buffer = self._buffer[: len(self._buffer) - len(stripped)], stripped
+        if not self._raw:
+            events += self._gate.text(space)
+            if stripped.startswith("["):
+                self._raw, self._buffer = ["["], stripped[1:]
+                return True
+        else:
+            self._raw.append(space)
+            if _BEGIN.match(stripped):
+                self._state = _State.CALL
+                return True
+            if _NAME.fullmatch(stripped):
+                return False
+        if stripped:
+            self._state = _State.TEXT
+        return bool(stripped)
 
     def _read_call(self, events: list[ToolEvent]) -> bool:
         end = self._find_end()
@@ -119,15 +127,14 @@ class PythonicParser:
         return None
 
     def _read_between(self) -> None:
-        char = self._buffer[0]
+        self._buffer = self._buffer.lstrip()
+        char = self._buffer[:1]
         if char == ",":
             self._buffer = self._buffer[1:].lstrip()
             self._state = _State.CALL
         elif char == "]":
-            self._buffer, self._raw, self._state = self._buffer[1:], "", _State.TEXT
-        elif char.isspace():
-            self._buffer = self._buffer[1:]
-        else:
+            self._buffer, self._raw, self._state = self._buffer[1:], [], _State.TEXT
+        elif char:
             self._state = _State.SKIPPING
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import keyword
+import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trivium_gateway.tool_calls import CallReader, ToolReading
 from trivium_gateway.tool_parsers.enforced import NamedCallParser, RequiredCallsParser
 from trivium_gateway.tool_parsers.events import CallArguments, CallStart, Content, ToolParser
 from trivium_gateway.tool_parsers.hermes import HermesParser
@@ -255,3 +257,36 @@ def test_deep_nesting_breaks_nothing() -> None:
     assert read(PythonicParser(), ["[f(a=" + "-" * 19000 + "1)]"])[1] == []
     text = '<tool_call>{"name": "f", "arguments": {"a": ' + deep
     assert read(HermesParser(), [text])[1][0][0] == "f"
+
+
+HOSTILE: list[tuple[str, Callable[[int], str]]] = [
+    ("hermes", lambda size: " " * size),
+    ("hermes", lambda size: "<tool_call>" * (size // 11)),
+    ("hermes", lambda size: "<tool_call>" + " " * size),
+    ("hermes", lambda size: '<tool_call>{"arguments": {"x": "' + "y" * size + '"}, "name": "f"}'),
+    ("hermes", lambda size: '<tool_call>{"name": "f", "arguments": {"x": "' + "y" * size),
+    ("llama3_json", lambda size: " " * size),
+    ("llama3_json", lambda size: '{"name": "f", "parameters": {}}' + " " * size),
+    ("mistral", lambda size: "[TOOL_CALLS]" + " " * size),
+    ("mistral", lambda size: "[TOOL_CALLS][" + " " * size),
+    ("pythonic", lambda size: " " * size),
+    ("pythonic", lambda size: "[f(a=1)" + " " * size),
+    ("required", lambda size: "[" + " " * size),
+]
+
+
+@pytest.mark.parametrize("length", [4, None])
+@pytest.mark.parametrize(("name", "text_of"), HOSTILE)
+def test_time_is_linear_in_what_the_model_writes(name: str, text_of: Callable[[int], str], length: int | None) -> None:
+    """In deltas of `length` characters, or as one text."""
+
+    def seconds(size: int) -> float:
+        text = text_of(size)
+        began_s = time.process_time()
+        reader = CallReader(ToolReading(PARSERS[name]))
+        for start in range(0, len(text), length or len(text)):
+            reader.read(text[start : start + (length or len(text))], is_last=False)
+        reader.read("", is_last=True)
+        return time.process_time() - began_s
+
+    assert seconds(160_000) < 20 * (seconds(20_000) + 0.01)  # 8 times as long, and quadratic would be 64 times
