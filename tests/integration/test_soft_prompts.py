@@ -137,6 +137,17 @@ def test_with_too_little_memory_and_prefixes_in_common(worlds: dict[str, World],
     assert len({tuple(output.outputs[0].token_ids) for output in alone[:3]}) == 3
 
 
+def test_beams_without_a_prefix_in_the_places_of_rows_that_had_one(worlds: dict[str, World]) -> None:
+    world, prompt = worlds["llama"], PROMPTS[3][:1]  # shorter than the prefix
+    prefix, beams = world.request("prefix"), BeamSearchParams(beam_width=3, max_tokens=4)
+    with world.llm(max_num_seqs=4) as llm:
+        llm.generate([tokens(prompt)] * 4, GREEDY, prompt_adapter_request=prefix, use_tqdm=False)
+        searched, _ = llm.generate(
+            [tokens(prompt)] * 2, [beams, GREEDY], prompt_adapter_request=[None, prefix], use_tqdm=False
+        )
+    assert searched.outputs[0].token_ids == world.expected("", prompt, num_beams=3, max_new_tokens=4)
+
+
 @pytest.mark.parametrize("name", ["two", "prefix"])
 def test_log_probabilities_of_the_prompt_are_those_of_its_own_tokens(worlds: dict[str, World], name: str) -> None:
     world, prompt = worlds["llama"], PROMPTS[4]

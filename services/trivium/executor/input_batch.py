@@ -268,6 +268,7 @@ class InputBatch:
         self.token_ids[slot, : len(token_ids)] = token_ids
         self.num_leading[slot] = _count_leading(token_ids)
         self.num_virtual_tokens[slot] = num_virtual
+        self.prefix_lens[slot] = 0
         self.num_prompt_tokens[slot] = len(new.prompt_token_ids)
         self.num_tokens[slot] = len(token_ids)
         self.num_computed_tokens[slot] = new.num_computed_tokens if slot == new.slot else 0
@@ -283,7 +284,6 @@ class InputBatch:
 
     def _put_embeds(self, slot: int, new: NewRequestData, soft: SoftPrompt | None) -> None:
         """Keep what takes the place of tokens, as far as it has to be computed."""
-        self.prefix_lens[slot] = 0
         if soft is not None and soft.of_encoder:
             self.soft_encoders[slot] = soft
         elif soft is not None and soft.keys_values is not None:
