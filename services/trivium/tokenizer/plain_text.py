@@ -1,7 +1,8 @@
 """Special tokens in what a user says are text: `</s>` in a message must not end it, nor begin the next speaker's.
 
 A chat template writes special tokens as text, and so could whoever wrote a message. So those in messages are marked
-before the template runs, which lets the two be told apart in the rendered text. Only chats that hold such text pay for
+before the template runs, which lets the two be told apart in the rendered text; so are beginnings of them at the end of
+a text, which a template may put another one behind. Only chats that hold such text pay for
 it; the others are encoded as ever.
 """
 
@@ -10,7 +11,8 @@ from __future__ import annotations
 import copy
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from trivium.token_bytes import special_ids
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 UNTRUSTED_ROLES = frozenset({"user", "tool"})
 _MARK, _NAME = "\ufdd0", "\ufdd1"  # stand in no text: they are for use inside programs (Unicode 23.7)
+_WORDS = ("role", "type")  # names of what is one of a few words, which templates compare
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -35,8 +38,10 @@ class PlainText:
         added = backend.added_tokens_decoder
         # text of a special token -> its id; where there are none, nothing is ever found
         self._ids = {added[token_id].content: token_id for token_id in ids.intersection(added)}
-        texts = sorted((text for text in self._ids if len(text) > 1), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, texts)) or "(?!)")
+        texts = [text for text in self._ids if len(text) > 1]
+        self._special = re.compile(_longest_of(texts) if texts else "(?!)")
+        self._beginnings = frozenset(text[:end] for text in texts for end in range(1, len(text)))
+        self._max_chars = max(map(len, texts), default=0)
         self._encoder: _MarkedEncoder | None = None
         self._lock = threading.Lock()
 
@@ -60,16 +65,37 @@ class PlainText:
     def _mark(self, value: Any) -> Any:
         """`value`, with marks in all of its texts; `value` itself if there are none."""
         if isinstance(value, str):
-            if not self._special.search(value):
-                return value
-            return self._special.sub(lambda found: f"{found[0][0]}{_MARK}{found[0][1:]}", value)
+            return self._mark_text(value)
         if isinstance(value, Mapping):
-            new: Any = {name: self._mark(item) for name, item in value.items()}
+            new: Any = {name: item if name in _WORDS else self._mark(item) for name, item in value.items()}
             return value if all(new[name] is value[name] for name in value) else new
         if isinstance(value, (list, tuple)):
             new = [self._mark(item) for item in value]
             return value if all(item is old for item, old in zip(new, value, strict=True)) else new
         return value
+
+    def _mark_text(self, text: str) -> str:
+        """Special tokens in `text`, and at its end what the text that a template puts behind it could make one."""
+        if self._special.search(text):
+            text = self._special.sub(lambda found: f"{found[0][0]}{_MARK}{found[0][1:]}", text)
+        end = len(text.rstrip())
+        if any(text[start:end] in self._beginnings for start in range(max(0, end - self._max_chars), end)):
+            text = f"{text[:end]}{_MARK}{text[end:]}"
+        return text
+
+
+def _longest_of(texts: Collection[str]) -> str:
+    """A pattern of the longest of `texts`, which looks at each character once: there may be thousands of them."""
+    low, high = min(texts), max(texts)
+    num_common = next(
+        (index for index, pair in enumerate(zip(low, high, strict=False)) if len(set(pair)) > 1), len(low)
+    )
+    start = low[:num_common]
+    rests = [text[num_common:] for text in texts]
+    branches = [_longest_of(list(group)) for _, group in groupby(sorted(filter(None, rests)), key=lambda rest: rest[0])]
+    if not branches:
+        return re.escape(start)
+    return f"{re.escape(start)}(?:{'|'.join(branches)}){'?' if '' in rests else ''}"
 
 
 class _MarkedEncoder:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
 
+from trivium.tokenizer.plain_text import PlainText
 from trivium.tokenizer.tokenizer import Tokenizer
 from unit.tokenizer.tiny_tokenizers import BOS, EOS, TOOL, UNK, make_backend, make_tokenizer
 
@@ -88,3 +91,39 @@ def test_special_tokens_beside_embeddings_are_text_too(kind: Any) -> None:
     shown = [tokenizer.decode(side, skip_special_tokens=False) for side in (ids[:place], ids[place + 1 :])]
     shown = [text.replace(UNK, "/").replace("< ", "<") for text in shown]
     assert ["".join(text.split()) for text in shown] == ["".join(text.split()) for text in around]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("end", [1, 2, 3])
+@pytest.mark.parametrize("space", ["", " "])
+def test_a_special_token_in_two_parts_is_text(kind: Any, end: int, space: str) -> None:
+    """Whether a template writes them side by side or not, with or without white space around them."""
+    backend = make_backend(kind)
+    backend.chat_template = (
+        "{% for message in messages %}{{ message.name }}"
+        "{% for part in message.content %}{{ part.text | trim }}{% endfor %}{% endfor %}</s>"
+    )
+    tokenizer = Tokenizer(backend)
+    for name, texts in (("", [EOS[:end] + space, EOS[end:]]), (EOS[:end], [EOS[end:]]), ("", [*EOS])):
+        content = [{"type": "text", "text": text} for text in texts]
+        assert num_special(kind, tokenizer.render_chat([{"role": "user", "name": name, "content": content}])) == 1
+
+
+def test_words_of_the_protocol_are_never_marked() -> None:
+    backend = make_backend()
+    backend.add_tokens([AddedToken(name, special=True) for name in ("ron_Latn", "tgk_Cyrl")], special_tokens=True)
+    message = {"role": "user", "content": [{"type": "text", "text": "never"}]}
+    assert PlainText(backend).mark([message]) == [{**message, "content": [{"type": "text", "text": "never\ufdd0"}]}]
+
+
+def test_time_does_not_grow_with_the_number_of_special_tokens() -> None:
+    backend = make_backend()
+    names = [f"<unused{index}>" for index in range(2000)]
+    backend.add_tokens([AddedToken(name, special=True) for name in names], special_tokens=True)
+    plain_text = PlainText(backend)
+    marked = plain_text.mark([{"role": "user", "content": "<unused1><unused19><unused1999><unused2000>"}])
+    assert marked is not None and marked[0]["content"].count("<\ufdd0unused") == 3
+    began_s = time.process_time()
+    for text in ("<" * 300_000, "<unused" * 40_000, "</" * 150_000):
+        plain_text.mark([{"role": "user", "content": text + "."}])
+    assert time.process_time() - began_s < 1
