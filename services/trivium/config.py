@@ -20,7 +20,8 @@ DEFAULT_MAX_LORA_RANK = 16
 DEFAULT_MAX_LORAS = 8
 DEFAULT_MAX_PROMPT_ADAPTERS = 8
 DEFAULT_MAX_PROMPT_ADAPTER_TOKEN = 512
-QUANTIZATIONS = ("int8",)
+QUANTIZATIONS = ("int8",)  # of float weights
+PACKED_QUANTIZATIONS = ("awq", "gptq", "fp8", "fbgemm_fp8", "compressed-tensors")  # that checkpoints have
 TOOL_CALL_PARSERS = ("hermes", "llama3_json", "mistral", "pythonic")
 
 
@@ -157,7 +158,8 @@ class ExecutorConfig:
     CPU without bf16 hardware. kv_cache_memory_bytes: None takes the default share of free memory, on a GPU what
     gpu_memory_utilization (None: 0.9) of its memory leaves beside the weights. swap_space_gib: host memory for the KV
     of preempted requests; 0 has them compute it again. quantization: None, or "int8": 8-bit weights and activations in
-    every linear layer. max_model_len: None takes the model's own, or what the KV cache holds if that is less.
+    every linear layer; the name of a format that checkpoints are packed in must be that of the checkpoint, which needs
+    no naming. max_model_len: None takes the model's own, or what the KV cache holds if that is less.
     num_threads: 0 decides by the size of the model and the cores, of which `num_local_executors` executors on this
     machine take equal shares. tensor_parallel_size: how many processes, ranks, share the work of every step, and the
     threads; each has its part of the weights, a KV pool of kv_cache_memory_bytes and host memory of swap_space_gib.
@@ -229,8 +231,9 @@ class ExecutorConfig:
             )
         if not 0 <= self.swap_space_gib < math.inf:
             raise ConfigurationError(f"swap_space must be a number of GiB, 0 or more, got {self.swap_space_gib}")
-        if self.quantization not in (None, *QUANTIZATIONS):
-            raise ConfigurationError(f"quantization must be {' or '.join(QUANTIZATIONS)}, got {self.quantization!r}")
+        methods = (*QUANTIZATIONS, *PACKED_QUANTIZATIONS)
+        if self.quantization not in (None, *methods):
+            raise ConfigurationError(f"quantization must be one of {', '.join(methods)}, got {self.quantization!r}")
         if self.num_threads < 0:
             raise ConfigurationError(f"num_threads must not be negative, got {self.num_threads}")
 

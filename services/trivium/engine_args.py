@@ -16,6 +16,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from os import PathLike
 from typing import Any
 
 from trivium.config import (
@@ -91,6 +92,30 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "allowed_local_media_path": ((None, ""), _TEXT_ONLY),
 }
 
+_SWITCH = ((bool,), "True or False")
+_INTEGER = ((int,), "an integer")
+_INTEGER_OR_NONE = ((int, type(None)), "an integer or None")
+_TEXT = ((str,), "text")
+_TEXT_OR_NONE = ((str, type(None)), "text or None")
+
+# name -> (types of its values, what they are called); a bool is no integer
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    **dict.fromkeys(("skip_tokenizer_init", "enable_prefix_caching", "disable_async_output_proc"), _SWITCH),
+    **dict.fromkeys(("enable_lora", "enable_prompt_adapter", "enable_prompt_embeds"), _SWITCH),
+    "async_scheduling": ((bool, type(None)), "True, False or None"),
+    **dict.fromkeys(("max_num_seqs", "max_num_batched_tokens", "block_size", "num_threads"), _INTEGER),
+    **dict.fromkeys(("tensor_parallel_size", "seed", "max_logprobs", "max_lora_rank", "max_loras"), _INTEGER),
+    **dict.fromkeys(("max_prompt_adapters", "max_prompt_adapter_token"), _INTEGER),
+    **dict.fromkeys(("kv_cache_memory_bytes", "max_num_queued_reqs", "max_num_queued_tokens"), _INTEGER_OR_NONE),
+    "max_model_len": ((int, str, type(None)), "a number or 'auto'"),
+    "swap_space": ((int, float), "a number of GiB"),
+    "gpu_memory_utilization": ((int, float, type(None)), "a number or None"),
+    **dict.fromkeys(("dtype", "device", "scheduling_policy", "generation_config"), _TEXT),
+    **dict.fromkeys(("revision", "tokenizer_revision", "served_model_name", "quantization"), _TEXT_OR_NONE),
+    "tokenizer": ((str, PathLike, type(None)), "text or None"),
+    "override_generation_config": ((Mapping,), "a dict"),
+}
+
 _TASKS = ("auto", "generate", "embed", "embedding", None)
 _RUNNERS = ("auto", "generate", "pooling", None)
 _SPECIAL_TOKENS = (
@@ -123,7 +148,7 @@ class EngineArgs:
     disable_async_output_proc (async_scheduling=False): a step is not planned before the one before it has ended.
     max_num_queued_reqs, max_num_queued_tokens: how much may wait; None is no bound.
     quantization: None, or "int8" for 8-bit matrix products: faster, a little less exact. What a checkpoint has packed
-    needs no argument.
+    needs no argument; one that names it ("awq", "gptq", "fp8", "compressed-tensors") is checked.
     enable_lora: prompts can have a `lora_request`, of at most max_lora_rank, at most max_loras of them in one batch.
     enable_prompt_adapter: the same for a `prompt_adapter_request`, of at most max_prompt_adapter_token virtual tokens,
     at most max_prompt_adapters of them in one batch.
@@ -169,33 +194,10 @@ class EngineArgs:
     runner: str | None = "auto"
 
     def __post_init__(self) -> None:
-        switches = (
-            "skip_tokenizer_init",
-            "enable_prefix_caching",
-            "disable_async_output_proc",
-            "enable_lora",
-            "enable_prompt_adapter",
-            "enable_prompt_embeds",
-        )
-        for name in switches:
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigurationError(f"{name} must be True or False, got {getattr(self, name)!r:.40}")
-        integers = (
-            "max_num_seqs",
-            "max_num_batched_tokens",
-            "block_size",
-            "num_threads",
-            "tensor_parallel_size",
-            "seed",
-            "max_logprobs",
-            "max_lora_rank",
-            "max_loras",
-            "max_prompt_adapters",
-            "max_prompt_adapter_token",
-        )
-        for name in integers:
-            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int):
-                raise ConfigurationError(f"{name} must be an integer, got {getattr(self, name)!r:.40}")
+        for name, (types, words) in _TYPES.items():
+            value = getattr(self, name)
+            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+                raise ConfigurationError(f"{name} must be {words}, got {value!r:.40}")
         if not 0 <= self.max_logprobs <= MAX_LOGPROBS:
             raise ConfigurationError(f"max_logprobs must be in [0, {MAX_LOGPROBS}], got {self.max_logprobs}")
         if isinstance(self.max_model_len, str) and self.max_model_len != "auto":
@@ -274,13 +276,19 @@ def read_engine_args(model: str, given: Mapping[str, Any]) -> EngineArgs:
             logger.info("%s=%r changes nothing: %s", name, value, reason)
         elif name in REFUSED:
             unused, reason = REFUSED[name]
-            if not any(type(value) is type(item) and value == item for item in unused):
+            if not any(_is_same(value, item) for item in unused):
                 raise ConfigurationError(f"{name}={value!r:.60} is not supported: {reason}")
         elif name not in working:
             close = difflib.get_close_matches(name, [*working, *HOLDS, *REFUSED], n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise TypeError(f"LLM() got an unexpected keyword argument {name!r}{hint}")
     return EngineArgs(model=model, **{name: value for name, value in given.items() if name in working})
+
+
+def _is_same(value: object, other: object) -> bool:
+    """Equal, and both numbers or of one type: 0.0 is 0, but False is not."""
+    kinds = [float if type(item) is int else type(item) for item in (value, other)]
+    return kinds[0] is kinds[1] and value == other
 
 
 def _bound(value: int | None) -> int:

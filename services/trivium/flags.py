@@ -50,7 +50,11 @@ SwapSpace = Annotated[
     float, _flag("swap-space", "Host memory for the KV of preempted requests, in GiB; 0 computes it again.", min=0)
 ]
 Quantization = Annotated[
-    str | None, _flag("quantization", "int8: multiply in 8-bit integers; faster, a little less exact. Default: no.")
+    str | None,
+    _flag(
+        "quantization",
+        "int8: multiply in 8-bit integers; faster, a little less exact. Default: what the checkpoint has.",
+    ),
 ]
 NumThreads = Annotated[int, _flag("num-threads", "Threads of one executor; 0 decides by the model's size.", min=0)]
 TensorParallelSize = Annotated[

@@ -56,5 +56,7 @@ GuidedDecodingRequest = LLMGuidedOptions
 
 def guided_fields(options: LLMGuidedOptions) -> dict[str, Any]:
     """The fields of SamplingParams that ask for `options`. Raises InvalidRequestError."""
+    if not isinstance(options, LLMGuidedOptions):
+        raise InvalidRequestError(f"not LLMGuidedOptions: {options!r:.60}", param="guided_options_request")
     params = StructuredOutputsParams(**options.kinds(), whitespace_pattern=options.guided_whitespace_pattern)
     return {"structured_outputs": params}

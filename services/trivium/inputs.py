@@ -196,7 +196,9 @@ class GenerationRequest:
 
 
 _SIDES = frozenset({"encoder_prompt", "decoder_prompt"})
-_EXPLICIT_KEYS = _SIDES | {"source_language", "target_language", "decoder_start_token_id"}
+_LANGUAGES = frozenset({"source_language", "target_language"})
+_EXPLICIT_KEYS = _SIDES | _LANGUAGES | {"decoder_start_token_id"}
+_TEXT_KEYS = frozenset({"prompt", "prompt_token_ids"})
 
 
 def is_explicit_encoder_decoder(prompt: object) -> bool:
@@ -249,6 +251,7 @@ def check_singleton(prompt: object, param: str) -> SingletonPrompt:
             raise InvalidRequestError(
                 f"{param} must not be an encoder/decoder pair itself", param=param, code="invalid_prompt"
             )
+        _check_keys(prompt, param)
         if "prompt_parts" in prompt:
             return _check_parts(prompt, param)
         if "prompt_embeds" in prompt:
@@ -281,19 +284,31 @@ def check_singleton(prompt: object, param: str) -> SingletonPrompt:
 
 def _check_parts(prompt: dict[str, Any], param: str) -> MixedPrompt:
     parts = prompt["prompt_parts"]
-    if not isinstance(parts, (list, tuple)) or not 1 <= len(parts) <= MAX_PROMPT_PARTS or "prompt_embeds" in prompt:
+    if not isinstance(parts, (list, tuple)) or not 1 <= len(parts) <= MAX_PROMPT_PARTS:
         raise InvalidRequestError(
-            f"{param}: prompt_parts must be a list of 1 to {MAX_PROMPT_PARTS} prompts, and nothing beside it",
+            f"{param}: prompt_parts must be a list of 1 to {MAX_PROMPT_PARTS} prompts",
             param=param,
             code="invalid_prompt",
         )
-    checked: list[Any] = [check_singleton(part, f"{param}[{index}]") for index, part in enumerate(parts)]
-    for index, part in enumerate(checked):
+    for index, part in enumerate(parts):
         if isinstance(part, dict) and "prompt_parts" in part:
             raise InvalidRequestError(
                 f"{param}[{index}] must not have parts itself", param=param, code="invalid_prompt"
             )
+    checked: list[Any] = [check_singleton(part, f"{param}[{index}]") for index, part in enumerate(parts)]
     return MixedPrompt(prompt_parts=checked)
+
+
+def _check_keys(prompt: dict[str, Any], param: str) -> None:
+    """Raise InvalidRequestError for what no prompt of this kind has, such as images."""
+    known = next((frozenset({name}) for name in ("prompt_parts", "prompt_embeds") if name in prompt), _TEXT_KEYS)
+    if "prompt_embeds" in prompt:
+        known |= _TEXT_KEYS  # which have an error of their own
+    unknown = [name for name, value in prompt.items() if value is not None and name not in known | _LANGUAGES]
+    if unknown:
+        raise InvalidRequestError(
+            f"unknown keys in {param}: {', '.join(map(str, unknown)):.200}", param=param, code="invalid_prompt"
+        )
 
 
 def check_token_ids(ids: object, param: str) -> list[int]:

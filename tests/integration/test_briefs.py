@@ -373,12 +373,12 @@ def test_offline_page_guided_options_have_one_kind(bundled_llm: LLM) -> None:
         with pytest.raises(InvalidRequestError, match="exactly one"):
             LLMGuidedOptions(**options)  # type: ignore[arg-type]
     choice = LLMGuidedOptions(guided_choice=["yes", "no"])
-    try:
-        (output,) = bundled_llm.generate("Hello", SamplingParams(temperature=0), guided_options_request=choice)
-    except InvalidRequestError as refused:
-        assert refused.param == "guided_options_request"
-    else:
-        assert output.outputs[0].text in ("yes", "no")
+    (output,) = bundled_llm.generate("Hello", SamplingParams(temperature=0), guided_options_request=choice)
+    assert output.outputs[0].text in ("yes", "no")
+    for wrong in ("yes|no", [choice], {"guided_choice": ["yes"]}):
+        with pytest.raises(InvalidRequestError, match="not LLMGuidedOptions") as refused:
+            bundled_llm.generate("Hello", guided_options_request=wrong)  # type: ignore[arg-type]
+        assert refused.value.param == "guided_options_request"
 
 
 @pytest.fixture(scope="module")

@@ -103,11 +103,22 @@ def test_what_is_refused_says_its_name_and_why(name: str) -> None:
         ({"runner": "draft"}, "runner 'draft'"),
         ({"override_generation_config": {"nonsense": 1}}, "nonsense"),
         ({"disable_async_output_proc": True, "async_scheduling": True}, "contradict"),
+        *(({name: object()}, f"^{name} must be .*, got <object") for name in WORKING if name not in ("task", "runner")),
+        ({"max_model_len": True}, "max_model_len must be a number or 'auto', got True"),
+        ({"swap_space": "4"}, "swap_space must be a number of GiB, got '4'"),
+        ({"kv_cache_memory_bytes": 1.5}, "kv_cache_memory_bytes must be an integer or None, got 1.5"),
+        ({"served_model_name": ["a", "b"]}, "served_model_name must be text"),
     ],
 )
 def test_a_wrong_value_is_refused(given: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigurationError, match=match):
         read_engine_args("m", given)
+
+
+def test_numbers_that_are_not_used_may_be_written_as_floats() -> None:
+    read_engine_args("m", {"cpu_offload_gb": 0.0, "shutdown_timeout": 0.0})  # vLLM's own are floats
+    with pytest.raises(ConfigurationError, match="cpu_offload_gb=False"):
+        read_engine_args("m", {"cpu_offload_gb": False})
 
 
 def test_an_unknown_name_is_a_type_error_with_the_nearest_name() -> None:

@@ -259,7 +259,7 @@ async def test_a_decoder_prompt_of_embeddings_comes_behind_the_start_token(
         ({"prompt_parts": []}, "prompt_parts must be a list of 1 to 256"),
         ({"prompt_parts": "ab"}, "prompt_parts must be a list"),
         ({"prompt_parts": ["a"] * 257}, "prompt_parts must be a list"),
-        ({"prompt_parts": ["a"], "prompt_embeds": 1}, "nothing beside it"),
+        ({"prompt_parts": ["a"], "prompt_embeds": 1}, "unknown keys in prompt: prompt_embeds"),
         ({"prompt_parts": [{"prompt_parts": ["a"]}]}, "must not have parts itself"),
         ({"prompt_parts": [{"encoder_prompt": "a"}]}, "must not be an encoder/decoder pair itself"),
         ({"prompt_parts": [{"prompt_token_ids": [3, 999]}]}, r"prompt\[0\]\[1\] is 999"),
@@ -278,3 +278,33 @@ async def test_a_prompt_with_embeddings_is_not_cut() -> None:
     assert len(whole.token_ids) == 5
     with pytest.raises(InvalidRequestError, match="truncate_prompt_tokens cuts text and token ids only"):
         await encode_prompt(prompt, Letters(), WITH_ROWS, truncation=Truncation(4))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ({"prompt": "a", "multi_modal_data": {"image": 1}}, "unknown keys in prompt: multi_modal_data"),
+        ({"prompt_token_ids": [5], "cache_salt": "x"}, "unknown keys in prompt: cache_salt"),
+        ({"prompt_embeds": np.zeros((1, 4), np.float32), "odd": 1}, "unknown keys in prompt: odd"),
+        ({"prompt_parts": ["a"], "prompt": "b"}, "unknown keys in prompt: prompt"),
+        ({"prompt_parts": [{"prompt": "a", "odd": 1}]}, r"unknown keys in prompt\[0\]: odd"),
+    ],
+)
+async def test_keys_that_mean_nothing_are_refused(prompt: Any, words: str) -> None:
+    with pytest.raises(InvalidRequestError, match=words):
+        await encode(prompt)
+
+
+@pytest.mark.asyncio
+async def test_keys_without_a_value_are_left_out() -> None:
+    assert await encode({"prompt": "ab", "multi_modal_data": None}) == await encode("ab")
+
+
+@pytest.mark.asyncio
+async def test_parts_in_parts_are_refused_however_deep() -> None:
+    prompt: Any = {"prompt": "a"}
+    for _ in range(5000):
+        prompt = {"prompt_parts": [prompt]}
+    with pytest.raises(InvalidRequestError, match=r"prompt\[0\] must not have parts itself"):
+        await encode(prompt)

@@ -80,7 +80,7 @@ class ModelRunner:
         special = read_special_tokens(model_json, generation, architecture.default_tokens)
         self._kernels = select_kernels(device)
         start = time.perf_counter()
-        quantization = read_quantization(model_json, directory)
+        quantization = read_quantization(model_json, directory, config.quantization)
         self._adapters: AdapterPool | None = None
         if config.enable_lora:
             self._adapters = AdapterPool(self._kernels.add_lora, max_rank=config.max_lora_rank)

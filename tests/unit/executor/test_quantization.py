@@ -277,6 +277,18 @@ def test_packed_tensors_that_do_not_fit_are_refused_by_name(
         make_runner(path)
 
 
+@pytest.mark.parametrize("name", ["awq", "gptq", "fp8", "compressed-tensors"])
+def test_a_format_that_is_named_must_be_that_of_the_checkpoint(name: str, tmp_path: Path) -> None:
+    path, meant = quantized("llama", "awq-32", tmp_path)
+    if name == "awq":
+        make_runner(path, quantization=name)
+    else:
+        with pytest.raises(ConfigurationError, match=f"quantization is '{name}', but the .* are awq: leave it out"):
+            make_runner(path, quantization=name)
+    with pytest.raises(ConfigurationError, match=f"quantization is '{name}', but the .* are floats: .* in int8"):
+        make_runner(meant, quantization=name)
+
+
 def edit(path: Path, **changes: object) -> None:
     settings = json.loads((path / "config.json").read_text())
     for name in ("modules_to_not_convert", "ignore"):
