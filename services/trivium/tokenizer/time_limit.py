@@ -16,7 +16,6 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_ARRIVAL_S = 1.0  # an exception that is on its way comes with one of the next byte codes
 _POLL_S = 0.001
 
 
@@ -37,6 +36,7 @@ class TimeLimit:
     def __init__(self, max_cpu_s: float) -> None:
         self._max_cpu_s = max_cpu_s
         self._is_stopped = False
+        self._is_sent = False  # the exception is on its way, and comes with one of the thread's next byte codes
         # Each is taken once: by the work, which begins and ends, or by whoever stops it before that.
         self._begin, self._end = threading.Lock(), threading.Lock()
         self._thread = 0
@@ -75,14 +75,18 @@ class TimeLimit:
         self._is_stopped = True
         if not self._begin.acquire(blocking=False) and self._end.acquire(blocking=False):
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), ctypes.py_object(_Stop))
+            self._is_sent = True
 
     def _finish(self) -> None:
-        """The work is over. An exception that is on its way is waited for, lest it hit what the thread does next."""
+        """The work is over. An exception that somebody sends comes here or not at all, but in nothing that follows.
+
+        However long that takes: whoever sends it may have to wait for the interpreter's lock.
+        """
         if self._end.acquire(blocking=False) or isinstance(sys.exception(), _Stop):
             return
-        deadline_s = time.monotonic() + _ARRIVAL_S
-        while time.monotonic() < deadline_s:
+        while not self._is_sent:
             time.sleep(_POLL_S)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), None)
 
     def _now_s(self) -> float:
         return time.monotonic() if self._clock is None else time.clock_gettime(self._clock)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -98,3 +100,27 @@ def test_stopping_at_any_moment_ends_in_a_result_or_an_error_and_hits_nothing_el
             outcomes.append(None)
         assert later.result(WAIT_S)
     assert set(outcomes) == {30_000, None}
+
+
+def test_an_exception_that_is_sent_late_hits_nothing_else(
+    pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that sends it may be held up for long, by others that hold the interpreter's lock."""
+    send, is_sending = ctypes.pythonapi.PyThreadState_SetAsyncExc, threading.Event()
+
+    def send_late(thread: object, kind: object) -> None:
+        if kind is not None:
+            is_sending.set()
+            time.sleep(1.5)
+        send(thread, kind)
+
+    monkeypatch.setattr(ctypes.pythonapi, "PyThreadState_SetAsyncExc", send_late)
+    limit = TimeLimit(10.0)
+    running = pool.submit(limit.run, is_sending.wait)
+    later = pool.submit(lambda: sum(1 for _ in range(3_000_000)))
+    while not limit._begin.locked():
+        time.sleep(0.001)
+    limit.stop()
+    with suppress(TimeLimitExceededError):  # the work had ended
+        running.result(WAIT_S)
+    assert later.result(WAIT_S) == 3_000_000
