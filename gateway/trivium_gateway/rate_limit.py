@@ -10,7 +10,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from ipaddress import IPv6Network
+from ipaddress import IPv6Address, IPv6Network
 
 from starlette.types import Scope
 
@@ -53,4 +53,7 @@ class RateLimit:
 
 def _address(scope: Scope) -> str:
     host = str((scope.get("client") or ("",))[0])
-    return str(IPv6Network((host.partition("%")[0], _IPV6_BITS), strict=False)) if ":" in host else host
+    if ":" not in host:
+        return host
+    address = IPv6Address(host.partition("%")[0])
+    return str(address.ipv4_mapped or IPv6Network((address, _IPV6_BITS), strict=False))

@@ -51,6 +51,12 @@ def test_an_ipv6_client_is_its_network() -> None:
     assert [world.wait_s(host) for host in hosts] == [0, 60, 0, 0]
 
 
+def test_an_ipv4_client_of_a_socket_for_both_is_its_address() -> None:
+    world = World(1)
+    hosts = ("::ffff:10.0.0.1", "::ffff:10.0.0.2", "10.0.0.1")
+    assert [world.wait_s(host) for host in hosts] == [0, 0, 60]
+
+
 def test_with_keys_the_key_counts_and_without_them_it_does_not() -> None:
     by_key, by_address = World(1, by_key=True), World(1)
     calls = (("10.0.0.1", "a"), ("10.0.0.2", "a"), ("10.0.0.1", "b"))
