@@ -172,7 +172,12 @@ class Tokenizer:
         whatever it looks like. run: runs the template.
         """
         chat_template.check_messages(messages)
-        plain = self._plain_text.mark(messages)
+        try:
+            plain = self._plain_text.mark(messages)
+        except RecursionError:
+            raise InvalidRequestError(
+                "messages are nested too deeply", param="messages", code="invalid_messages"
+            ) from None
         marked, num_embeds = messages if plain is None else plain, 0
         if has_embeds(marked):
             marked, num_embeds = put_marks(marked)

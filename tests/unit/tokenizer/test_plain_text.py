@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken
 
+from trivium.errors import InvalidRequestError
 from trivium.tokenizer.plain_text import PlainText
 from trivium.tokenizer.tokenizer import Tokenizer
 from unit.tokenizer.tiny_tokenizers import BOS, EOS, TOOL, UNK, make_backend, make_tokenizer
@@ -114,6 +115,14 @@ def test_words_of_the_protocol_are_never_marked() -> None:
     backend.add_tokens([AddedToken(name, special=True) for name in ("ron_Latn", "tgk_Cyrl")], special_tokens=True)
     message = {"role": "user", "content": [{"type": "text", "text": "never"}]}
     assert PlainText(backend).mark([message]) == [{**message, "content": [{"type": "text", "text": "never\ufdd0"}]}]
+
+
+def test_messages_that_nest_without_end_are_refused() -> None:
+    deep: Any = "a"
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(InvalidRequestError, match="nested too deeply"):
+        make_tokenizer().render_chat([{"role": "user", "content": "a", "more": deep}])
 
 
 def test_time_does_not_grow_with_the_number_of_special_tokens() -> None:
