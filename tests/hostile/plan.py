@@ -26,6 +26,6 @@ DIFFERENT = {
     "B49": "left recursion is taken: an Earley parser does not mind",
     "B50": "a grammar and beams go together (decision 25); two grammars do not",
     "B54": "an assistant's last message is taken unless a prompt for the next one is asked for, as OpenAI does",
-    "B58": "in prompts of completions special tokens are meant as such: that is how they are written there",
+    "B58": "in prompts, and in the message that an encoder reads, special tokens are meant: so they are written there",
     "B78": "a model that was never reached says model_loading; a request has no deadline: its client may leave",
 }
