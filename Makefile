@@ -21,8 +21,9 @@ test: $(VENV)/.dev
 	$(BIN)/pytest -q -n 2 --dist loadgroup --max-worker-restart 0 $(PYTEST_FLAGS)
 
 # A million steps of random scheduler histories instead of ten thousand, a thousand random timelines instead of fifty,
-# with the toy executor and with real models; a hundred batches of requests for everything at once instead of one; every kernel compiled at full size for A100, H100 and RTX 50; the table of
-# hostile requests three times, each answered within a second.
+# with the toy executor and with real models; a hundred batches of requests for everything at once instead of one; every
+# kernel compiled at full size for A100, H100 and RTX 50; the table of hostile requests three times, each answered within a
+# second.
 soak: $(VENV)/.dev
 	TRIVIUM_SOAK_STEPS=1000000 $(SOAK) -k no_history_breaks tests/unit/scheduler/test_state_machine.py
 	TRIVIUM_SOAK_TRACES=1000 $(SOAK) -k random_timelines tests/unit/scheduler/test_scheduler.py
