@@ -125,8 +125,8 @@ class GrammarRows:
     def __len__(self) -> int:
         return len(self._matchers)
 
-    def apply(self, freed_slots: Sequence[int], new_requests: Sequence[NewRequestData]) -> None:
-        """Forget freed rows; begin the grammars of new ones where their output ends."""
+    def apply(self, freed_slots: Sequence[int], new_requests: Sequence[NewRequestData], batch: InputBatch) -> None:
+        """Forget freed rows; begin the grammars of new ones, which `batch` has already, where their output ends."""
         if self._matchers:
             for slot in freed_slots:
                 self._drop(slot)
@@ -143,8 +143,9 @@ class GrammarRows:
                 self._failures[new.slot] = error.message
                 continue
             self._matchers[new.slot] = matcher
+            is_start = len(new.prompt_token_ids) - batch.num_virtual_tokens[new.slot] == 1
             for index, token_id in enumerate(new.output_token_ids):
-                self._consume(new.slot, token_id, is_first=index == 0 and len(new.prompt_token_ids) == 1)
+                self._consume(new.slot, token_id, is_first=index == 0 and is_start)
 
     def mask(self, scores: Tensor, slots: Longs) -> None:
         """Set what the grammars of the rows `slots` do not allow to -inf in `scores` [num_rows, vocab_size]."""

@@ -210,7 +210,7 @@ class ModelRunner:
         check_plan(self._batch, plan)
         self._batch.apply(plan)
         self._beam_groups.apply(plan.freed_slots, plan.new_requests)
-        self._grammar_rows.apply(plan.freed_slots, plan.new_requests)
+        self._grammar_rows.apply(plan.freed_slots, plan.new_requests, self._batch)
         self._kv_cache.swap_out(plan.swapped_out)
         self._kv_cache.swap_in(plan.swapped_in)
         self._kv_cache.copy_blocks(plan.copied_blocks)

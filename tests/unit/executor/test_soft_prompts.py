@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from adapters import DECODER_TARGETS, save_adapter
 from soft_prompts import load_soft_prompt, peft_greedy, peft_logits, save_soft_prompt
 from tiny import BART_LIKE, T5_LIKE, save_tiny
 from trivium.config import AdapterModule, ExecutorConfig, PromptAdapter
-from trivium.errors import ConfigurationError
+from trivium.errors import ConfigurationError, InvalidRequestError
 from trivium.executor.model_runner import ModelRunner
 from trivium.executor.plan_check import PlanError
+from trivium.structured_outputs import StructuredOutputsParams
 from unit.executor.mini_scheduler import GREEDY, MiniRequest, MiniScheduler
 from unit.executor.parity import make_runner, random_ids, record_logits
 
@@ -271,3 +273,20 @@ def test_a_prefix_of_another_shape_is_refused_with_both_shapes(tmp_path: Path) -
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         ExecutorConfig(model="x", served_model_name="tiny", **settings)
+
+
+def test_a_grammar_begins_behind_a_forced_token_when_a_row_with_a_prefix_comes_back(tmp_path: Path) -> None:
+    checkpoint = save_tiny("bart", tmp_path / "model", with_tokenizer=True, **BART_EVEN)
+    adapter = save_soft_prompt(checkpoint, tmp_path / "prefix", "prefix", num_tokens=6)
+    scheduler = MiniScheduler(soft_runner(checkpoint, {"prefix": adapter}))
+    grammar = StructuredOutputsParams(regex="[a-f]{20}")
+    compiled: Future[InvalidRequestError | None] = Future()
+    scheduler.runner.prepare_grammar(grammar, compiled.set_result)
+    assert compiled.result(30) is None
+    request = add(scheduler, "prefix", PADDED, sampling=replace(GREEDY, structured_outputs=grammar))
+    for _ in range(4):
+        scheduler.step()
+    assert request.output[0] == scheduler.info.forced_bos_token_id
+    scheduler.preempt(request)
+    while not request.finished:
+        assert not scheduler.step().failures
