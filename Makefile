@@ -11,7 +11,7 @@ SOAK := $(BIN)/pytest -q --timeout 0 -o faulthandler_timeout=0
 # Processes start from the installed package, never from a folder name in the working directory.
 export PYTHONSAFEPATH := 1
 
-.PHONY: serve test soak check format proto bench clean
+.PHONY: serve test soak check format proto bench bench-parts clean
 
 serve: $(VENV)/.serve
 	$(BIN)/trivium serve $(MODELS) $(SERVE_FLAGS)
@@ -39,6 +39,7 @@ check: $(VENV)/.dev $(VENV)/proto/.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks/compare.py benchmarks/beam.py benchmarks/structured.py benchmarks/worker.py
 	$(BIN)/pytest -q tests/contract
 
 format: $(VENV)/.dev
@@ -49,10 +50,13 @@ proto: $(VENV)/proto/.done
 	$(VENV)/proto/bin/python -m grpc_tools.protoc -I protos --python_out=services --pyi_out=services \
 		--grpc_python_out=services protos/trivium/v1/*.proto
 
-# Against peers first (BENCH_FLAGS=--full for all of it), then what only concerns this project; last the kernels, if there
-# is a GPU.
+# This project against its peers: minutes on two cores, with BENCH_FLAGS=--full more. TRIVIUM_BENCH_VLLM names the Python
+# interpreter of an environment that has vLLM.
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/compare.py $(BENCH_FLAGS)
+
+# What only concerns this project, beams against peers and themselves, and the kernels, if there is a GPU.
+bench-parts: $(VENV)/.dev
 	$(BIN)/python benchmarks/beam.py
 	$(BIN)/python benchmarks/structured.py
 	$(BIN)/python benchmarks/quantization.py

@@ -1,99 +1,110 @@
-"""Requests that arrive by a Poisson process: how long each waits for its last token.
+"""Requests that arrive by a Poisson process, and what became of them.
 
-This project takes them as they come. The peers get what a simple server gives them: whatever waits, up to 32 requests,
-is one static batch, which runs until its longest request is done.
+This project, transformers' continuous batching and vLLM take them as they come. The others get what a simple server
+gives them: whatever waits is one static batch (`worker.py`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import random
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from checkpoints import Shape, checkpoint
-from harness import random_prompts
-from peers import Peer
+import numpy as np
+from checkpoints import EOS, Shape
+from harness import Effort, Timing, Timings, alternate, table
+from peers import Answer, Peer
 
-from trivium.config import ExecutorConfig
-from trivium.inputs import EncodedPrompt, GenerationRequest
-from trivium.local_engine import LocalEngine
-from trivium.params import SamplingParams
-
-MAX_BATCH = 32
+PERCENTILES = (50, 90, 99)
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """seconds: after the start."""
+    """seconds: after the start. num_tokens: of the output; None if it ends by itself."""
 
     seconds: float
     prompt: list[int]
-    num_tokens: int
+    num_tokens: int | None
 
 
-def make_trace(shape: Shape, count: int, rate: float, seed: int = 0) -> list[Arrival]:
+def requests(shape: Shape, count: int, rate: float, seed: int = 0) -> list[Arrival]:
     """`count` requests, `rate` per second: prompts of 8 to 64 tokens, outputs of 4 to 48."""
-    numbers = random.Random(seed)
-    trace, now = [], 0.0
-    for index in range(count):
+    numbers = random.Random(f"requests {count} {seed}")
+    return [
+        Arrival(seconds, _tokens(numbers, shape, numbers.randint(8, 64)), numbers.randint(4, 48))
+        for seconds in _times(numbers, count, rate)
+    ]
+
+
+def sentences(shape: Shape, count: int, rate: float, seed: int = 0) -> list[Arrival]:
+    """Sources of 4 to 70 tokens, the median 20, EOS included, for a model that copies."""
+    numbers = random.Random(f"sentences {count} {seed}")
+    lengths = [min(69, max(3, round(numbers.lognormvariate(3.0, 0.5)))) for _ in range(count)]
+    return [
+        Arrival(seconds, [*_tokens(numbers, shape, length), EOS], None)
+        for seconds, length in zip(_times(numbers, count, rate), lengths, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What came of the runs of one comparison.
+
+    makespans: from the first arrival to the last token. latencies: from the arrival of every request to its last token,
+    run by run, by the name of the peer.
+    """
+
+    makespans: Timings
+    latencies: Mapping[str, Sequence[Sequence[float]]]
+
+    def percentiles(self, percent: int) -> dict[str, Timing]:
+        return {
+            name: Timing(tuple(float(np.percentile(latencies, percent)) for latencies in self.latencies[name]))
+            for name in self.makespans
+        }
+
+    def table(self) -> str:
+        """Medians of the runs."""
+        columns = [self.percentiles(percent) for percent in PERCENTILES]
+        rows = [
+            [name, f"{self._rate(name):.2f}", *(f"{column[name].median:.2f}" for column in columns)]
+            for name in self.makespans
+        ]
+        header = ("", "requests per s", *(f"seconds to the last token, p{percent}" for percent in PERCENTILES))
+        return table(header, rows)
+
+    def _rate(self, name: str) -> float:
+        return len(self.latencies[name][0]) / self.makespans[name].median
+
+
+def serve(
+    peers: Sequence[Peer],
+    make_trace: Callable[[int], Sequence[Arrival]],
+    effort: Effort,
+    *,
+    num_beams: int = 1,
+    max_batch: int,
+) -> Served:
+    """make_trace: from the number of the run, the same for all peers. max_batch: of those that need static batches."""
+    latencies: dict[str, list[list[float]]] = {}
+
+    def work(peer: Peer, run: int) -> Answer:
+        trace = make_trace(run)
+        answer = peer.serve(trace, num_beams=num_beams, max_batch=max_batch)
+        waits = [done - arrival.seconds for done, arrival in zip(answer.value, trace, strict=True)]
+        latencies.setdefault(peer.name, []).append(waits)
+        return Answer(None, max(answer.value) - trace[0].seconds, answer.cpu_seconds)
+
+    return Served(alternate(peers, work, effort), latencies)
+
+
+def _times(numbers: random.Random, count: int, rate: float) -> list[float]:
+    times, now = [], 0.0
+    for _ in range(count):
         now += numbers.expovariate(rate)
-        prompt = random_prompts(1, numbers.randint(8, 64), shape.vocab_size, seed=index)[0]
-        trace.append(Arrival(now, prompt, numbers.randint(4, 48)))
-    return trace
+        times.append(now)
+    return times
 
 
-def static_rate(peer: Peer, shape: Shape) -> float:
-    """Requests per second of a full static batch of 8."""
-    trace = make_trace(shape, 8, 1.0)
-    begin = time.perf_counter()
-    peer.generate([arrival.prompt for arrival in trace], max(arrival.num_tokens for arrival in trace))
-    return len(trace) / (time.perf_counter() - begin)
-
-
-def static_batches(peer: Peer, trace: list[Arrival]) -> list[float]:
-    """Seconds from each arrival to its last token."""
-    begin, done, latencies = time.perf_counter(), 0, []
-    while done < len(trace):
-        now = time.perf_counter() - begin
-        waiting = [arrival for arrival in trace[done : done + MAX_BATCH] if arrival.seconds <= now]
-        if not waiting:
-            time.sleep(trace[done].seconds - now)
-            continue
-        peer.generate([arrival.prompt for arrival in waiting], max(arrival.num_tokens for arrival in waiting))
-        end = time.perf_counter() - begin
-        latencies += [end - arrival.seconds for arrival in waiting]
-        done += len(waiting)
-    return latencies
-
-
-def our_latencies(shape: Shape, num_threads: int) -> Callable[[list[Arrival]], list[float]]:
-    """A function that runs a trace; the engine is made anew in every call, and warm when the trace begins."""
-
-    async def run(trace: list[Arrival]) -> list[float]:
-        config = ExecutorConfig(
-            model=str(checkpoint(shape)), served_model_name="m", num_threads=num_threads, generation_config="none"
-        )
-        engine = LocalEngine(config, enable_prefix_caching=False)
-        await engine.start()
-        try:
-            await _finish(engine, trace[0], "warm-up")
-            begin = time.perf_counter()
-
-            async def serve(index: int, arrival: Arrival) -> float:
-                await asyncio.sleep(arrival.seconds - (time.perf_counter() - begin))
-                await _finish(engine, arrival, str(index))
-                return time.perf_counter() - begin - arrival.seconds
-
-            return list(await asyncio.gather(*(serve(index, arrival) for index, arrival in enumerate(trace))))
-        finally:
-            await engine.close()
-
-    return lambda trace: asyncio.run(run(trace))
-
-
-async def _finish(engine: LocalEngine, arrival: Arrival, request_id: str) -> None:
-    sampling = SamplingParams(temperature=0, max_tokens=arrival.num_tokens, ignore_eos=True, seed=0, detokenize=False)
-    async for _ in engine.generate(GenerationRequest(request_id, EncodedPrompt(tuple(arrival.prompt)), sampling)):
-        pass
+def _tokens(numbers: random.Random, shape: Shape, count: int) -> list[int]:
+    return [numbers.randrange(4, shape.vocab_size) for _ in range(count)]

@@ -1,65 +1,69 @@
-"""Beam search in one run: python benchmarks/beam.py [--threads N] [--runs N]
+"""Beam search in one run: python benchmarks/beam.py [--threads N] [--runs N] [--trivium-only]
 
-Beam 4 against our own greedy step, against transformers' generate on BART-base and T5-small, and against CTranslate2
-on a Marian shape. A ratio above 1 says that the other side takes longer.
+Decode steps of four beams on BART-base, T5-small and a Marian shape, against transformers' generate, CTranslate2 and
+our own greedy step. A ratio above 1 says that the other side takes longer.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).parent))
 
-from checkpoints import BART, MARIAN, T5, Shape
-from harness import COMPARE_HEADER, Report, Steps, Timing, compare, decode_steps, random_prompts, table
-from peers import CTranslate2, Peer, Transformers, Trivium
+from checkpoints import BART, MARIAN, T5
+from harness import FEW, Effort, Ratio, Report, Steps, Timing, decode_steps, progress, random_prompts
+from roster import CT2, EXACT, HF, Maker, Roster
 
 from trivium.executor.threads import count_cores
 
 NUM_BEAMS = 4
 SOURCE_TOKENS = 64
-GREEDY, BEAMS = Steps(), Steps(num_beams=NUM_BEAMS)
+NUM_STEPS = 20
+GREEDY, BEAMS = Steps(FEW + NUM_STEPS), Steps(FEW + NUM_STEPS, num_beams=NUM_BEAMS)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=count_cores())
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--trivium-only", action="store_true")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     report = Report(f"Beam search, {NUM_BEAMS} beams, {SOURCE_TOKENS} source tokens", args.threads)
+    names = (EXACT,) if args.trivium_only else (EXACT, HF, CT2)
     for shape in (BART, T5, MARIAN):
-        measure(report, shape, args)
+        with Roster(Maker(args.threads), shape, names) as roster:
+            report.add(f"# {shape.name}\n")
+            report.describe(roster.all_started, roster.missing)
+            for batch in (1, 8):
+                measure(report, roster, batch, Effort(args.runs))
     if not args.trivium_only:
         report.save("beam")
 
 
-def measure(report: Report, shape: Shape, args: argparse.Namespace) -> None:
-    ours = Trivium(shape, args.threads)
-    peers: list[Peer] = [ours]
-    if not args.trivium_only:
-        peers += [Transformers(shape, args.threads), CTranslate2(shape, args.threads)]
-    for batch in (1, 8):
-        prompts = random_prompts(batch, SOURCE_TOKENS, shape.vocab_size)
-        beams = decode_steps(peers, prompts, BEAMS, args.runs)
-        greedy = decode_steps([ours], prompts, GREEDY, args.runs)[ours.name]
-        title = f"## {shape.name}, {batch} request{'s' if batch > 1 else ''}\n\n"
-        report.add(title + table(COMPARE_HEADER, compare(beams, ours.name)) + _own_ratio(beams[ours.name], greedy))
-    for peer in peers:
-        peer.close()
+def measure(report: Report, roster: Roster, batch: int, effort: Effort) -> None:
+    shape = roster.shape
+    title = f"{shape.name}, batch {batch}"
+    progress(title)
+
+    def make_prompts(seed: int) -> list[list[int]]:
+        return random_prompts(batch, SOURCE_TOKENS, shape.vocab_size, seed=seed)
+
+    beams = decode_steps(roster.alive, make_prompts, BEAMS, effort)
+    report.record(title, beams, title=title, ours=EXACT, missing=roster.missing)
+    greedy = decode_steps(roster.only(EXACT), lambda seed: make_prompts(1000 + seed), GREEDY, effort)
+    if EXACT in beams and EXACT in greedy:
+        report.add(_own_ratio(beams[EXACT], greedy[EXACT]))
 
 
 def _own_ratio(beams: Timing, greedy: Timing) -> str:
+    ratio = Ratio.of(beams, greedy)
     return (
-        f"\nOur own greedy step takes {1e3 * greedy.minimum:.2f} ms: beams / greedy is "
-        f"{beams.minimum / greedy.minimum:.2f} (medians {beams.median / greedy.median:.2f}, "
-        f"CPU time {min(beams.cpu_seconds) / min(greedy.cpu_seconds):.2f}).\n"
+        f"Our own greedy step takes {1e3 * greedy.median:.2f} ms: beams / greedy is {ratio.medians:.2f} "
+        f"(shortest {ratio.shortest:.2f}, CPU time {ratio.cpu:.2f}).\n"
     )
 
 

@@ -1,7 +1,8 @@
 """Checkpoints of real shapes with random weights, for benchmarks: made once, kept in the temporary folder.
 
 Each also exists as CTranslate2 model, converted through its own loaders. The tokens are named t0, t1, ..., or where the
-text of the output counts, learned from the source files of Python's library.
+text of the output counts, learned from the source files of Python's library. The translator copies its source
+(`copying.py`), so that its outputs end by themselves, at the same length in every engine.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import Any
 
 import torch
 import transformers
+from copying import teach_copying
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 FOLDER = Path(tempfile.gettempdir()) / f"trivium-benchmarks-{os.getuid()}"
 PAD, EOS = 1, 2
@@ -30,7 +32,10 @@ _SEQ2SEQ = {**_IDS, "decoder_start_token_id": EOS, "forced_eos_token_id": None, 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """dtype: how the weights are stored; arithmetic is float32 for everyone. has_text: tokens are pieces of text."""
+    """dtype: how the weights are stored; arithmetic is float32 for everyone.
+
+    has_text: tokens are pieces of text. copies: its output is its source.
+    """
 
     name: str
     model_class: str
@@ -39,6 +44,7 @@ class Shape:
     dtype: torch.dtype = torch.float32
     is_encoder_decoder: bool = True
     has_text: bool = False
+    copies: bool = False
 
     @property
     def vocab_size(self) -> int:
@@ -123,7 +129,7 @@ T5 = Shape(
     },
 )
 MARIAN = Shape(
-    "marian-6-6",
+    "marian-6-6-copying",
     "MarianMTModel",
     "MarianConfig",
     {
@@ -142,6 +148,7 @@ MARIAN = Shape(
         "decoder_start_token_id": PAD,
         "num_beams": None,
     },
+    copies=True,
 )
 
 
@@ -157,13 +164,6 @@ def checkpoint(shape: Shape) -> Path:
 def ct2_checkpoint(shape: Shape) -> Path:
     """The same checkpoint for CTranslate2, in float32."""
     return _cached(shape.ct2_directory, partial(_convert, shape, checkpoint(shape)))
-
-
-def load_transformers(shape: Shape) -> PreTrainedModel:
-    """The checkpoint as transformers runs it, in float32."""
-    model_class = getattr(transformers, shape.model_class)
-    model: PreTrainedModel = model_class.from_pretrained(checkpoint(shape), dtype=torch.float32)
-    return model.eval()
 
 
 def _cached(directory: Path, make: Callable[[Path], None]) -> Path:
@@ -182,8 +182,10 @@ def _save(shape: Shape, directory: Path) -> None:
     torch.manual_seed(0)
     config = getattr(transformers, shape.config_class)(**shape.config)
     model = getattr(transformers, shape.model_class)(config)
+    if shape.copies:
+        teach_copying(model)
     model.to(shape.dtype).save_pretrained(directory)
-    PreTrainedTokenizerFast(
+    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=_learned_tokens(shape) if shape.has_text else _named_tokens(shape),
         eos_token=token(EOS),
         pad_token=token(shape.config["pad_token_id"]),
@@ -230,8 +232,8 @@ def _convert(shape: Shape, source: Path, directory: Path) -> None:
 
     names = {"BartConfig": "BartLoader", "MarianConfig": "BartLoader", "T5Config": "T5Loader"}
     name = names.get(shape.config_class, shape.config_class.replace("Config", "Loader"))
-    model = load_transformers(shape)
-    config = model.config
+    model: Any = getattr(transformers, shape.model_class).from_pretrained(source, dtype=torch.float32)
+    config = model.eval().config
     config.normalize_before = config.add_final_layer_norm = config.add_bias_logits = False
     config.normalize_embedding = shape.config_class == "BartConfig"
     tokens = [token(index) for index in range(shape.vocab_size)]

@@ -19,10 +19,18 @@ class Limits:
     bytes_per_s: float
     flops_per_s: float
 
-    def step_seconds(self, shape: Shape, num_rows: int, weight_bytes: int) -> float:
-        """The least time of a decode step, whatever is computed besides the layers' products."""
-        num_weights = _weights_per_row(shape)
-        return max(num_weights * weight_bytes / self.bytes_per_s, 2 * num_weights * num_rows / self.flops_per_s)
+    def step_seconds(self, shape: Shape, *, num_rows: int, context: int, weight_bytes: int) -> float:
+        """The least time of a decode step of a decoder-only model, whatever it computes besides the layers' products.
+
+        context: tokens of each row whose keys and values, in float32, are read. weight_bytes: of each weight.
+        """
+        sizes = _Sizes.of(shape)
+        num_bytes = sizes.num_weights * weight_bytes + num_rows * context * sizes.cache_bytes
+        return max(num_bytes / self.bytes_per_s, 2 * sizes.num_weights * num_rows / self.flops_per_s)
+
+    def best(self, other: Limits) -> Limits:
+        """What either of two measurements has reached."""
+        return Limits(max(self.bytes_per_s, other.bytes_per_s), max(self.flops_per_s, other.flops_per_s))
 
     def __str__(self) -> str:
         return f"memory read {self.bytes_per_s / 1e9:.1f} GB/s, float32 product {self.flops_per_s / 1e9:.0f} GFLOP/s"
@@ -44,13 +52,20 @@ def measure_limits(num_threads: int, runs: int = 5) -> Limits:
     return Limits(_READ_BYTES / min(read), 2 * _MATRIX**3 / min(product))
 
 
-def _weights_per_row(shape: Shape) -> int:
-    """Weights of a decoder-only model that a token is multiplied with."""
-    config = shape.config
-    hidden, heads, kv_heads = (
-        int(config[name]) for name in ("hidden_size", "num_attention_heads", "num_key_value_heads")
-    )
-    head_dim = int(config.get("head_dim", hidden // heads))
-    attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
-    layer = attention + 3 * hidden * int(config["intermediate_size"])
-    return int(config["num_hidden_layers"]) * layer + hidden * shape.vocab_size
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """num_weights: that a token is multiplied with. cache_bytes: keys and values of a token, all layers, float32."""
+
+    num_weights: int
+    cache_bytes: int
+
+    @classmethod
+    def of(cls, shape: Shape) -> _Sizes:
+        config = shape.config
+        hidden, heads, kv_heads, num_layers = (
+            int(config[name])
+            for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers")
+        )
+        head_dim = int(config.get("head_dim", hidden // heads))
+        layer = hidden * head_dim * (2 * heads + 2 * kv_heads) + 3 * hidden * int(config["intermediate_size"])
+        return cls(num_layers * layer + hidden * shape.vocab_size, num_layers * 2 * kv_heads * head_dim * 4)

@@ -1,122 +1,167 @@
-"""This project and its peers behind one call: `generate` prompts of token ids, greedily or with beams.
+"""An engine in a process of its own (`worker.py`), with the environment that suits it.
 
-Every peer computes in float32 with the same number of threads, forbids EOS until the length asked for, and has no
-prefix cache. For encoder-decoder models a prompt is the encoder input.
+So no engine spins on another's cores, shares an OpenMP runtime with it or has its CPU time counted with it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Sequence
-from importlib.metadata import version
-from typing import Any, Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Protocol, Self
 
-import torch
-from checkpoints import PAD, Shape, checkpoint, ct2_checkpoint, load_transformers, token
+import psutil
 
-from trivium import LLM, BeamSearchParams, SamplingParams, TokensPrompt
+_WORKER = Path(__file__).parent / "worker.py"
+_TIMEOUT_S = 900
+_LOG_TAIL_BYTES = 4000
 
 Prompts = Sequence[Sequence[int]]
 
 
-class Peer(Protocol):
-    """name: with version and code path."""
-
-    name: str
-
-    def generate(self, prompts: Prompts, num_tokens: int, num_beams: int = 1) -> list[list[int]]:
-        """Exactly `num_tokens` new tokens for each prompt; of beams, the best."""
-        ...
-
-    def close(self) -> None: ...
+class PeerError(Exception):
+    """A peer cannot start here, has ended, does not answer or answers wrongly."""
 
 
-class Trivium:
-    """In process, through the public class: scheduler and engine loop included."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """value: tokens of `generate`, seconds of `serve`. cpu_seconds: of all threads of the peer's processes."""
 
-    def __init__(self, shape: Shape, num_threads: int, *, name: str = "trivium", **settings: Any) -> None:
+    value: Any
+    seconds: float
+    cpu_seconds: float
+
+
+class RequestLike(Protocol):
+    """seconds: after the start. num_tokens: of the output; None if it ends by itself."""
+
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def prompt(self) -> Sequence[int]: ...
+    @property
+    def num_tokens(self) -> int | None: ...
+
+
+class Peer:
+    """A context manager that owns the peer's process. Raises PeerError, and is closed then; `failure` says why.
+
+    start_seconds: from the start of the process to a loaded model.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        engine: str,
+        *,
+        python: str = sys.executable,
+        environment: dict[str, str] | None = None,
+        **settings: Any,
+    ) -> None:
         self.name = name
-        options: dict[str, Any] = {
-            "kv_cache_memory_bytes": 2**30,
-            "max_num_batched_tokens": 4096,
-            "enable_prefix_caching": False,
-            **settings,
-        }
-        self._llm = LLM(
-            str(checkpoint(shape)),
-            num_threads=num_threads,
-            generation_config="none",
-            **options,
+        self.failure: str | None = None
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
+        begin = time.perf_counter()
+        self._process = subprocess.Popen(
+            [python, str(_WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env={**os.environ, **(environment or {})},
         )
+        try:
+            self.facts: dict[str, str] = self._ask(engine=engine, **settings).value
+        except BaseException:
+            self.close()
+            raise
+        self.start_seconds = time.perf_counter() - begin
 
-    def generate(self, prompts: Prompts, num_tokens: int, num_beams: int = 1) -> list[list[int]]:
-        params: SamplingParams | BeamSearchParams = SamplingParams(
-            temperature=0, max_tokens=num_tokens, min_tokens=num_tokens, detokenize=False
-        )
-        if num_beams > 1:
-            params = BeamSearchParams(beam_width=num_beams, max_tokens=num_tokens, min_tokens=num_tokens)
-        outputs = self._llm.generate(
-            [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts], params, use_tqdm=False
-        )
-        return [list(output.outputs[0].token_ids) for output in outputs]
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
 
-    def close(self) -> None:
-        self._llm.close()
-
-
-class Transformers:
-    """`generate` on one padded batch."""
-
-    def __init__(self, shape: Shape, num_threads: int) -> None:
-        self.name = f"transformers {version('transformers')} generate"
-        self._num_threads = num_threads
-        self._model: Any = load_transformers(shape)
-        self._is_encoder_decoder = shape.is_encoder_decoder
-
-    @torch.inference_mode()
-    def generate(self, prompts: Prompts, num_tokens: int, num_beams: int = 1) -> list[list[int]]:
-        torch.set_num_threads(self._num_threads)
-        longest = max(map(len, prompts))
-        ids = torch.full((len(prompts), longest), PAD)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):  # decoder-only models continue at the right edge
-            columns = slice(0, len(prompt)) if self._is_encoder_decoder else slice(longest - len(prompt), None)
-            ids[row, columns], mask[row, columns] = torch.tensor(prompt), 1
-        output = self._model.generate(
-            ids,
-            attention_mask=mask,
-            do_sample=False,
+    def generate(
+        self, prompts: Prompts, num_tokens: int | None, *, num_beams: int = 1, max_batch: int = 0, num_shared: int = 0
+    ) -> Answer:
+        """New tokens for each prompt: exactly `num_tokens`, or as many as there come until EOS. See `engines.py`."""
+        answer = self._ask(
+            command="generate",
+            prompts=prompts,
+            num_tokens=None if num_tokens is None else [num_tokens] * len(prompts),
             num_beams=num_beams,
-            max_new_tokens=num_tokens,
-            min_new_tokens=num_tokens,
+            max_batch=max_batch,
+            num_shared=num_shared,
         )
-        return [row[-num_tokens:].tolist() for row in output]
+        lengths = {len(output) for output in answer.value}
+        if len(answer.value) != len(prompts) or (num_tokens is not None and lengths != {num_tokens}):
+            given = f"{sorted(lengths)} tokens for {len(answer.value)} prompts"
+            self._fail(f"gave {given}, not {num_tokens} for {len(prompts)}")
+        return answer
+
+    def serve(self, trace: Sequence[RequestLike], *, num_beams: int = 1, max_batch: int = 16) -> Answer:
+        """Seconds after the start at which each request of `trace` was done."""
+        requests = [(arrival.seconds, arrival.prompt, arrival.num_tokens) for arrival in trace]
+        return self._ask(command="serve", trace=requests, num_beams=num_beams, max_batch=max_batch)
 
     def close(self) -> None:
-        del self._model
+        """End the process and what it has started."""
+        started = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started = psutil.Process(self._process.pid).children(recursive=True)
+        self._process.terminate()
+        _, alive = psutil.wait_procs(started, timeout=5)
+        for process in alive:
+            process.kill()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._log):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
+    def __enter__(self) -> Self:
+        return self
 
-class CTranslate2:
-    """compute_type: "float32" or "int8"."""
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
-    def __init__(self, shape: Shape, num_threads: int, compute_type: str = "float32") -> None:
-        import ctranslate2
+    def _ask(self, **command: Any) -> Answer:
+        pipe_in, pipe_out = self._process.stdin, self._process.stdout
+        assert pipe_in is not None and pipe_out is not None, "both are pipes"
+        if self.failure is not None:
+            raise PeerError(f"{self.name}: {self.failure}")
+        try:
+            print(json.dumps(command), file=pipe_in, flush=True)
+            is_ready, _, _ = select.select([pipe_out], [], [], _TIMEOUT_S)
+            line = pipe_out.readline() if is_ready else ""
+        except BrokenPipeError:
+            is_ready, line = [pipe_out], ""
+        if not line:
+            self._fail(f"has ended: {self._last_words()}" if is_ready else f"gave no answer in {_TIMEOUT_S} s")
+        return Answer(**json.loads(line))
 
-        self.name = f"CTranslate2 {version('ctranslate2')} {compute_type}"
-        self._is_encoder_decoder = shape.is_encoder_decoder
-        kind = ctranslate2.Translator if shape.is_encoder_decoder else ctranslate2.Generator
-        self._model: Any = kind(str(ct2_checkpoint(shape)), compute_type=compute_type, intra_threads=num_threads)
+    def _fail(self, reason: str) -> NoReturn:
+        self.failure = reason
+        self.close()
+        raise PeerError(f"{self.name}: {reason}")
 
-    def generate(self, prompts: Prompts, num_tokens: int, num_beams: int = 1) -> list[list[int]]:
-        batch = [[token(token_id) for token_id in prompt] for prompt in prompts]
-        if self._is_encoder_decoder:
-            results = self._model.translate_batch(
-                batch, beam_size=num_beams, min_decoding_length=num_tokens, max_decoding_length=num_tokens
-            )
-            return [[int(name[1:]) for name in result.hypotheses[0]] for result in results]
-        results = self._model.generate_batch(
-            batch, beam_size=num_beams, min_length=num_tokens, max_length=num_tokens, include_prompt_in_result=False
-        )
-        return [list(result.sequences_ids[0]) for result in results]
-
-    def close(self) -> None:
-        self._model.unload_model()
+    def _last_words(self) -> str:
+        """The last line that the process wrote to stderr."""
+        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
+        lines = self._log.read().decode(errors="replace").split("\n")
+        return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "without a word")

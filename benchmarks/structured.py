@@ -22,8 +22,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).parent))
 
 from checkpoints import LLAMA_TEXT, checkpoint
-from harness import Report, Steps, decode_steps, random_prompts, table
-from peers import Peer, Prompts
+from harness import Effort, Ratio, Report, Steps, decode_steps, random_prompts, table
+from peers import Answer, Prompts
 
 from trivium import LLM, SamplingParams, StructuredOutputsParams, TokensPrompt
 from trivium.executor.grammars import GrammarRows
@@ -31,7 +31,7 @@ from trivium.executor.model_runner import ModelRunner
 from trivium.executor.threads import count_cores
 
 PROMPT_TOKENS = 64
-STEPS = Steps(few=8, many=72)
+STEPS = Steps(many=72)
 PERSON = {
     "type": "object",
     "properties": {
@@ -58,14 +58,17 @@ ENDLESS = {"type": "array", "items": PERSON, "minItems": 1000}  # no output of t
 
 
 class Sampled:
-    """`generate` of a shared engine, with a grammar or without."""
+    """`generate` of a shared engine in this process, with a grammar or without."""
+
+    is_alive = True
 
     def __init__(self, name: str, llm: LLM, structured: StructuredOutputsParams | None) -> None:
         self.name = name
         self._llm = llm
         self._structured = structured
 
-    def generate(self, prompts: Prompts, num_tokens: int, num_beams: int = 1) -> list[list[int]]:
+    def generate(self, prompts: Prompts, num_tokens: int, *, num_beams: int = 1) -> Answer:
+        assert num_beams == 1, "sampled"
         params: Sequence[SamplingParams] = [
             SamplingParams(
                 seed=row,
@@ -77,13 +80,12 @@ class Sampled:
             for row in range(len(prompts))
         ]
         inputs = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
+        begin, cpu_begin = time.perf_counter(), time.process_time()
         outputs = self._llm.generate(inputs, params, use_tqdm=False)
+        seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
         token_ids = [list(output.outputs[0].token_ids) for output in outputs]
         assert all(len(ids) == num_tokens for ids in token_ids), "an output has ended"
-        return token_ids
-
-    def close(self) -> None:
-        pass
+        return Answer(token_ids, seconds, cpu_seconds)
 
 
 def main() -> None:
@@ -121,8 +123,8 @@ HEADER = (
     "with / without a schema",
 )
 NOTE = """
-Times but for the last column are CPU time of the executor's decode steps, means. The last column compares whole calls,
-shortest runs in turns (wall-clock / CPU time): on a busy machine it says little.
+Times but for the last column are CPU time of the executor's decode steps, means. The last column compares the steps as
+a caller sees them, in turns (shortest wall-clock time / median CPU time): on a busy machine it says little.
 """
 
 
@@ -152,24 +154,26 @@ class Stopwatch:
         return taken
 
 
-def measure(free: Peer, bound: Peer, batch: int, runs: int, stopwatch: Stopwatch) -> list[str]:
-    prompts = random_prompts(batch, PROMPT_TOKENS, LLAMA_TEXT.vocab_size)
-    steps = decode_steps([free, bound], prompts, STEPS, runs)
+def measure(free: Sampled, bound: Sampled, batch: int, runs: int, stopwatch: Stopwatch) -> list[str]:
+    def make_prompts(seed: int) -> list[list[int]]:
+        return random_prompts(batch, PROMPT_TOKENS, LLAMA_TEXT.vocab_size, seed)
+
+    steps = decode_steps([free, bound], make_prompts, STEPS, Effort(runs))
     names = ("execute", "mask", "advance")
     for name in names:
         stopwatch.take(name)
-    bound.generate(prompts, STEPS.many)
+    bound.generate(make_prompts(-2), STEPS.many)
     _prefill, *executed = stopwatch.take("execute")
     step_s = statistics.fmean(executed)
     cost_s = sum(sum(stopwatch.take(name)) for name in names[1:]) / STEPS.many
-    whole, without = steps[bound.name], steps[free.name]
+    ratio = Ratio.of(steps[bound.name], steps[free.name])
     return [
         str(batch),
         f"{1e3 * step_s:.2f}",
         f"{1e6 * cost_s:.0f}",
         f"{1e6 * cost_s / batch:.1f}",
         f"{cost_s / step_s:.1%}",
-        f"{whole.minimum / without.minimum:.2f} / {min(whole.cpu_seconds) / min(without.cpu_seconds):.2f}",
+        f"{ratio.shortest:.2f} / {ratio.cpu:.2f}",
     ]
 
 
