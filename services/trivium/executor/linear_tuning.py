@@ -36,6 +36,11 @@ _REPEATS = 3
 _MAX_TRIAL_ELEMENTS = 2**19  # of a larger weight, its first rows stand for all
 _MIN_TRIED_ELEMENTS = 2**23  # a smaller model lies in the caches, and its start is dearer than its steps: no trials
 _CACHE_BYTES = 48 * 2**20
+# What a time of 16-bit weights counts: they take half the memory and bandwidth, of which a trial in one thread has more
+# than steps in several do. Without it, kernels that are equally fast would be chosen layer by layer, by noise.
+_HALF_WEIGHTS_SHARE = 0.8
+
+_HALVES = (NATIVE_BF16, NATIVE_FP16)
 
 Shape = tuple[int, int]
 
@@ -97,7 +102,8 @@ class _Trial:
 
     def share(self, others: Sequence[_Trial]) -> float:
         """Time over all numbers of rows, each in relation to the fastest of `others`."""
-        return sum(seconds / min(other.seconds[rows] for other in others) for rows, seconds in self.seconds.items())
+        sums = sum(seconds / min(other.seconds[rows] for other in others) for rows, seconds in self.seconds.items())
+        return sums * _HALF_WEIGHTS_SHARE if self.packing in _HALVES else sums
 
 
 def _run(trials: Sequence[_Trial], num_rows: int) -> None:
