@@ -154,8 +154,8 @@ class AdapterModule:
 class ExecutorConfig:
     """Settings of one executor.
 
-    model: a local directory, a bundled name or a hub id. dtype: "auto", "float" and "float32" all mean float32 on a
-    CPU without bf16 hardware. kv_cache_memory_bytes: None takes the default share of free memory, on a GPU what
+    model: a local directory, a bundled name or a hub id. device: "auto" takes a GPU where
+    torch finds one. dtype: on a CPU everything is computed in float32; on a GPU "auto" is the checkpoint's own type. kv_cache_memory_bytes: None takes the default share of free memory, on a GPU what
     gpu_memory_utilization (None: 0.9) of its memory leaves beside the weights. swap_space_gib: host memory for the KV
     of preempted requests; 0 has them compute it again. quantization: None, or "int8": 8-bit weights and activations in
     every linear layer; the name of a format that checkpoints are packed in must be that of the checkpoint, which needs

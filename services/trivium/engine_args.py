@@ -59,14 +59,14 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "data_parallel_size": ((1,), _ONE_MODEL + ": start one LLM per process"),
     "enable_expert_parallel": ((False,), _ONE_MODEL + ": every rank has a part of every expert"),
     "distributed_executor_backend": ((None, "uni", "mp"), "ranks are this process and others that it starts"),
-    "cpu_offload_gb": ((0, None), "the weights are in host memory already"),
+    "cpu_offload_gb": ((0, None), "the weights are where the model runs"),
     "load_format": (("auto", "safetensors", None), "weights are read from safetensors, else from pytorch_model.bin"),
     "download_dir": ((None,), "the hub's own cache is used: set the environment variable HF_HUB_CACHE"),
     "hf_token": ((None,), "set the environment variable HF_TOKEN"),
     "hf_overrides": ((None, {}), "the checkpoint's config.json is taken as it is"),
     "rope_scaling": ((None, {}), "the checkpoint's config.json is taken as it is"),
     "rope_theta": ((None,), "the checkpoint's config.json is taken as it is"),
-    "kv_cache_dtype": (("auto", "float", "float32"), "keys and values are float32"),
+    "kv_cache_dtype": (("auto",), "keys and values have the type of the model, see dtype"),
     "enable_chunked_prefill": ((None, True), "prompts are always computed in chunks: raise max_num_batched_tokens"),
     "num_gpu_blocks_override": ((None,), "set kv_cache_memory_bytes"),
     "disable_sliding_window": ((False,), "the window is part of the model"),
@@ -135,7 +135,8 @@ class EngineArgs:
 
     model: a local directory, a bundled name ("trivium-chat", "trivium-translate") or a hub id; revision: of the hub.
     tokenizer, tokenizer_revision: instead of the model's own. skip_tokenizer_init: token ids in, token ids out.
-    dtype: "auto", "float", "float32", "bfloat16" or "float16"; on a CPU all of them compute in float32.
+    dtype: "auto", "float", "float32", "bfloat16" or "float16"; on a CPU all of them compute in float32, on a
+    GPU "auto" is the checkpoint's own type. device: "auto", "cpu" or "cuda".
     seed: drives the requests that have no seed of their own, in the order in which they are given.
     max_model_len: None and "auto" take the model's own, or what the KV cache holds if that is less.
     kv_cache_memory_bytes: None takes a share of free memory, and the log says how many tokens that is.

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trivium.errors import ConfigurationError
+from trivium.executor import transfers
 from trivium.executor.parallel.shard import Split
 from trivium.executor.peft import HUB_PATTERNS, LoraModule, read_adapter
 from trivium.model_source import find_model
@@ -67,22 +68,36 @@ class LoraDelta:
                 first_rank += module.rank
             start += sum(part.stop - part.start for part in ranges)
         if shrink:
-            self.weights[index] = LoraWeights(torch.cat(shrink), tuple(expand))
+            place = self._pool.place
+            placed = [LoraExpand(part.start, part.first_rank, place(part.matrix)) for part in expand]
+            self.weights[index] = LoraWeights(place(torch.cat(shrink)), tuple(placed))
 
 
 class AdapterPool:
     """Owned by the ModelRunner, and touched only by its thread.
 
     indices: adapter name -> its number from 1 on; 0 is no adapter. groups: (adapter, its rows or None for all) of the
-    forward pass that runs; empty if none of its rows has an adapter.
+    forward pass that runs; empty if none of its rows has an adapter. device, dtype: of the layers.
     """
 
-    def __init__(self, add_lora: AddLora, *, max_rank: int) -> None:
+    def __init__(
+        self,
+        add_lora: AddLora,
+        *,
+        max_rank: int,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.add_lora = add_lora
+        self._device = device or torch.device("cpu")
+        self._dtype = dtype
         self.indices: dict[str, int] = {}
         self.groups: tuple[tuple[int, Tensor | None], ...] = ()
         self._max_rank = max_rank
         self._layers: dict[str, LoraDelta] = {}  # layer name -> where its adapters are
+
+    def place(self, matrix: Tensor) -> Tensor:
+        return matrix.to(self._device, self._dtype)
 
     def add_layer(
         self, names: Sequence[str], widths: Sequence[int], in_features: int, split: Split | None = None
@@ -115,7 +130,7 @@ class AdapterPool:
     def use(self, indices: NDArray[np.int64]) -> None:
         """Row i of the coming forward pass has adapter indices[i]."""
         self.groups = tuple(
-            (int(index), None if len(rows) == len(indices) else torch.from_numpy(rows))
+            (int(index), None if len(rows) == len(indices) else transfers.upload(rows, self._device))
             for index in np.unique(indices)
             if index
             for rows in (np.flatnonzero(indices == index),)

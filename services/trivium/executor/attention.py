@@ -25,7 +25,7 @@ class PagedRows:
 class AttentionMetadata:
     """One step's rows, packed: row r has tokens [cu_seqlens_q[r], cu_seqlens_q[r + 1]).
 
-    cu_seqlens_q: [num_rows + 1] int32. slot_mapping: [num_tokens] int64, where each token's key and value go.
+    cu_seqlens_q: [num_rows + 1], on the host. slot_mapping: [num_tokens] int64, where each token's key and value go.
     cross_rows: the encoder's keys and values; None for decoder-only models. max_model_len: the longest context that is
     served, whatever these rows have.
     """

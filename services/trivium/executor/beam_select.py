@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from trivium.beam_search import BeamSearch, move_blocks
+from trivium.executor import transfers
 from trivium.executor.grammars import GrammarRows
 from trivium.executor.history import History
 from trivium.executor.input_batch import InputBatch, Longs
@@ -104,7 +105,7 @@ class BeamGroups:
         num_candidates = max(search.num_candidates for group in self._groups.values() for search in group.searches)
         values, token_ids = vocabulary.top_k(scores, min(vocabulary.size(scores), num_candidates))
         row_of = {int(slot): row for row, slot in enumerate(slots)}
-        best = _Best(values.numpy(), token_ids.numpy(), row_of, scores, logits, vocabulary)
+        best = _Best(transfers.download(values), transfers.download(token_ids), row_of, scores, logits, vocabulary)
         candidates: list[BeamCandidates] = []
         first_copies: list[tuple[int, int]] = []
         copies: list[tuple[int, int]] = []
@@ -146,7 +147,7 @@ class BeamGroups:
         output_positions = batch.num_tokens[slots] - batch.num_prompt_tokens[slots]
         edited = np.flatnonzero(columns.edits_logits[slots] | (output_positions < columns.min_tokens[slots]))
         if len(edited):
-            index = torch.from_numpy(edited)
+            index = transfers.upload(edited, scores.device)
             rows = scores if len(edited) == len(scores) else scores[index]
             params = [columns.params[slot] for slot in slots[edited]]
             edit_logits(rows, params, History.of(batch, slots[edited]), self._special, self._vocabulary)
@@ -181,10 +182,11 @@ def _find_candidates(group: BeamGroup, index: int, best: _Best, chosen: Longs) -
     slots = group.slots_of(index)
     rows = np.array([best.row_of[int(slot)] for slot in slots])
     if len(chosen) and group.beam.diversity_penalty:
-        scores, vocabulary = best.scores[torch.from_numpy(rows)], best.vocabulary
-        counts = torch.bincount(torch.from_numpy(chosen), minlength=vocabulary.size(scores))[None]
+        of_rows, tokens = transfers.upload_all((rows, chosen), best.scores.device)
+        scores, vocabulary = best.scores[of_rows], best.vocabulary
+        counts = torch.bincount(tokens, minlength=vocabulary.size(scores))[None]
         scores = scores - group.beam.diversity_penalty * vocabulary.own(counts)
-        values, token_ids = (found.numpy() for found in vocabulary.top_k(scores, best.values.shape[1]))
+        values, token_ids = (transfers.download(found) for found in vocabulary.top_k(scores, best.values.shape[1]))
     else:
         values, token_ids = best.values[rows], best.token_ids[rows]
     sums = values + np.array(search.scores, np.float32)[:, None]
@@ -199,9 +201,10 @@ def _find_candidates(group: BeamGroup, index: int, best: _Best, chosen: Longs) -
 
 def _with_logprobs(candidates: BeamCandidates, best: _Best, slots: Longs, num_top: int) -> BeamCandidates:
     """`candidates` with the model's own log-probabilities of their tokens."""
-    rows = [best.row_of[int(slots[beam])] for beam in candidates.beams]
+    rows = np.array([best.row_of[int(slots[beam])] for beam in candidates.beams], np.int64)
+    logits = best.logits[transfers.upload(rows, best.logits.device)]
     token_ids = np.array(candidates.token_ids, np.int64)
-    logprobs = token_logprobs(best.logits[rows], token_ids, [num_top] * len(rows), best.vocabulary)
+    logprobs = token_logprobs(logits, token_ids, [num_top] * len(rows), best.vocabulary)
     return replace(candidates, logprobs=tuple(logprobs))
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trivium.executor import transfers
 from trivium.executor.attention import AttentionMetadata, PagedRows
 from trivium.executor.kv_cache import KVCache
 from trivium.executor.models.model import LanguageModel
@@ -27,20 +28,28 @@ def embed(
     normalize: bool,
     block_size: int,
     max_model_len: int,
+    device: torch.device,
 ) -> list[Tensor]:
-    """One vector [hidden] for each prompt, with ALL one for each of its tokens [num_tokens, hidden]. float32.
+    """One vector [hidden] for each prompt, with ALL one for each of its tokens [num_tokens, hidden]. float32,
+    on the host.
 
     The prompts, of at least one token each, are packed into one pass.
     """
     lens = np.array([len(prompt) for prompt in prompts])
-    token_ids = torch.from_numpy(np.concatenate([np.asarray(prompt, dtype=np.int64) for prompt in prompts]))
-    positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lens]))
+    token_ids, positions = transfers.upload_all(
+        (
+            np.concatenate([np.asarray(prompt, dtype=np.int64) for prompt in prompts]),
+            np.concatenate([np.arange(length) for length in lens]),
+        ),
+        device,
+    )
     bounds = torch.from_numpy(np.concatenate(([0], np.cumsum(lens))))
     if model.encoder is not None:
         hidden = model.encoder.hidden_states(token_ids, positions, bounds)
     else:
         hidden = _run_decoder(model, token_ids, positions, lens, bounds, block_size, max_model_len)
-    return [_pool(part, kind, normalize=normalize) for part in torch.split(hidden.float(), lens.tolist())]
+    parts = torch.split(hidden.float(), lens.tolist())
+    return [_pool(part, kind, normalize=normalize).cpu() for part in parts]
 
 
 def _run_decoder(
@@ -58,14 +67,17 @@ def _run_decoder(
     slots = np.concatenate(
         [first * block_size + np.arange(length) for first, length in zip(first_blocks, lens, strict=True)]
     )
+    slot_mapping, block_tables, context_lens = transfers.upload_all(
+        (slots, tables.astype(np.int32), lens), token_ids.device
+    )
     metadata = AttentionMetadata(
         cu_seqlens_q=bounds,
-        slot_mapping=torch.from_numpy(slots),
-        self_rows=PagedRows(torch.from_numpy(tables.astype(np.int32)), torch.from_numpy(lens)),
+        slot_mapping=slot_mapping,
+        self_rows=PagedRows(block_tables, context_lens),
         cross_rows=None,
         max_model_len=max_model_len,
     )
-    cache = KVCache(model.kv_shape, int(num_blocks.sum()), block_size)
+    cache = KVCache(model.kv_shape, int(num_blocks.sum()), block_size, device=token_ids.device)
     return model.decoder.forward(token_ids, positions, cache, metadata)
 
 

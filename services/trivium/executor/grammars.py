@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-import torch
 from llguidance import LLMatcher
 from torch import Tensor
 
 from trivium.errors import ConfigurationError, InvalidRequestError
+from trivium.executor import transfers
 from trivium.executor.input_batch import InputBatch, Longs
 from trivium.executor.model_config import SpecialTokens
 from trivium.grammar import NO_TOKEN, Bitmask, GrammarCompiler, GrammarVocabulary, bitmask_width, error_text
@@ -154,7 +154,8 @@ class GrammarRows:
             return
         bitmask = self._bitmask(slots[rows].tolist())
         words = slice(self._first_word, self._first_word + bitmask_width(scores.shape[1]))
-        self._apply(scores, torch.from_numpy(bitmask[:, words]), torch.tensor(rows))
+        allowed, index = transfers.upload_all((bitmask[:, words], np.array(rows, np.int64)), scores.device)
+        self._apply(scores, allowed, index)
 
     def advance(self, slots: Longs, token_ids: Longs, batch: InputBatch) -> None:
         """The rows `slots` have got `token_ids`, which `batch` has appended already."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trivium.config import DEFAULT_GPU_MEMORY_UTILIZATION, ExecutorConfig
 from trivium.errors import ConfigurationError
+from trivium.executor import transfers
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +30,16 @@ _CGROUP_USAGE = Path("/sys/fs/cgroup/memory.current")
 
 @dataclass(frozen=True, slots=True)
 class KVCacheShape:
-    """What one token of one sequence costs."""
+    """What one token of one sequence costs. dtype: of keys and values."""
 
     num_layers: int
     num_kv_heads: int
     head_dim: int
+    dtype: torch.dtype = torch.float32
 
     def block_bytes(self, block_size: int) -> int:
-        """Bytes of a block of float32 keys and values, all layers."""
-        return self.num_layers * 2 * block_size * self.num_kv_heads * self.head_dim * 4
+        """Bytes of a block of keys and values, all layers."""
+        return self.num_layers * 2 * block_size * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
 
 Pairs = Sequence[tuple[int, int]]
@@ -50,17 +52,25 @@ class KVCache:
     is written twice.
     """
 
-    def __init__(self, shape: KVCacheShape, num_blocks: int, block_size: int, *, num_host_blocks: int = 0) -> None:
+    def __init__(
+        self,
+        shape: KVCacheShape,
+        num_blocks: int,
+        block_size: int,
+        *,
+        num_host_blocks: int = 0,
+        device: torch.device = CPU,
+    ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.num_host_blocks = num_host_blocks
         self._host_pool: Tensor | None = None  # [num_host_blocks, num_layers, 2, block_size, num_kv_heads, head_dim]
-        # numpy maps zeroed memory without touching it: what is never used costs nothing. torch would write to it.
-        self._pool = torch.from_numpy(
-            np.zeros(
-                (num_blocks, shape.num_layers, 2, block_size, shape.num_kv_heads, shape.head_dim), dtype=np.float32
-            )
-        )
+        sizes = (num_blocks, shape.num_layers, 2, block_size, shape.num_kv_heads, shape.head_dim)
+        if device.type == "cpu" and shape.dtype is torch.float32:
+            # numpy maps zeroed memory without touching it: what is never used costs nothing. torch would write to it.
+            self._pool = torch.from_numpy(np.zeros(sizes, dtype=np.float32))
+        else:
+            self._pool = torch.zeros(sizes, dtype=shape.dtype, device=device)
         self._layers = tuple(
             (self._pool[:, layer, 0], self._pool[:, layer, 1]) for layer in range(shape.num_layers)
         )  # (key_cache, value_cache), each [num_blocks, block_size, num_kv_heads, head_dim]
@@ -111,7 +121,7 @@ def _copy_blocks(source: Tensor, target: Tensor, pairs: Pairs) -> None:
         for from_block, to_block in pairs:
             target[to_block].copy_(source[from_block], non_blocking=True)
         return
-    from_blocks, to_blocks = torch.tensor(pairs, device=source.device).unbind(1)
+    from_blocks, to_blocks = transfers.upload(np.array(pairs, np.int64), source.device).unbind(1)
     target.flatten(1).index_copy_(0, to_blocks, source.flatten(1).index_select(0, from_blocks))
 
 

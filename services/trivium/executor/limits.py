@@ -81,7 +81,7 @@ def describe_model(
         max_model_len=limits.max_model_len,
         max_encoder_len=limits.max_encoder_len,
         vocab_size=limits.vocab_size,
-        dtype="float32",
+        dtype=str(model.kv_shape.dtype).removeprefix("torch."),
         block_size=limits.block_size,
         num_blocks=limits.num_blocks,
         num_host_blocks=limits.num_host_blocks,

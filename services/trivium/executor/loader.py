@@ -47,12 +47,13 @@ def find_checkpoint(config: ExecutorConfig) -> Path:
 
 
 class Checkpoint:
-    """The tensors of a model directory, read one by one as float32. A context manager: it holds the files open.
+    """The tensors of a model directory, read one by one as `dtype`. A context manager: it holds the files open.
 
-    `loaded_bytes` counts what was read and kept, in float32. quantization: how it stores what it has packed. A packed
+    `loaded_bytes` counts what was read and kept. quantization: how it stores what it has packed. A packed
     weight is `LAYER.weight` here as any other. adapters: of the linear layers to come; None if there can be none.
     `stores_half`: every matrix read so far was stored in 16 bits. shard: the part of the model that is wanted; of what
-    is split, only that part is kept. `whole_layers`: those that every rank of a split model has and computes.
+    is split, only that part is kept. `whole_layers`: those that every rank of a split model has and computes. device,
+    dtype: of all tensors that come from here.
     """
 
     def __init__(
@@ -61,8 +62,12 @@ class Checkpoint:
         quantization: Quantization | None = None,
         adapters: AdapterPool | None = None,
         shard: Shard | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.directory = directory
+        self.device = device or torch.device("cpu")
+        self.dtype = dtype
         self.shard = shard or Shard()
         self.whole_layers: list[Linear] = []
         self._quantization = quantization
@@ -119,15 +124,15 @@ class Checkpoint:
         raise ConfigurationError(f"{self.directory} has no tensor {names[0]}")
 
     def tensor(self, name: str, *shape: int) -> Tensor:
-        """One tensor as float32. Raises ConfigurationError if it is missing or not of `shape`."""
-        target = torch.empty(shape, dtype=torch.float32)
+        """One tensor. Raises ConfigurationError if it is missing or not of `shape`."""
+        target = self._empty(*shape)
         self._fill(target, [self._read(name, shape)], [(slice(None),)])
         return target
 
     def rows(self, name: str, rows: range, *shape: int) -> Tensor:
         """As `tensor`, but of the tensor of `shape` only these rows, as far as it has them."""
         kept = slice(min(rows.start, shape[0]), min(rows.stop, shape[0]))
-        target = torch.empty((kept.stop - kept.start, *shape[1:]), dtype=torch.float32)
+        target = self._empty(kept.stop - kept.start, *shape[1:])
         self._fill(target, [self._read(name, shape)], [(kept,)])
         return target
 
@@ -150,7 +155,7 @@ class Checkpoint:
         rows = part.rows or [(slice(0, width),) for width in out_features]
         columns = part.columns or slice(0, in_features)
         num_rows = sum(each.stop - each.start for ranges in rows for each in ranges)
-        weight = torch.empty((num_rows, columns.stop - columns.start), dtype=torch.float32)
+        weight = self._empty(num_rows, columns.stop - columns.start)
         weights = (
             self._read(f"{name}.weight", (width, in_features), transposed=transposed)[:, columns]
             for name, width in zip(names, out_features, strict=True)
@@ -158,7 +163,7 @@ class Checkpoint:
         self._fill(weight, weights, rows)
         stacked_bias = None
         if bias and not (part.columns and self.shard.rank):
-            stacked_bias = torch.empty(num_rows, dtype=torch.float32)
+            stacked_bias = self._empty(num_rows)
             biases = (self._read(f"{name}.bias", (width,)) for name, width in zip(names, out_features, strict=True))
             self._fill(stacked_bias, biases, rows)
         delta = None
@@ -190,6 +195,9 @@ class Checkpoint:
         if tied:
             return self.rows_or(name, embedding, rows, num_rows)
         return self.rows(name, rows, num_rows, embedding.shape[1])
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def _packed_layer(self, name: str) -> str | None:
         """The layer whose weight `name` is, if it is stored packed."""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trivium.executor import transfers
 from trivium.executor.history import PAD, History, encoder_matches, last, suffix_matches
 from trivium.executor.input_batch import Longs
 from trivium.executor.model_config import SpecialTokens
@@ -76,8 +77,8 @@ def force_scores(
     forced = forced_tokens(params, num_tokens, output_positions, special, max_tokens)
     rows = np.flatnonzero(forced != NOT_FORCED)
     if len(rows):
-        scores[torch.from_numpy(rows)] = -torch.inf
-        scores.view(-1)[torch.from_numpy(_flat((rows, forced[rows]), scores, start))] = 0.0
+        scores[transfers.upload(rows, scores.device)] = -torch.inf
+        scores.view(-1)[transfers.upload(_flat((rows, forced[rows]), scores, start), scores.device)] = 0.0
 
 
 def forced_tokens(
@@ -136,9 +137,9 @@ def _allow(logits: Tensor, params: Sequence[SamplingParams], vocabulary: Vocabul
     every = np.repeat(rows, [len(ids) for ids in allowed]), list(chain(*allowed))
     pairs = _known(every, vocabulary.size(logits))
     kept = np.unique(pairs[0])  # rows with an allowed token that the model has
-    index = torch.from_numpy(_flat(pairs, logits, vocabulary.start))
+    index = transfers.upload(_flat(pairs, logits, vocabulary.start), logits.device)
     values = logits.view(-1)[index]
-    logits[torch.from_numpy(kept)] = -torch.inf
+    logits[transfers.upload(kept, logits.device)] = -torch.inf
     logits.view(-1)[index] = values
 
 
@@ -147,15 +148,15 @@ def _ban(logits: Tensor, pairs: Pairs, vocabulary: Vocabulary) -> None:
     if not len(pairs[0]):
         return
     flat = _flat(pairs, logits, vocabulary.start)
-    index = torch.from_numpy(flat)
+    index = transfers.upload(flat, logits.device)
     before = logits.view(-1)[index]
     logits.view(-1)[index] = -torch.inf
     banned_rows = np.unique(pairs[0])
     nothing_left = np.zeros(len(logits), np.bool_)
-    edited = logits if len(banned_rows) == len(logits) else logits[torch.from_numpy(banned_rows)]
-    nothing_left[banned_rows] = vocabulary.amax(edited).squeeze(1).isneginf().numpy()
+    edited = logits if len(banned_rows) == len(logits) else logits[transfers.upload(banned_rows, logits.device)]
+    nothing_left[banned_rows] = transfers.download(vocabulary.amax(edited).squeeze(1).isneginf())
     if nothing_left.any():
-        lifted = torch.from_numpy(nothing_left[flat // logits.shape[1]])
+        lifted = transfers.upload(nothing_left[flat // logits.shape[1]], logits.device)
         logits.view(-1)[index[lifted]] = before[lifted]
 
 
@@ -251,7 +252,9 @@ def _add_bias(logits: Tensor, params: Sequence[SamplingParams], start: int) -> N
     ]
     if triples:
         rows, columns, biases = zip(*triples, strict=True)
-        logits[list(rows), list(columns)] += torch.tensor(biases, dtype=logits.dtype)
+        indices = (np.array(rows, np.int64), np.array(columns, np.int64), np.array(biases, np.float32))
+        row_index, column_index, values = transfers.upload_all(indices, logits.device)
+        logits[row_index, column_index] += values
 
 
 def _penalise_encoder_tokens(logits: Tensor, params: Sequence[SamplingParams], history: History, start: int) -> None:
@@ -272,8 +275,9 @@ def _penalise_repetition(logits: Tensor, params: Sequence[SamplingParams], histo
 
 def _scale(logits: Tensor, pairs: Pairs, penalties: Sequence[float], start: int) -> None:
     """Make the tokens `pairs` less likely by the penalty of their row, more likely if that is below 1."""
-    flat = torch.from_numpy(_flat(pairs, logits, start))
-    penalty = torch.tensor(penalties, dtype=logits.dtype)[flat // logits.shape[1]]
+    places = _flat(pairs, logits, start)
+    of_places = np.array(penalties, np.float32)[places // logits.shape[1]]
+    flat, penalty = transfers.upload_all((places, of_places), logits.device)
     scores = logits.view(-1)[flat]
     # A token that occurs twice is written twice, with the same value.
     logits.view(-1)[flat] = torch.where(scores < 0, scores * penalty, scores / penalty)
@@ -286,11 +290,14 @@ def _penalise_output(logits: Tensor, params: Sequence[SamplingParams], history: 
         return
     found_rows, token_ids = history.subset(rows).pairs(only_output=True)
     flat, counts = np.unique(_flat((rows[found_rows], token_ids), logits, start), return_counts=True)
-    index, row = torch.from_numpy(flat), torch.from_numpy(flat // logits.shape[1])
-    frequency = torch.tensor([row_params.frequency_penalty for row_params in params], dtype=logits.dtype)
-    presence = torch.tensor([row_params.presence_penalty for row_params in params], dtype=logits.dtype)
-    logits.view(-1)[index] -= frequency[row] * torch.from_numpy(counts).to(logits.dtype)
-    logits.view(-1)[index] -= presence[row]
+    row = flat // logits.shape[1]
+    frequency = np.array([row_params.frequency_penalty for row_params in params], np.float32)[row]
+    presence = np.array([row_params.presence_penalty for row_params in params], np.float32)[row]
+    index, of_counts, of_presence = transfers.upload_all(
+        (flat, frequency * counts.astype(np.float32), presence), logits.device
+    )
+    logits.view(-1)[index] -= of_counts
+    logits.view(-1)[index] -= of_presence
 
 
 def _penalise_repeated_sequences(
@@ -320,7 +327,8 @@ def _penalise_repeated_sequences(
     flat, first_from_end = np.unique(keys[::-1], return_index=True)
     best_rows, best = found_rows[order][::-1][first_from_end], lengths[order][::-1][first_from_end]
     penalties = [_dry_penalty(dry[row], int(length)) for row, length in zip(best_rows, best, strict=True)]
-    logits.view(-1)[torch.from_numpy(flat)] -= torch.tensor(penalties, dtype=logits.dtype)
+    index, amounts = transfers.upload_all((flat, np.array(penalties, np.float32)), logits.device)
+    logits.view(-1)[index] -= amounts
 
 
 def _dry_penalty(params: SamplingParams, length: int) -> float:

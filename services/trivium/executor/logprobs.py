@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from trivium.executor import transfers
 from trivium.executor.input_batch import InputBatch, Longs, ScheduledRows
 from trivium.executor.models.model import NOT_A_TOKEN
 from trivium.executor.vocabulary import WHOLE, Vocabulary
@@ -33,7 +33,7 @@ def token_logprobs(
     if not len(token_ids):
         return []
     norm = vocabulary.logsumexp(logits)
-    chosen = vocabulary.pick(logits, torch.from_numpy(token_ids))
+    chosen = vocabulary.pick(logits, transfers.upload(token_ids, logits.device))
     ranks = (vocabulary.sum(logits > chosen) + 1).tolist()
     top_logits, indices = vocabulary.top_k(logits, min(max(num_top), vocabulary.size(logits)))
     top_values, top_ids = (top_logits - norm).tolist(), indices.tolist()
@@ -51,7 +51,7 @@ class SampledLogprobs:
         self._vocabulary = vocabulary
         self._num_top = batch.sampling.num_logprobs[slots]
         self._rows = np.flatnonzero(self._num_top >= 0)
-        self._logits = logits[torch.from_numpy(self._rows)] if len(self._rows) else None
+        self._logits = logits[transfers.upload(self._rows, logits.device)] if len(self._rows) else None
 
     def of(self, token_ids: Longs) -> dict[int, TokenLogprobs]:
         """Row -> the log-probabilities of what it sampled; token_ids [num_rows]."""
@@ -99,7 +99,7 @@ def _in_pieces(
     tokens = np.flatnonzero(token_ids != NOT_A_TOKEN)
     for start in range(0, len(tokens), PIECE_ROWS):
         piece = tokens[start : start + PIECE_ROWS]
-        logits = compute_logits(hidden[torch.from_numpy(piece)])
+        logits = compute_logits(hidden[transfers.upload(piece, hidden.device)])
         values = token_logprobs(logits, token_ids[piece], [num_top] * len(piece), vocabulary)
         for index, value in zip(piece, values, strict=True):
             found[index] = value

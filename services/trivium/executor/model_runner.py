@@ -19,15 +19,17 @@ from torch import Tensor
 
 from trivium.config import ExecutorConfig, ModelInfo, PromptAdapter
 from trivium.errors import ConfigurationError, InvalidRequestError
+from trivium.executor import transfers
 from trivium.executor.adapter_pool import AdapterPool
-from trivium.executor.attention import AttentionMetadata, PagedRows
 from trivium.executor.beam_select import BeamGroups
 from trivium.executor.embedder import embed
+from trivium.executor.forward import ForwardPasses
 from trivium.executor.generation_config import (
     check_generation_defaults,
     read_generation_config,
     read_generation_defaults,
 )
+from trivium.executor.gpu_linear import quantize
 from trivium.executor.grammars import GrammarRows, GrammarService
 from trivium.executor.input_batch import InputBatch, Longs, ScheduledRows
 from trivium.executor.kv_cache import KVCache
@@ -36,28 +38,25 @@ from trivium.executor.linear import Linear, find_linears
 from trivium.executor.linear_tuning import tune
 from trivium.executor.loader import Checkpoint, find_checkpoint
 from trivium.executor.logprobs import SampledLogprobs, prompt_logprobs, slot_logprobs
-from trivium.executor.model_config import CONFIG_FILE, read_json, read_special_tokens
+from trivium.executor.model_config import CONFIG_FILE, JsonConfig, read_json, read_special_tokens
 from trivium.executor.models.model import LanguageModel
 from trivium.executor.models.registry import find_architecture
-from trivium.executor.parallel.communicator import ALONE, Communicator, agree_on_least, rank_device
+from trivium.executor.parallel.communicator import ALONE, Communicator, agree_on_least
 from trivium.executor.parallel.shard import Shard
 from trivium.executor.plan_check import check_plan
+from trivium.executor.platform import Platform, choose_platform
 from trivium.executor.prompt_lookup import Drafts, add_drafts, draft_positions, verify
 from trivium.executor.quantization.config import read_quantization
 from trivium.executor.sampler import Sampler
-from trivium.executor.soft_prompts import SoftPrompts, input_embeds
+from trivium.executor.soft_prompts import SoftPrompts
 from trivium.executor.stop_strings import TokenTextService
 from trivium.executor.threads import choose_num_threads, count_cores, set_num_threads
 from trivium.executor.vocabulary import make_vocabulary
 from trivium.pooling import PoolingType
 from trivium.step import BeamCandidates, ModelRunnerOutput, SchedulerOutput, SlotFailure, TokenRun
 from trivium.structured_outputs import StructuredOutputsParams
-from trivium_kernels.dispatch import select_kernels
 
 logger = logging.getLogger(__name__)
-
-_FLOAT32_NAMES = ("auto", "float", "float32")
-_HALF_NAMES = ("half", "float16", "bfloat16")
 
 
 class ModelRunner:
@@ -67,37 +66,46 @@ class ModelRunner:
     Raises ConfigurationError if the model cannot be loaded as configured.
     """
 
-    def __init__(self, config: ExecutorConfig, communicator: Communicator = ALONE) -> None:
+    def __init__(
+        self,
+        config: ExecutorConfig,
+        communicator: Communicator = ALONE,
+        choose: Callable[[ExecutorConfig, JsonConfig, int], Platform] = choose_platform,
+    ) -> None:
         shard = Shard(communicator)
         self._communicator = communicator
-        device = rank_device(choose_device(config.device), shard.rank)
-        _check_dtype(config.dtype)
         directory = find_checkpoint(config)
         model_json = read_json(directory / CONFIG_FILE)
         architecture = find_architecture(model_json)
         generation = read_generation_config(config.generation_config, directory, model_json)
         generation = replace(generation, values={**generation.values, **config.override_generation_config})
         special = read_special_tokens(model_json, generation, architecture.default_tokens)
-        self._kernels = select_kernels(device)
+        platform = self._platform = choose(config, model_json, shard.rank)
         start = time.perf_counter()
         quantization = read_quantization(model_json, directory, config.quantization)
         self._adapters: AdapterPool | None = None
         if config.enable_lora:
-            self._adapters = AdapterPool(self._kernels.add_lora, max_rank=config.max_lora_rank)
-        with Checkpoint(directory, quantization, self._adapters, shard) as checkpoint, torch.inference_mode():
-            self._model = architecture.build(model_json, checkpoint, self._kernels)
+            self._adapters = AdapterPool(
+                platform.kernels.add_lora,
+                max_rank=config.max_lora_rank,
+                device=platform.device,
+                dtype=platform.dtype,
+            )
+        with (
+            Checkpoint(directory, quantization, self._adapters, shard, platform.device, platform.dtype) as checkpoint,
+            torch.inference_mode(),
+        ):
+            self._model = architecture.build(model_json, checkpoint, platform.kernels)
             (weight_bytes,) = agree_on_least(communicator, [checkpoint.loaded_bytes])
             num_threads = choose_num_threads(config, weight_bytes, count_cores())
             set_num_threads(num_threads)
-            tune(
-                _layers_to_tune(self._model, checkpoint),
-                allow_half=checkpoint.stores_half,
-                quantization=config.quantization,
-            )
+            _choose_products(config, platform, self._model, checkpoint)
         logger.info(
-            "model %s: %s, float32, %.1f MiB of weights%s in %.1f s, %d threads",
+            "model %s: %s, %s on %s, %.1f MiB of weights%s in %.1f s, %d threads",
             config.served_model_name,
             architecture.name,
+            str(platform.dtype).removeprefix("torch."),
+            platform.device,
             checkpoint.loaded_bytes / 2**20,
             f" in each of {shard.size} ranks" if shard.size > 1 else "",
             time.perf_counter() - start,
@@ -106,12 +114,13 @@ class ModelRunner:
         self._special = special
         self._vocabulary = make_vocabulary(shard, self._model.vocab_size)
         self._sampler = Sampler(special, self._vocabulary)
-        self._limits = choose_limits(config, self._model, device, communicator)
+        self._limits = choose_limits(config, self._model, platform.device, communicator)
         self._kv_cache = KVCache(
             self._model.kv_shape,
             self._limits.num_blocks,
             self._limits.block_size,
             num_host_blocks=self._limits.num_host_blocks,
+            device=platform.device,
         )
         self._grammars = GrammarService(
             config.tokenizer or config.model, config.revision, self._model.vocab_size, special.eos
@@ -122,9 +131,14 @@ class ModelRunner:
         self._soft_prompts: SoftPrompts | None = None
         if config.enable_prompt_adapter:
             max_tokens = min(config.max_prompt_adapter_token, self._limits.max_model_len)
-            self._soft_prompts = SoftPrompts(self._model, self._kernels, shard, max_tokens=max_tokens)
+            self._soft_prompts = SoftPrompts(
+                self._model, platform.kernels, shard, max_tokens=max_tokens, device=platform.device
+            )
         for module in config.prompt_adapters:
             self._load_prompt_adapter(module.name, module.source)
+        self._passes = ForwardPasses(
+            self._model, platform.kernels, self._kv_cache, self._adapters, self._soft_prompts, platform.device
+        )
         self._reset()
         self._model_info = replace(
             describe_model(config, architecture.name, self._model, self._limits, special),
@@ -214,7 +228,7 @@ class ModelRunner:
         self._kv_cache.swap_out(plan.swapped_out)
         self._kv_cache.swap_in(plan.swapped_in)
         self._kv_cache.copy_blocks(plan.copied_blocks)
-        self._run_encoder(plan.encoder_slots)
+        self._passes.run_encoder(self._batch, plan.encoder_slots)
         if not plan.scheduled_slots:
             return ModelRunnerOutput(step=plan.step)
         rows = self._batch.schedule_rows(plan)
@@ -225,15 +239,16 @@ class ModelRunner:
         drafts: Drafts | None = None
         if self._batch.sampling.num_lookup_tokens[rows.slots].any():
             rows, drafts = add_drafts(self._batch, rows)
-        hidden = self._run_decoder(rows)
+        hidden = self._passes.run_decoder(self._batch, rows)
         prompts = prompt_logprobs(self._batch, rows, hidden, self._model.decoder.compute_logits, self._vocabulary)
-        sampling_slots, logits = self._compute_logits(rows, hidden)
+        sampling_slots, logits = self._passes.compute_logits(self._batch, rows, hidden)
         self._batch.advance(rows)
         beams: tuple[BeamCandidates, ...] = ()
         is_beam = self._batch.sampling.is_beam[sampling_slots]
         if is_beam.any():
-            beams = self._select_beams(logits[torch.from_numpy(is_beam)], sampling_slots[is_beam])
-            sampling_slots, logits = sampling_slots[~is_beam], logits[torch.from_numpy(~is_beam)]
+            of_beams, of_others = transfers.upload_all((is_beam, ~is_beam), logits.device)
+            beams = self._select_beams(logits[of_beams], sampling_slots[is_beam])
+            sampling_slots, logits = sampling_slots[~is_beam], logits[of_others]
         runs = () if drafts is None or not drafts.token_ids else self._verify(rows, drafts, hidden)
         sampled = SampledLogprobs(logits, self._batch, sampling_slots, self._vocabulary)
         token_ids = self._sample(logits, sampling_slots)
@@ -259,6 +274,7 @@ class ModelRunner:
             normalize=normalize,
             block_size=self._limits.block_size,
             max_model_len=self._limits.max_model_len,
+            device=self._platform.device,
         )
 
     def check_invariants(self) -> None:
@@ -267,45 +283,6 @@ class ModelRunner:
     def _new_batch(self) -> InputBatch:
         adapters = None if self._adapters is None else self._adapters.indices
         return InputBatch(self._limits, adapters, None if self._soft_prompts is None else self._soft_prompts.by_name)
-
-    def _run_encoder(self, slots: tuple[int, ...]) -> None:
-        """Encode the inputs of `slots`, packed, and write their cross-attention KV."""
-        if not slots:
-            return
-        assert self._model.encoder is not None, "encoder slots passed the check of a decoder-only model"
-        batch = self._batch
-        lens = batch.encoder_lens[list(slots)]
-        token_ids = np.concatenate([batch.encoder_token_ids[slot] for slot in slots])
-        positions = np.concatenate([np.arange(length) for length in lens])
-        if self._adapters is not None:
-            self._adapters.use(np.repeat(batch.adapters[list(slots)], lens))
-        found = batch.encoder_embeds.find(np.repeat(slots, lens), positions)
-        if batch.soft_encoders and self._soft_prompts is not None:
-            found = self._soft_prompts.embed_encoder_inputs(batch, slots, token_ids, found)
-        cross = self._model.encoder.encode(
-            _ids(token_ids, found), torch.from_numpy(positions), _bounds(lens), input_embeds(found)
-        )  # [num_tokens, num_layers, 2, num_kv_heads, head_dim]
-        batch.encoder_embeds.drop(slots)
-        slot_mapping = torch.from_numpy(np.concatenate([batch.cross_slot_mapping(slot) for slot in slots]))
-        for layer in range(cross.shape[1]):
-            key_cache, value_cache = self._kv_cache.layer(layer)
-            self._kernels.reshape_and_cache(
-                cross[:, layer, 0], cross[:, layer, 1], key_cache, value_cache, slot_mapping
-            )
-
-    def _run_decoder(self, rows: ScheduledRows) -> Tensor:
-        """Hidden states [num_tokens, hidden] of the scheduled tokens, in packing order."""
-        token_ids = self._batch.token_ids[rows.token_slots, rows.positions].astype(np.int64)
-        if self._adapters is not None:
-            self._adapters.use(self._batch.adapters[rows.token_slots])
-        found = self._batch.embeds.find(rows.token_slots, rows.positions) if self._batch.embeds else None
-        return self._model.decoder.forward(
-            _ids(token_ids, found),
-            torch.from_numpy(rows.positions),
-            self._kv_cache,
-            self._build_metadata(rows),
-            input_embeds(found),
-        )
 
     def _sample(self, logits: Tensor, slots: Longs) -> Longs:
         """Choose and append the next token of each row."""
@@ -319,7 +296,8 @@ class ModelRunner:
         return token_ids
 
     def _verify(self, rows: ScheduledRows, drafts: Drafts, hidden: Tensor) -> tuple[TokenRun, ...]:
-        logits = self._model.decoder.compute_logits(hidden[torch.from_numpy(draft_positions(rows, drafts))])
+        positions = transfers.upload(draft_positions(rows, drafts), hidden.device)
+        logits = self._model.decoder.compute_logits(hidden[positions])
         return verify(self._batch, rows, drafts, logits, self._sample)
 
     def _reset(self) -> None:
@@ -328,7 +306,7 @@ class ModelRunner:
             self._grammars,
             self._special,
             self._limits.vocab_size,
-            self._kernels.apply_token_bitmask,
+            self._platform.kernels.apply_token_bitmask,
             self._vocabulary.start,
         )
         self._beam_groups = BeamGroups(self._special, self._grammar_rows, self._token_texts, self._vocabulary)
@@ -348,42 +326,6 @@ class ModelRunner:
         self._kv_cache.copy_blocks(selection.copies)
         return selection.candidates
 
-    def _build_metadata(self, rows: ScheduledRows) -> AttentionMetadata:
-        batch = self._batch
-        context_lens = batch.num_computed_tokens[rows.slots] + rows.num_tokens
-        cross_rows = None
-        if self._model.encoder is not None:
-            cross_rows = self._paged_rows(batch.cross_block_tables, batch.encoder_lens[rows.slots], rows.slots)
-        return AttentionMetadata(
-            cu_seqlens_q=_bounds(rows.num_tokens),
-            slot_mapping=torch.from_numpy(batch.slot_mapping(rows)),
-            self_rows=self._paged_rows(batch.block_tables, context_lens, rows.slots),
-            cross_rows=cross_rows,
-            max_model_len=self._limits.max_model_len,
-        )
-
-    def _paged_rows(self, tables: np.typing.NDArray[np.int32], context_lens: Longs, slots: Longs) -> PagedRows:
-        num_blocks = self._batch.blocks_for(int(context_lens.max()))
-        return PagedRows(torch.from_numpy(tables[slots, :num_blocks]), torch.from_numpy(context_lens))
-
-    def _compute_logits(self, rows: ScheduledRows, hidden: Tensor) -> tuple[Longs, Tensor]:
-        """(slots that sample, their logits [num_sampling, vocab_size], those of this rank's tokens)."""
-        samples = self._batch.rows_that_sample(rows)
-        last_tokens = np.cumsum(rows.num_tokens)[samples] - 1
-        if len(last_tokens) < len(hidden):
-            hidden = hidden[torch.from_numpy(last_tokens)]
-        return rows.slots[samples], self._model.decoder.compute_logits(hidden)
-
-
-def _ids(token_ids: Longs, embedded: object | None) -> Tensor:
-    """[num_tokens] ids that can be looked up, whatever they are where embeddings take their place."""
-    return torch.from_numpy(token_ids if embedded is None else np.maximum(token_ids, 0))
-
-
-def _bounds(lens: Longs) -> Tensor:
-    """[len(lens) + 1] running sums that start with 0."""
-    return torch.from_numpy(np.concatenate(([0], np.cumsum(lens))))
-
 
 def _layers_to_tune(model: LanguageModel, checkpoint: Checkpoint) -> list[Linear]:
     """All layers, of a split model without those that every rank computes.
@@ -394,14 +336,10 @@ def _layers_to_tune(model: LanguageModel, checkpoint: Checkpoint) -> list[Linear
     return [linear for linear in linears if checkpoint.shard.size == 1 or linear not in checkpoint.whole_layers]
 
 
-def choose_device(device: str) -> torch.device:
-    if device not in ("auto", "cpu"):
-        raise ConfigurationError(f"device {device!r} is not supported: auto, cpu")
-    return torch.device("cpu")
-
-
-def _check_dtype(dtype: str) -> None:
-    if dtype in _HALF_NAMES:
-        logger.warning("dtype adjusted from %s to float32: half-precision arithmetic is far slower on a CPU", dtype)
-    elif dtype not in _FLOAT32_NAMES:
-        raise ConfigurationError(f"dtype {dtype!r} is not supported: {', '.join(_FLOAT32_NAMES + _HALF_NAMES)}")
+def _choose_products(config: ExecutorConfig, platform: Platform, model: LanguageModel, checkpoint: Checkpoint) -> None:
+    """How linear layers multiply: on a CPU whatever trials find, on a GPU cuBLAS, or in 8 bits."""
+    if not platform.is_gpu:
+        linears = _layers_to_tune(model, checkpoint)
+        tune(linears, allow_half=checkpoint.stores_half, quantization=config.quantization)
+    elif config.quantization == "int8":
+        quantize(find_linears((model.decoder, model.encoder)), platform.kernels.byte_linear)

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from trivium.executor import transfers
 from trivium.executor.input_batch import InputBatch, Longs, ScheduledRows
 from trivium.executor.models.model import NOT_A_TOKEN
 from trivium.step import TokenRun
@@ -94,7 +94,7 @@ def verify(
     runs: list[list[int]] = [[] for _ in slots]
     going_on = np.arange(len(slots))
     for position in range(int(counts.max())):
-        token_ids = sample(logits[torch.from_numpy(first[going_on] + position)], slots[going_on])
+        token_ids = sample(logits[transfers.upload(first[going_on] + position, logits.device)], slots[going_on])
         stays = np.zeros(len(going_on), np.bool_)
         for index, (run, token_id) in enumerate(zip(going_on, token_ids.tolist(), strict=True)):
             runs[run].append(token_id)

@@ -28,6 +28,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from trivium.executor import transfers
 from trivium.executor.history import History
 from trivium.executor.input_batch import Bools, InputBatch, Longs
 from trivium.executor.logits_processors import NOT_FORCED, edit_logits, forced_tokens
@@ -82,12 +83,13 @@ class Sampler:
         edited = np.flatnonzero(columns.edits_logits[slots] | (output_positions < columns.min_tokens[slots]))
         if len(edited):
             self._edit(logits, batch, slots, edited)
-        token_ids: Longs = self._vocabulary.argmax(logits).numpy()
+        token_ids: Longs = transfers.download(self._vocabulary.argmax(logits))
         random = np.flatnonzero(columns.temperature[slots] > 0)
         if len(random):
-            rows = logits if len(random) == len(slots) else logits[torch.from_numpy(random)]
-            sampling = _row_sampling(batch, slots[random], output_positions[random])
-            token_ids[random] = sample_rows(rows, sampling, self._vocabulary).numpy()
+            device = logits.device
+            rows = logits if len(random) == len(slots) else logits[transfers.upload(random, device)]
+            sampling = _row_sampling(batch, slots[random], output_positions[random], device)
+            token_ids[random] = transfers.download(sample_rows(rows, sampling, self._vocabulary))
         self._force(token_ids, batch, slots, output_positions)
         return token_ids
 
@@ -105,7 +107,7 @@ class Sampler:
         return ends
 
     def _edit(self, logits: Tensor, batch: InputBatch, slots: Longs, edited: Longs) -> None:
-        index = torch.from_numpy(edited)
+        index = transfers.upload(edited, logits.device)
         rows = logits if len(edited) == len(logits) else logits[index]
         params = [batch.sampling.params[slot] for slot in slots[edited]]
         edit_logits(rows, params, History.of(batch, slots[edited]), self._special, self._vocabulary)
@@ -120,23 +122,23 @@ class Sampler:
         np.copyto(token_ids, forced, where=forced != NOT_FORCED)
 
 
-def _row_sampling(batch: InputBatch, slots: Longs, output_positions: Longs) -> RowSampling:
+def _row_sampling(batch: InputBatch, slots: Longs, output_positions: Longs, device: torch.device) -> RowSampling:
     columns = batch.sampling
     seed, choice_index = columns.seed[slots], columns.choice_index[slots]
     excludes_top = columns.xtc_probability[slots] > 0
     if excludes_top.any():
         coins = uniform_numbers(seed, choice_index, output_positions + _XTC_COINS)
         excludes_top = coins < columns.xtc_probability[slots]
+    uniform = uniform_numbers(seed, choice_index, output_positions)
+    by_row = (columns.temperature, columns.min_p, columns.top_k, columns.top_p, columns.xtc_threshold)
+    temperature, min_p, top_k, top_p, xtc_threshold, excluding, uniforms = transfers.upload_all(
+        (*(column[slots] for column in by_row), excludes_top, uniform), device
+    )
     return RowSampling(
-        temperature=torch.from_numpy(columns.temperature[slots]),
-        min_p=torch.from_numpy(columns.min_p[slots]),
-        excludes_top=torch.from_numpy(excludes_top),
-        limits=DrawLimits(
-            top_k=torch.from_numpy(columns.top_k[slots]),
-            top_p=torch.from_numpy(columns.top_p[slots]),
-            xtc_threshold=torch.from_numpy(columns.xtc_threshold[slots]),
-            uniform=torch.from_numpy(uniform_numbers(seed, choice_index, output_positions)),
-        ),
+        temperature=temperature,
+        min_p=min_p,
+        excludes_top=excluding,
+        limits=DrawLimits(top_k=top_k, top_p=top_p, xtc_threshold=xtc_threshold, uniform=uniforms),
         truncated={int(row): columns.params[slots[row]] for row in np.flatnonzero(columns.truncates[slots])},
     )
 
@@ -145,7 +147,7 @@ def sample_rows(logits: Tensor, sampling: RowSampling, vocabulary: Vocabulary = 
     """Draw one token per row of `logits` [num_rows, vocab_size]. Returns [num_rows] int64."""
     scores = logits / sampling.temperature[:, None]
     if sampling.truncated:
-        rows = list(sampling.truncated)
+        rows = transfers.upload(np.array(list(sampling.truncated), np.int64), scores.device)
         chosen = vocabulary.gather(scores[rows])
         truncate(chosen, list(sampling.truncated.values()))
         scores[rows] = vocabulary.own(chosen)
@@ -155,7 +157,7 @@ def sample_rows(logits: Tensor, sampling: RowSampling, vocabulary: Vocabulary = 
     limits, excludes_top = sampling.limits, sampling.excludes_top
     is_limited = (limits.top_k > 0) | (limits.top_p < 1.0)
     is_short = ~is_limited & (limits.xtc_threshold * _SHORTLIST > 1.0)  # fewer top choices than the shortlist holds
-    token_ids = torch.empty(len(logits), dtype=torch.int64)
+    token_ids = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     for mask, draw in (
         (~is_limited & ~excludes_top, _draw_from_all),
         (is_limited & ~excludes_top, _draw_from_top),
@@ -234,7 +236,8 @@ def _keep_top(values: Tensor, limits: DrawLimits, num_kept: Tensor, mass: Tensor
     mass [num_rows]: the sum over the whole vocabulary. top_p counts within what top_k leaves, and keeps the token that
     crosses the threshold.
     """
-    values = values.masked_fill(torch.arange(values.shape[1]) >= num_kept[:, None], 0.0).double()
+    places = torch.arange(values.shape[1], device=values.device)
+    values = values.masked_fill(places >= num_kept[:, None], 0.0).double()
     before = values.cumsum(dim=-1) - values
     kept_mass = torch.where(num_kept <= values.shape[1], values.sum(dim=-1), mass)
     return values.masked_fill((before >= (limits.top_p * kept_mass)[:, None]) & (before > 0), 0.0)

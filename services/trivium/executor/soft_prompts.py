@@ -7,12 +7,14 @@ embeddings then. A prefix is not computed: where a plan says to, its keys and va
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from trivium.config import PromptAdapter
 from trivium.errors import ConfigurationError
+from trivium.executor import transfers
 from trivium.executor.input_batch import InputBatch, Longs, ScheduledRows
 from trivium.executor.kv_cache import KVCache
 from trivium.executor.models.model import InputEmbeds, LanguageModel
@@ -29,8 +31,11 @@ logger = logging.getLogger(__name__)
 class SoftPrompts:
     """Owned by the ModelRunner, and touched only by its thread. by_name: those that are loaded."""
 
-    def __init__(self, model: LanguageModel, kernels: Kernels, shard: Shard, *, max_tokens: int) -> None:
+    def __init__(
+        self, model: LanguageModel, kernels: Kernels, shard: Shard, *, max_tokens: int, device: torch.device
+    ) -> None:
         self.by_name: dict[str, SoftPrompt] = {}
+        self._device = device
         self._model = model
         self._shard = shard
         self._kernels = kernels
@@ -46,6 +51,8 @@ class SoftPrompts:
         try:
             directory = find_model(source, None, patterns=HUB_PATTERNS)
             soft = read_soft_prompt(directory, self._model, self._shard, self._max_tokens)
+            if soft.keys_values is not None:
+                soft = replace(soft, keys_values=soft.keys_values.to(self._device, self._model.kv_shape.dtype))
         except ConfigurationError as error:
             raise ConfigurationError(f"prompt adapter {name!r}: {error.message}") from None
         self.by_name[name] = soft
@@ -88,16 +95,16 @@ class SoftPrompts:
 
     def _copy(self, batch: InputBatch, slot: int, start: int, count: int, kv_cache: KVCache) -> None:
         keys_values = batch.prefixes[slot]
-        slots = torch.from_numpy(batch.slot_mapping_of(slot, np.arange(start, start + count)))
+        slots = transfers.upload(batch.slot_mapping_of(slot, np.arange(start, start + count)), keys_values.device)
         for layer in range(len(keys_values)):
             key, value = keys_values[layer, :, start : start + count].unbind()
             self._kernels.reshape_and_cache(key, value, *kv_cache.layer(layer), slots)
 
     def _embed(self, token_ids: Longs) -> Floats:
         assert self._model.encoder is not None, "virtual tokens of the encoder of a model without one"
-        embedded: Floats = self._model.encoder.word_embeddings(torch.from_numpy(token_ids)).numpy()
-        return embedded
+        embedded = self._model.encoder.word_embeddings(transfers.upload(token_ids, self._device))
+        return transfers.download(embedded.float())
 
 
-def input_embeds(found: tuple[Longs, Floats] | None) -> InputEmbeds | None:
-    return None if found is None else InputEmbeds(torch.from_numpy(found[0]), torch.from_numpy(found[1]))
+def input_embeds(found: tuple[Longs, Floats] | None, device: torch.device) -> InputEmbeds | None:
+    return None if found is None else InputEmbeds(*transfers.upload_all(found, device))

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from trivium.executor import transfers
 from trivium.params import SamplingParams
 
 CUTOFF_UNIT = 1e-4  # of epsilon_cutoff and eta_cutoff
@@ -28,9 +30,11 @@ def truncate(scores: Tensor, params: Sequence[SamplingParams]) -> None:
 def _apply(scores: Tensor, leaves_out: Filter, values: list[float], *, neutral: float) -> None:
     rows = [row for row, value in enumerate(values) if value != neutral]
     if rows:
-        chosen = scores[rows]
-        parameter = torch.tensor([values[row] for row in rows], dtype=scores.dtype)[:, None]
-        scores[rows] = chosen.masked_fill(leaves_out(chosen, parameter), -torch.inf)
+        index, parameter = transfers.upload_all(
+            (np.array(rows, np.int64), np.array([values[row] for row in rows], np.float32)), scores.device
+        )
+        chosen = scores[index]
+        scores[index] = chosen.masked_fill(leaves_out(chosen, parameter[:, None]), -torch.inf)
 
 
 def atypical(scores: Tensor, mass: Tensor) -> Tensor:
@@ -69,7 +73,7 @@ def without_top_choices(weights: Tensor, mass: Tensor, threshold: Tensor) -> Ten
     """
     is_top = (weights >= threshold[:, None] * mass[:, None]) & (weights > 0)
     num_excluded = is_top.sum(dim=-1, keepdim=True) - 1
-    return weights.masked_fill(torch.arange(weights.shape[1]) < num_excluded, 0.0)
+    return weights.masked_fill(torch.arange(weights.shape[1], device=weights.device) < num_excluded, 0.0)
 
 
 def _entropy(log_probs: Tensor) -> Tensor:

@@ -153,7 +153,7 @@ class BartEncoder:
         self, token_ids: Tensor, positions: Tensor, cu_seqlens: Tensor, embeds: InputEmbeds | None = None
     ) -> Tensor:
         stack = self._stack
-        plan = self._kernels.plan_varlen_attention(cu_seqlens, causal=False)
+        plan = self._kernels.plan_varlen_attention(cu_seqlens, causal=False, device=token_ids.device)
         named = token_ids if embeds is None else embeds.mark(token_ids)
         hidden = stack.embed(token_ids, stack.positions.skip_padding(named, positions), embeds)
         for layer in stack.layers:
@@ -194,7 +194,7 @@ class BartDecoder:
         return stack.finish(hidden)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        return self._head(hidden)
+        return self._head(hidden).float()
 
     def _attend_to_encoder(
         self, layer: BartLayer, hidden: Tensor, key_cache: Tensor, value_cache: Tensor, plan: PagedAttentionPlan
@@ -222,7 +222,7 @@ def build_bart(family: BartFamily, json_config: JsonConfig, checkpoint: Checkpoi
     vocabulary = _load_vocabulary(config, checkpoint)
     encoder = BartStack(config.encoder, vocabulary.encoder, checkpoint, kernels)
     decoder = BartStack(config.decoder, vocabulary.decoder, checkpoint, kernels)
-    kv_shape = KVCacheShape(config.decoder.num_layers, decoder.num_heads, config.decoder.head_dim)
+    kv_shape = KVCacheShape(config.decoder.num_layers, decoder.num_heads, config.decoder.head_dim, checkpoint.dtype)
     cross_names = [
         f"{config.decoder.prefix}.layers.{index}.encoder_attn.{name}_proj"
         for index in range(config.decoder.num_layers)
@@ -276,8 +276,9 @@ def _load_logits_bias(config: BartConfig, checkpoint: Checkpoint, size: int) -> 
         bias = checkpoint.tensor("final_logits_bias", 1, config.decoder_vocab_size).squeeze(0)
     if not num_missing:
         return bias
-    known = torch.zeros(config.decoder_vocab_size) if bias is None else bias
-    return F.pad(known, (0, num_missing), value=-math.inf)
+    if bias is None:
+        bias = torch.zeros(config.decoder_vocab_size, dtype=checkpoint.dtype, device=checkpoint.device)
+    return F.pad(bias, (0, num_missing), value=-math.inf)
 
 
 def _fill_rows(table: Tensor, num_rows: int) -> Tensor:
@@ -289,9 +290,10 @@ def _load_positions(config: StackConfig, checkpoint: Checkpoint) -> PositionTabl
     if config.padding_id is not None:
         offset = config.padding_id + 1
         table = padded_sinusoidal_table(config.max_positions + offset, size, config.padding_id)
-        return PositionTable(table, offset, config.padding_id)
+        return PositionTable(table.to(checkpoint.device, checkpoint.dtype), offset, config.padding_id)
     if family.positions is Positions.SINUSOIDAL and name not in checkpoint:
-        return PositionTable(sinusoidal_table(config.max_positions, size))
+        table = sinusoidal_table(config.max_positions, size)
+        return PositionTable(table.to(checkpoint.device, checkpoint.dtype))
     offset = family.position_offset
     return PositionTable(checkpoint.tensor(name, config.max_positions + offset, size), offset)
 

@@ -76,7 +76,7 @@ class Decoder:
         names, hidden = config.names, config.hidden_size
         self._config = own_heads(config, checkpoint.shard)
         self._kernels = kernels
-        self._rotaries = tuple(RotaryAngles(rotary) for rotary in config.rotaries)
+        self._rotaries = tuple(RotaryAngles(rotary, checkpoint.device) for rotary in config.rotaries)
         self._embedding, self._head = _load_vocabulary(config, checkpoint)
         self._positions: Tensor | None = None
         if names.positions is not None:
@@ -113,7 +113,7 @@ class Decoder:
         return hidden if self._project_out is None else self._project_out(hidden)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        logits = self._head(hidden)
+        logits = self._head(hidden).float()
         if self._config.logit_divisor != 1.0:
             logits = logits / self._config.logit_divisor
         cap = self._config.logit_soft_cap
@@ -206,7 +206,7 @@ def build_decoder(
     return LanguageModel(
         decoder=Decoder(config, checkpoint, kernels),
         encoder=None,
-        kv_shape=KVCacheShape(len(config.layers), num_kv_heads, config.head_dim),
+        kv_shape=KVCacheShape(len(config.layers), num_kv_heads, config.head_dim, checkpoint.dtype),
         num_kv_heads=config.num_kv_heads,
         vocab_size=config.vocab_size,
         max_model_len=config.max_positions,

@@ -224,6 +224,8 @@ def build_fallback(name: str, config: JsonConfig, checkpoint: Checkpoint, kernel
         raise _refusal(
             name, f"it has no graph of ours that could be split: tensor_parallel_size {checkpoint.shard.size}"
         )
+    if checkpoint.device.type != "cpu" or checkpoint.dtype is not torch.float32:
+        raise _refusal(name, "it has no graph of ours, and models of transformers run on device 'cpu' only")
     _check_class(name)
     logger.warning("%s has no graph of its own here: it runs in transformers, slower, with our attention", name)
     model = _load(name, checkpoint)

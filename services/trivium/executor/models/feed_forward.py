@@ -56,7 +56,9 @@ class MixtureOfExperts:
     normalized: bool
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        weights, chosen = self.router(x).softmax(dim=-1).topk(self.num_experts_per_token)  # [num_tokens, per token]
+        weights, chosen = (
+            self.router(x).float().softmax(dim=-1).topk(self.num_experts_per_token)
+        )  # [num_tokens, per token]
         if self.normalized:
             weights = weights / weights.sum(dim=-1, keepdim=True)
         output = torch.zeros_like(x)
@@ -65,7 +67,7 @@ class MixtureOfExperts:
         for expert, pairs in zip(self.experts, torch.split_with_sizes(order, counts), strict=True):
             if len(pairs):
                 tokens = pairs // self.num_experts_per_token
-                output.index_add_(0, tokens, expert(x[tokens]) * weights.view(-1, 1)[pairs])
+                output.index_add_(0, tokens, expert(x[tokens]) * weights.view(-1, 1)[pairs].to(x.dtype))
         if self.shared is not None and self.shared_gate is not None:
             output += self.shared_gate(x).sigmoid() * self.shared(x)
         return output if add is None else output.add_(add)

@@ -50,8 +50,8 @@ class SplitRmsNorm:
     communicator: Communicator
 
     def __call__(self, x: Tensor) -> Tensor:
-        squares = self.communicator.gather(x.square().mean(dim=-1, keepdim=True)).mean(dim=0)
-        return x * torch.rsqrt(squares + self.eps) * self.weight
+        squares = self.communicator.gather(x.float().square().mean(dim=-1, keepdim=True)).mean(dim=0)
+        return (x * torch.rsqrt(squares + self.eps)).to(x.dtype) * self.weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +84,12 @@ def load_norm(config: DecoderConfig, checkpoint: Checkpoint, kernels: Kernels, n
         case NormKind.RMS:
             return RmsNorm(checkpoint.tensor(f"{name}.weight", width), config.norm_eps, kernels)
         case NormKind.RMS_PLUS_ONE:
-            return RmsNorm(checkpoint.tensor(f"{name}.weight", width) + 1, config.norm_eps, kernels)
+            return RmsNorm(checkpoint.tensor(f"{name}.weight", width).float() + 1, config.norm_eps, kernels)
         case NormKind.LAYER:
             weight, bias = (checkpoint.tensor(f"{name}.{part}", width) for part in ("weight", "bias"))
             return LayerNorm(weight, bias, config.norm_eps, kernels)
         case NormKind.PLAIN_LAYER:
-            return _plain_layer_norm(width, config.norm_eps, kernels)
+            return _plain_layer_norm(width, config.norm_eps, checkpoint, kernels)
 
 
 def load_head_norm(
@@ -114,8 +114,10 @@ def load_head_norm(
             return AllHeadsNorm(SplitRmsNorm(weight, config.norm_eps, checkpoint.shard.communicator))
         case HeadNormKind.OWN_LAYER:
             weights = [checkpoint.tensor(f"{name}.norms.{head}.weight", config.head_dim) for head in heads]
-            return OwnHeadNorm(_plain_layer_norm(config.head_dim, config.norm_eps, kernels), torch.stack(weights))
+            plain = _plain_layer_norm(config.head_dim, config.norm_eps, checkpoint, kernels)
+            return OwnHeadNorm(plain, torch.stack(weights))
 
 
-def _plain_layer_norm(width: int, eps: float, kernels: Kernels) -> Norm:
-    return LayerNorm(torch.ones(width), torch.zeros(width), eps, kernels)
+def _plain_layer_norm(width: int, eps: float, checkpoint: Checkpoint, kernels: Kernels) -> Norm:
+    ones = torch.ones(width, dtype=checkpoint.dtype, device=checkpoint.device)
+    return LayerNorm(ones, torch.zeros_like(ones), eps, kernels)

@@ -34,7 +34,7 @@ class PositionTable:
             return positions
         is_padding = (token_ids == self.padding_id).long()
         num_before = is_padding.cumsum(0) - is_padding
-        starts = torch.arange(len(positions)) - positions
+        starts = torch.arange(len(positions), device=positions.device) - positions
         return positions - (num_before - num_before[starts])
 
 

@@ -58,10 +58,14 @@ class RotaryConfig:
 class RotaryAngles:
     """Immutable after construction."""
 
-    def __init__(self, config: RotaryConfig) -> None:
+    def __init__(self, config: RotaryConfig, device: torch.device | None = None) -> None:
         self._config = config
-        self._frequencies = torch.tensor(config.frequencies)  # [rotary_dim // 2]
-        self._long_frequencies = torch.tensor(config.long_frequencies) if config.long_frequencies else None
+        self._frequencies = torch.tensor(config.frequencies, device=device)  # [rotary_dim // 2]
+        self._long_frequencies: Tensor | None = None
+        if config.long_frequencies:
+            self._long_frequencies = torch.tensor(config.long_frequencies, device=device)
+        rotary_dim = 2 * len(config.frequencies)
+        self._exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=device) / rotary_dim
 
     def cos_sin(self, positions: Tensor, max_model_len: int) -> tuple[Tensor, Tensor]:
         """positions [num_tokens] -> (cos, signed sin), both [num_tokens, 1, rotary_dim], as the rotary op wants them.
@@ -79,14 +83,17 @@ class RotaryAngles:
         config = self._config
         if self._long_frequencies is not None and max_model_len > config.original_positions:
             return self._long_frequencies
-        if config.growth is None or not bool((positions >= config.original_positions).any()):
+        if config.growth is None:
+            return self._frequencies
+        # Shorter sequences have the same from the formula; a GPU is not asked, which would take longer.
+        if positions.device.type == "cpu" and not bool((positions >= config.original_positions).any()):
             return self._frequencies
         theta, factor = config.growth
         rotary_dim = 2 * len(self._frequencies)
         lengths = (positions + 1).clamp(min=config.original_positions)
         stretch = factor * lengths / config.original_positions - (factor - 1)
         bases = theta * stretch ** (rotary_dim / (rotary_dim - 2))
-        return 1.0 / bases[:, None] ** (torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim)
+        return 1.0 / bases[:, None] ** self._exponents
 
 
 def read_rotary(

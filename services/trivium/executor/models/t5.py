@@ -113,7 +113,9 @@ class T5Encoder:
     ) -> Tensor:
         stack = self._stack
         plans = [
-            self._kernels.plan_varlen_attention(cu_seqlens, causal=False, bias_table=bias_table)
+            self._kernels.plan_varlen_attention(
+                cu_seqlens, causal=False, bias_table=bias_table, device=token_ids.device
+            )
             for bias_table in stack.bias_tables
         ]
         hidden = stack.embed(token_ids, embeds)
@@ -161,7 +163,7 @@ class T5Decoder:
         return stack.final_norm(hidden)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        return self._head(hidden * self._stack.config.output_scale)
+        return self._head(hidden * self._stack.config.output_scale).float()
 
 
 def compact_bias_table(buckets: Tensor, max_distance: int, *, bidirectional: bool) -> Tensor:
@@ -171,7 +173,7 @@ def compact_bias_table(buckets: Tensor, max_distance: int, *, bidirectional: boo
     Near distances have a bucket each, farther ones share them logarithmically (https://arxiv.org/abs/1910.10683, 2.1).
     A decoder never looks ahead, so its positive half is never read.
     """
-    distance = torch.arange(-max_distance, max_distance + 1)
+    distance = torch.arange(-max_distance, max_distance + 1, device=buckets.device)
     num_buckets = len(buckets) // 2 if bidirectional else len(buckets)
     offset = (distance > 0).long() * num_buckets if bidirectional else torch.zeros_like(distance)
     distance = distance.abs() if bidirectional else distance.clamp(max=0).neg()
@@ -199,7 +201,7 @@ def build_t5(family: T5Family, config: JsonConfig, checkpoint: Checkpoint, kerne
     return LanguageModel(
         decoder=T5Decoder(decoder, head, kernels),
         encoder=T5Encoder(encoder, cross, kernels),
-        kv_shape=KVCacheShape(settings.num_decoder_layers, decoder.num_heads, settings.head_dim),
+        kv_shape=KVCacheShape(settings.num_decoder_layers, decoder.num_heads, settings.head_dim, checkpoint.dtype),
         num_kv_heads=settings.num_heads,
         vocab_size=vocab_size,
         max_model_len=settings.max_len,

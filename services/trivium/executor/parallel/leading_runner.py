@@ -11,7 +11,7 @@ from torch import Tensor
 from trivium.config import ExecutorConfig, PromptAdapter
 from trivium.errors import ConfigurationError, InvalidRequestError
 from trivium.executor.loader import find_checkpoint
-from trivium.executor.model_runner import ModelRunner, choose_device
+from trivium.executor.model_runner import ModelRunner
 from trivium.executor.parallel.calls import (
     adapter_to_bytes,
     config_to_bytes,
@@ -23,6 +23,7 @@ from trivium.executor.parallel.communicator import LOAD_TIMEOUT_S, STEP_TIMEOUT_
 from trivium.executor.parallel.frames import Call
 from trivium.executor.parallel.ranks import Ranks
 from trivium.executor.plan_check import PlanError
+from trivium.executor.platform import choose_device
 from trivium.pooling import PoolingType
 from trivium.step import ModelRunnerOutput, SchedulerOutput
 from trivium.structured_outputs import StructuredOutputsParams

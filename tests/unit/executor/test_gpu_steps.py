@@ -1,0 +1,141 @@
+"""A step on a GPU, on a device without memory: every tensor is there, nothing of the host comes between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from one_device import META, OneDevice, no_gpu
+from tiny import BART_LIKE, T5_LIKE, save_tiny
+from tiny_decoders import DECODER_BUILDERS
+from trivium.config import ExecutorConfig
+from trivium.errors import ConfigurationError
+from trivium.executor import truncation
+from trivium.executor.history import History
+from trivium.executor.logits_processors import edit_logits, force_scores
+from trivium.executor.model_config import SpecialTokens
+from trivium.executor.model_runner import ModelRunner
+from trivium.executor.platform import Platform, choose_device
+from trivium.executor.sampler import DrawLimits, RowSampling, sample_rows
+from trivium.params import SamplingParams
+from trivium_kernels.dispatch import select_kernels
+from unit.executor.mini_scheduler import MiniScheduler
+from unit.executor.parity import add_random_requests
+
+__all__ = ["no_gpu"]
+
+_WITH_EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe")  # how many rows an expert has is asked of the device
+DECODERS = tuple(family for family in DECODER_BUILDERS if family not in _WITH_EXPERTS)
+EVERYTHING = SamplingParams(
+    temperature=1.0,
+    seed=1,
+    min_tokens=3,
+    logit_bias={5: 1.0},
+    bad_words_token_ids=((6,), (7, 8)),
+    no_repeat_ngram_size=2,
+    encoder_no_repeat_ngram_size=2,
+    suppress_tokens=(9,),
+    begin_suppress_tokens=(10,),
+    repetition_penalty=1.2,
+    encoder_repetition_penalty=1.1,
+    frequency_penalty=0.5,
+    presence_penalty=0.5,
+    dry_multiplier=1.0,
+    typical_p=0.9,
+    top_a=0.1,
+    epsilon_cutoff=3.0,
+    eta_cutoff=3.0,
+)
+
+
+def make_runner(path: Path, **settings: object) -> ModelRunner:
+    config = ExecutorConfig(
+        model=str(path),
+        served_model_name="tiny",
+        max_num_seqs=8,
+        kv_cache_memory_bytes=8 * 2**20,
+        block_size=4,
+        **settings,  # type: ignore[arg-type]
+    )
+    kernels = select_kernels(torch.device("cuda"))
+    return ModelRunner(config, choose=lambda *_: Platform(META, torch.bfloat16, kernels, is_gpu=True))
+
+
+@pytest.mark.parametrize("family", DECODERS + BART_LIKE + T5_LIKE)
+def test_steps_of_a_family_stay_on_the_device(family: str, no_gpu: list[str], tmp_path: Path) -> None:
+    scheduler = MiniScheduler(make_runner(save_tiny(family, tmp_path)))
+    requests = add_random_requests(scheduler, count=3)
+    with OneDevice():
+        for _ in range(3):
+            scheduler.step()
+    assert all(request.output for request in requests)
+    assert "_attend_single_kernel" in no_gpu
+    assert scheduler.info.dtype == "bfloat16"
+
+
+def test_weights_of_one_byte_are_multiplied_by_their_kernel(no_gpu: list[str], tmp_path: Path) -> None:
+    scheduler = MiniScheduler(make_runner(save_tiny("llama", tmp_path), quantization="int8"))
+    add_random_requests(scheduler, count=2)
+    with OneDevice():
+        scheduler.step()
+    assert "_byte_linear_kernel" in no_gpu
+
+
+def test_what_edits_logits_stays_on_the_device(no_gpu: list[str]) -> None:
+    logits = torch.empty((2, 64), device=META)
+    tokens = np.array([[-1, 5, 6, 5, 6], [4, 5, 6, 7, 5]])
+    history = History(tokens, np.array([4, 5]), np.array([1, 5]), [np.array([5, 6, 7]), np.array([8, 9])])
+    special = SpecialTokens(eos=(2,), bos=None, pad=None, decoder_start=None, forced_bos=11, forced_eos=2)
+    params = [EVERYTHING, SamplingParams(allowed_token_ids=(4, 5, 6))]
+    with OneDevice():
+        edit_logits(logits, params, history, special)
+        force_scores(logits, params, np.array([1, 5]), np.array([0, 0]), special, np.array([9, 1]))
+        truncation.truncate(logits, params)
+
+
+@pytest.mark.parametrize(("top_k", "excludes_top"), [(0, False), (5, False), (0, True), (5, True)])
+def test_draws_stay_on_the_device(
+    top_k: int, excludes_top: bool, no_gpu: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether all rows are drawn alike is asked of the device; here it says yes to each question in turn."""
+    columns = [torch.empty(2, dtype=dtype, device=META) for dtype in (torch.int64, torch.float32, torch.float64)]
+    limits = DrawLimits(columns[0], columns[1], columns[2], columns[2])
+    flags = torch.empty(2, dtype=torch.bool, device=META)
+    sampling = RowSampling(columns[1], columns[1], flags, limits, {1: EVERYTHING})
+    wanted = 2 * excludes_top + (bool(top_k))
+    answers = iter([True, *[False] * (2 * wanted), *[True] * 9])
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda tensor: next(answers))
+    with OneDevice():
+        token_ids = sample_rows(torch.empty((2, 400), device=META), sampling)
+    assert token_ids.device == META
+
+
+def test_a_tensor_of_the_host_in_a_step_is_found() -> None:
+    weight = torch.empty((4, 4), device=META)
+    with OneDevice(), pytest.raises(AssertionError, match="tensor of the host"):
+        weight.index_select(0, torch.tensor([1, 2]))
+    with OneDevice(), pytest.raises(RuntimeError):
+        weight.sum().item()
+
+
+def test_a_model_of_transformers_is_refused_with_the_reason(no_gpu: list[str], tmp_path: Path) -> None:
+    from transformers import CohereConfig, CohereForCausalLM
+
+    from tiny import save_model
+
+    config = CohereConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    save_model(CohereForCausalLM(config), tmp_path)
+    with pytest.raises(ConfigurationError, match="models of transformers run on device 'cpu' only"):
+        make_runner(tmp_path)
+
+
+def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [choose_device(name).type for name in ("auto", "cpu", "cuda")] == ["cuda", "cpu", "cuda"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [choose_device(name).type for name in ("auto", "cpu")] == ["cpu", "cpu"]
