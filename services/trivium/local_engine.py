@@ -22,7 +22,7 @@ from trivium.errors import (
 )
 from trivium.executor.ledger import executor_ledger
 from trivium.executor.model_runner import ModelRunner
-from trivium.executor.model_thread import ModelThread
+from trivium.executor.model_thread import ModelThread, Unfinished
 from trivium.inputs import EncodedPair, GenerationRequest, PairTexts
 from trivium.ledger import ProcessLedger
 from trivium.local_adapters import LocalAdapters
@@ -251,6 +251,7 @@ class InProcessExecutorClient:
         await asyncio.wait(outcomes, return_when=asyncio.FIRST_COMPLETED)
         if self._thread.failed.done():
             raise self._thread.failed.result()
+        self._thread.failed.add_done_callback(lambda _: self._results.put_nowait(InternalError("the model failed")))
 
     async def connect(self) -> ModelInfo:
         return self._running_thread().loaded.result()
@@ -312,13 +313,16 @@ class InProcessExecutorClient:
         if self._thread is not None and not self._thread.failed.done():
             await self._thread.stop()
 
-    def _execute(self, plan: SchedulerOutput, runner: ModelRunner) -> None:
+    def _execute(self, plan: SchedulerOutput, runner: ModelRunner) -> Unfinished | None:
         """Runs in the model's thread."""
         try:
-            result: ModelRunnerOutput | TriviumError = runner.execute(plan)
+            return Unfinished(runner.start(plan), self._deliver)
         except Exception:
             logger.exception("step %d failed", plan.step)
-            result = InternalError("the model failed")
+            self._deliver(InternalError("the model failed"))
+            return None
+
+    def _deliver(self, result: ModelRunnerOutput | TriviumError) -> None:
         self._running_thread().call_in_loop(self._results.put_nowait, result)
 
     def _running_thread(self) -> ModelThread:

@@ -9,17 +9,23 @@ import faulthandler
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from kernel_checks import TRITON, only_triton
 from tiny import save_tiny
+from trivium import LLM
 from trivium.config import ExecutorConfig
+from trivium.executor import model_runner
+from trivium.executor.deferred_steps import DeferredSteps
 from trivium.executor.model_runner import ModelRunner
 from trivium.executor.platform import Platform
 from trivium.params import SamplingParams
+from trivium.structured_outputs import StructuredOutputsParams
 from trivium_kernels.dispatch import select_kernels
 from unit.executor.mini_scheduler import MiniRequest, MiniScheduler
 
@@ -55,8 +61,11 @@ def make_runner(path: Path, dtype: torch.dtype | None, **settings: object) -> Mo
     )
     if dtype is None:
         return ModelRunner(config)
-    kernels = select_kernels(torch.device("cuda"))
-    return ModelRunner(config, choose=lambda *_: Platform(torch.device("cpu"), dtype, kernels, is_gpu=True))
+    return ModelRunner(config, choose=lambda *_: gpu_platform(dtype))
+
+
+def gpu_platform(dtype: torch.dtype) -> Platform:
+    return Platform(torch.device("cpu"), dtype, select_kernels(torch.device("cuda")), is_gpu=True)
 
 
 def add_requests(scheduler: MiniScheduler, *samplings: SamplingParams) -> list[MiniRequest]:
@@ -99,3 +108,41 @@ def test_log_probabilities_in_bfloat16_are_near_those_of_the_cpu(settings: dict[
         assert runner.model_info.dtype == ("float32" if dtype is None else "bfloat16")
     assert found[0] != found[1]
     assert found[1] == pytest.approx(found[0], abs=0.1)
+
+
+@only_triton
+@pytest.mark.parametrize("family", TINY)
+def test_an_engine_says_the_same_with_steps_under_way(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests of all kinds, plain ones and those that need the host in every step, more than there are slots."""
+    path = save_tiny(family, tmp_path, with_tokenizer=True, **TINY[family])
+    settings = {"max_num_seqs": 3, "kv_cache_memory_bytes": 2**19, "num_threads": 1, "max_model_len": 40}
+    samplings = [
+        replace(GREEDY, logprobs=None, max_tokens=7),
+        replace(SAMPLED, max_tokens=6),
+        SamplingParams(temperature=0.7, seed=1, min_p=0.1, max_tokens=5, n=2),
+        replace(GREEDY, frequency_penalty=0.5, logprobs=2),
+        SamplingParams(temperature=0.0, max_tokens=8, stop_token_ids=[*range(100, 200)]),
+        SamplingParams(temperature=0.0, max_tokens=3, structured_outputs=StructuredOutputsParams(choice=["ab", "cd"])),
+        replace(GREEDY, logprobs=None, max_tokens=9),
+    ]
+    prompts = ["one", "two words", "a", "bc", "def", "xyz", "and so on"]
+    num_under_way: list[int] = []
+    start = DeferredSteps.start
+
+    def watched(steps: DeferredSteps, *args: Any) -> Any:
+        num_under_way.append(len(steps))
+        return start(steps, *args)
+
+    monkeypatch.setattr(DeferredSteps, "start", watched)
+    found = []
+    for is_gpu in (False, True):
+        if is_gpu:
+            monkeypatch.setattr(model_runner, "choose_platform", lambda *_: gpu_platform(torch.float32))
+        llm = LLM(str(path), **settings)  # type: ignore[arg-type]
+        outputs = llm.generate(prompts, samplings)
+        llm.close()
+        found.append([(choice.token_ids, choice.finish_reason) for output in outputs for choice in output.outputs])
+    assert max(num_under_way) >= 1
+    assert found[0] == found[1]

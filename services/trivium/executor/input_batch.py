@@ -24,6 +24,8 @@ from trivium.step import NewRequestData, SchedulerOutput
 Longs = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
+UNKNOWN = -2
+
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
@@ -71,6 +73,20 @@ def edits_logits(params: SamplingParams) -> bool:
     )
 
 
+def is_plain(params: SamplingParams) -> bool:
+    """Whether a row's next token follows from logits, temperature, top-k, top-p and min-p, and is all it reports."""
+    return not (
+        edits_logits(params)
+        or truncates(params)
+        or params.xtc_probability
+        or params.beam is not None
+        or params.num_lookup_tokens
+        or params.structured_outputs is not None
+        or params.logprobs is not None
+        or params.prompt_logprobs is not None
+    )
+
+
 def truncates(params: SamplingParams) -> bool:
     """Whether `truncation.truncate` has something to do for `params`."""
     return bool(params.typical_p < 1.0 or params.top_a or params.epsilon_cutoff or params.eta_cutoff)
@@ -80,6 +96,7 @@ class SamplingColumns:
     """How each slot samples: one array per parameter that many rows use, [max_num_seqs]; the others are in `params`.
 
     edits_logits, truncates: whether a row has any of the parameters of `logits_processors.py` and `truncation.py`.
+    is_plain: whether it has none of the rarer ones at all.
     """
 
     def __init__(self, max_num_seqs: int) -> None:
@@ -97,6 +114,7 @@ class SamplingColumns:
         self.xtc_probability = np.zeros(max_num_seqs, np.float64)
         self.edits_logits = np.zeros(max_num_seqs, np.bool_)
         self.truncates = np.zeros(max_num_seqs, np.bool_)
+        self.is_plain = np.zeros(max_num_seqs, np.bool_)
         self.is_beam = np.zeros(max_num_seqs, np.bool_)
         self.num_lookup_tokens = np.zeros(max_num_seqs, np.int64)
         self.num_logprobs = np.full(max_num_seqs, -1, np.int64)  # -1: none are asked for
@@ -119,6 +137,7 @@ class SamplingColumns:
         self.xtc_probability[slot] = params.xtc_probability
         self.edits_logits[slot] = edits_logits(params)
         self.truncates[slot] = truncates(params)
+        self.is_plain[slot] = is_plain(params)
         self.is_beam[slot] = params.beam is not None
         self.num_lookup_tokens[slot] = params.num_lookup_tokens
         self.num_logprobs[slot] = -1 if params.logprobs is None else params.logprobs
@@ -132,7 +151,7 @@ class InputBatch:
     """Owned by the ModelRunner, and touched only by its thread.
 
     Rows of a slot that is not `occupied` mean nothing. Arrays are public for reading. Token ids of what has none, an
-    embedding or a virtual token of a soft prompt, are NOT_A_TOKEN.
+    embedding or a virtual token of a soft prompt, are NOT_A_TOKEN; of what is still on the device, UNKNOWN.
     """
 
     def __init__(
@@ -163,6 +182,7 @@ class InputBatch:
         self.embeds = SlotEmbeds(limits.hidden_size)
         self.encoder_embeds = SlotEmbeds(limits.hidden_size)
         self.cross_block_tables = np.zeros((num_slots, self.blocks_for(limits.max_encoder_len)), np.int32)
+        self.generations = np.zeros(num_slots, np.int64)  # how often the slot has been initialised
         self.adapters = np.zeros(num_slots, np.int64)  # index of the row's adapter, 0 for none
         self.sampling = SamplingColumns(num_slots)
 
@@ -264,6 +284,7 @@ class InputBatch:
         token_ids = _marked(new.prompt_token_ids + new.output_token_ids, num_virtual, new.prompt_places)
         block_ids = new.block_ids if slot == new.slot else ()
         self.occupied[slot] = True
+        self.generations[slot] += 1
         self.ended[slot] = False
         self.token_ids[slot, : len(token_ids)] = token_ids
         self.num_leading[slot] = _count_leading(token_ids)

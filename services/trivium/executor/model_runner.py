@@ -22,6 +22,7 @@ from trivium.errors import ConfigurationError, InvalidRequestError
 from trivium.executor import transfers
 from trivium.executor.adapter_pool import AdapterPool
 from trivium.executor.beam_select import BeamGroups
+from trivium.executor.deferred_steps import DeferredSteps, DoneStep, StartedStep
 from trivium.executor.embedder import embed
 from trivium.executor.forward import ForwardPasses
 from trivium.executor.generation_config import (
@@ -62,7 +63,8 @@ logger = logging.getLogger(__name__)
 class ModelRunner:
     """Owns model, KV pool and InputBatch. Construct it in the thread that will run it.
 
-    Of a model that is split it is one rank: all ranks are told the same, and find the same results.
+    Of a model that is split it is one rank: all ranks are told the same, and find the same results. choose: instead of
+    `choose_platform`.
     Raises ConfigurationError if the model cannot be loaded as configured.
     """
 
@@ -70,7 +72,7 @@ class ModelRunner:
         self,
         config: ExecutorConfig,
         communicator: Communicator = ALONE,
-        choose: Callable[[ExecutorConfig, JsonConfig, int], Platform] = choose_platform,
+        choose: Callable[[ExecutorConfig, JsonConfig, int], Platform] | None = None,
     ) -> None:
         shard = Shard(communicator)
         self._communicator = communicator
@@ -80,7 +82,7 @@ class ModelRunner:
         generation = read_generation_config(config.generation_config, directory, model_json)
         generation = replace(generation, values={**generation.values, **config.override_generation_config})
         special = read_special_tokens(model_json, generation, architecture.default_tokens)
-        platform = self._platform = choose(config, model_json, shard.rank)
+        platform = self._platform = (choose or choose_platform)(config, model_json, shard.rank)
         start = time.perf_counter()
         quantization = read_quantization(model_json, directory, config.quantization)
         self._adapters: AdapterPool | None = None
@@ -139,6 +141,9 @@ class ModelRunner:
         self._passes = ForwardPasses(
             self._model, platform.kernels, self._kv_cache, self._adapters, self._soft_prompts, platform.device
         )
+        self._deferred: DeferredSteps | None = None
+        if platform.is_gpu and communicator.size == 1:
+            self._deferred = DeferredSteps(self._passes, self._sampler, self._limits.max_num_seqs)
         self._reset()
         self._model_info = replace(
             describe_model(config, architecture.name, self._model, self._limits, special),
@@ -218,9 +223,16 @@ class ModelRunner:
         if not is_everywhere:
             raise RuntimeError(f"{what} was loaded by some ranks only")
 
-    @torch.inference_mode()
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
         """Run one step. Raises PlanError, having changed nothing, if the plan does not fit the standing batch."""
+        return self.start(plan).result()
+
+    @torch.inference_mode()
+    def start(self, plan: SchedulerOutput) -> StartedStep:
+        """The same, but on a GPU the result may be waited for later, after the next plans have been started.
+
+        Results are asked for in the order of the plans.
+        """
         check_plan(self._batch, plan)
         self._batch.apply(plan)
         self._beam_groups.apply(plan.freed_slots, plan.new_requests)
@@ -229,13 +241,18 @@ class ModelRunner:
         self._kv_cache.swap_in(plan.swapped_in)
         self._kv_cache.copy_blocks(plan.copied_blocks)
         self._passes.run_encoder(self._batch, plan.encoder_slots)
-        if not plan.scheduled_slots:
-            return ModelRunnerOutput(step=plan.step)
+        if self._deferred is not None and plan.scheduled_slots:
+            if self._deferred.takes(self._batch, plan.scheduled_slots):
+                rows = self._batch.schedule_rows(plan)
+                return self._deferred.start(self._batch, rows, plan.step) if len(rows.slots) else _nothing(plan)
+            self._deferred.settle()
         rows = self._batch.schedule_rows(plan)
         if self._batch.prefixes and self._soft_prompts is not None:
             rows = self._soft_prompts.copy_prefixes(self._batch, rows, self._kv_cache)
-        if not len(rows.slots):
-            return ModelRunnerOutput(step=plan.step)
+        return DoneStep(self._compute(plan, rows)) if len(rows.slots) else _nothing(plan)
+
+    def _compute(self, plan: SchedulerOutput, rows: ScheduledRows) -> ModelRunnerOutput:
+        """Run the rows of a step, and wait for what they sample."""
         drafts: Drafts | None = None
         if self._batch.sampling.num_lookup_tokens[rows.slots].any():
             rows, drafts = add_drafts(self._batch, rows)
@@ -301,6 +318,8 @@ class ModelRunner:
         return verify(self._batch, rows, drafts, logits, self._sample)
 
     def _reset(self) -> None:
+        if self._deferred is not None:
+            self._deferred.settle()
         self._batch = self._new_batch()
         self._grammar_rows = GrammarRows(
             self._grammars,
@@ -325,6 +344,10 @@ class ModelRunner:
         self._kv_cache.copy_blocks(selection.first_copies)
         self._kv_cache.copy_blocks(selection.copies)
         return selection.candidates
+
+
+def _nothing(plan: SchedulerOutput) -> StartedStep:
+    return DoneStep(ModelRunnerOutput(step=plan.step))
 
 
 def _layers_to_tune(model: LanguageModel, checkpoint: Checkpoint) -> list[Linear]:

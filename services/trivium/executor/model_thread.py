@@ -1,5 +1,8 @@
 """The plain thread that owns the ModelRunner: it loads the model, then runs jobs strictly in order.
 
+A job may leave a step whose result is still on its way from a GPU. Jobs that wait go first then, so that the GPU has
+its next step before anybody waits for this one; results are delivered in the order of the steps.
+
 The event loop never runs the model and never waits for it, so it can send heartbeats during a step of any length.
 Jobs go in through a queue without a bound (the server bounds what each stream may queue); results come back as
 callbacks in the event loop.
@@ -12,19 +15,34 @@ import contextlib
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from trivium.config import ExecutorConfig, ModelInfo
 from trivium.errors import ConfigurationError, EngineUnavailableError, InternalError
+from trivium.executor.deferred_steps import StartedStep
 from trivium.executor.model_runner import ModelRunner
 from trivium.executor.parallel.leading_runner import open_runner
 from trivium.executor.parallel.ranks import RankLostError
+from trivium.step import ModelRunnerOutput
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Job = Callable[[ModelRunner], None]
+_MAX_STEPS_UNDER_WAY = 8  # more would not keep a GPU busier, and their results would come late
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """What a job leaves to do: `deliver` the result of `step`, called in the model's thread."""
+
+    step: StartedStep
+    deliver: Callable[[ModelRunnerOutput], None]
+
+
+Job = Callable[[ModelRunner], Unfinished | None]
 
 
 class ModelThread:
@@ -68,7 +86,7 @@ class ModelThread:
 
         def run_job(runner: ModelRunner) -> None:
             if result.cancelled():
-                return
+                return None
             try:
                 value: T | Exception = job(runner)
             except RankLostError as error:
@@ -100,8 +118,7 @@ class ModelThread:
         try:
             runner = self._runner = open_runner(self._config, on_lost=self._report)
             self.call_in_loop(self.loaded.set_result, runner.model_info)
-            while (job := self._jobs.get()) is not None:
-                job(runner)
+            self._run_jobs(runner)
         except BaseException as error:
             if not isinstance(error, (ConfigurationError, RankLostError)):
                 logger.exception("the model thread failed")
@@ -109,6 +126,26 @@ class ModelThread:
         finally:
             if self._runner is not None:
                 self._runner.close()
+
+    def _run_jobs(self, runner: ModelRunner) -> None:
+        """Until None comes."""
+        left: deque[Unfinished] = deque()
+        while True:
+            must_wait = bool(left) and (self._jobs.empty() or len(left) >= _MAX_STEPS_UNDER_WAY)
+            while left and (must_wait or left[0].step.is_done):
+                must_wait = False
+                unfinished = left.popleft()
+                unfinished.deliver(unfinished.step.result())
+            if left and self._jobs.empty():
+                continue
+            job = self._jobs.get()
+            if job is None:
+                break
+            found = job(runner)
+            if found is not None:
+                left.append(found)
+        for unfinished in left:
+            unfinished.deliver(unfinished.step.result())
 
     def _report(self, error: BaseException) -> None:
         self.call_in_loop(self._fail, error)

@@ -90,16 +90,27 @@ class Sampler:
             rows = logits if len(random) == len(slots) else logits[transfers.upload(random, device)]
             sampling = _row_sampling(batch, slots[random], output_positions[random], device)
             token_ids[random] = transfers.download(sample_rows(rows, sampling, self._vocabulary))
-        self._force(token_ids, batch, slots, output_positions)
+        forced = self.forced(batch, slots)
+        np.copyto(token_ids, forced, where=forced != NOT_FORCED)
         return token_ids
 
-    def find_ends(self, batch: InputBatch, slots: Longs, token_ids: Longs) -> Bools:
+    def forced(self, batch: InputBatch, slots: Longs) -> Longs:
+        """[num_rows] the only token that may come next, or NOT_FORCED."""
+        columns = batch.sampling
+        output_positions = batch.num_tokens[slots] - batch.num_prompt_tokens[slots]
+        num_tokens, max_tokens = batch.num_own_tokens(slots), columns.max_tokens[slots]
+        params = [columns.params[slot] for slot in slots]
+        return forced_tokens(params, num_tokens, output_positions, self._special, max_tokens)
+
+    def find_ends(self, batch: InputBatch, slots: Longs, token_ids: Longs, num_outputs: Longs | None = None) -> Bools:
         """[num_rows] True where `token_ids`, appended already, end their rows by EOS or a stop token id.
 
-        The scheduler decides the same from the result; knowing it here saves the rows of plans that are on their way.
+        num_outputs: the length of each output with its token, where that is not what the batch says by now. The
+        scheduler decides the same from the result; knowing it here saves the rows of plans that are on their way.
         """
         columns = batch.sampling
-        num_outputs = batch.num_tokens[slots] - batch.num_prompt_tokens[slots]
+        if num_outputs is None:
+            num_outputs = batch.num_tokens[slots] - batch.num_prompt_tokens[slots]
         is_eos = np.isin(token_ids, self._special.eos) & ~columns.ignore_eos[slots]
         is_eos &= num_outputs >= columns.min_tokens_to_eos[slots]
         is_stop = [token in columns.params[slot].stop_token_ids for slot, token in zip(slots, token_ids, strict=True)]
@@ -113,13 +124,6 @@ class Sampler:
         edit_logits(rows, params, History.of(batch, slots[edited]), self._special, self._vocabulary)
         if rows is not logits:
             logits[index] = rows
-
-    def _force(self, token_ids: Longs, batch: InputBatch, slots: Longs, output_positions: Longs) -> None:
-        columns = batch.sampling
-        num_tokens, max_tokens = batch.num_own_tokens(slots), columns.max_tokens[slots]
-        params = [columns.params[slot] for slot in slots]
-        forced = forced_tokens(params, num_tokens, output_positions, self._special, max_tokens)
-        np.copyto(token_ids, forced, where=forced != NOT_FORCED)
 
 
 def _row_sampling(batch: InputBatch, slots: Longs, output_positions: Longs, device: torch.device) -> RowSampling:

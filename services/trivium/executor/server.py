@@ -22,7 +22,7 @@ from trivium.config import PROTOCOL_REVISION, ExecutorConfig, ModelInfo
 from trivium.errors import EngineUnavailableError, InvalidRequestError
 from trivium.executor.ledger import executor_ledger
 from trivium.executor.model_runner import ModelRunner
-from trivium.executor.model_thread import ModelThread
+from trivium.executor.model_thread import ModelThread, Unfinished
 from trivium.executor.parallel.ranks import RankLostError
 from trivium.executor.plan_check import PlanError
 from trivium.ledger import register_ledger
@@ -190,18 +190,20 @@ class ExecutorService(executor_pb2_grpc.ExecutorServicer):
     def _submit(self, stream: ExecuteStream, plan: SchedulerOutput) -> None:
         """Queue the plan for the model thread."""
 
-        def run_step(runner: ModelRunner) -> None:
+        def deliver(output: ModelRunnerOutput) -> None:
+            self._thread.call_in_loop(self._deliver, stream, output)
+
+        def run_step(runner: ModelRunner) -> Unfinished | None:
             if not stream.is_open:
-                return
+                return None
             try:
-                output = runner.execute(plan)
+                return Unfinished(runner.start(plan), deliver)
             except PlanError as error:
                 logger.warning("plan of step %d refused: %s", plan.step, error)
                 # Closed here, too: the plans behind this one build on it.
                 stream.is_open = False
                 self._thread.call_in_loop(stream.end, grpc.StatusCode.INVALID_ARGUMENT, f"step {plan.step}: {error}")
-            else:
-                self._thread.call_in_loop(self._deliver, stream, output)
+                return None
 
         self._thread.submit(run_step)
 

@@ -80,8 +80,9 @@ class Download:
 
     def __init__(self, tensor: Tensor) -> None:
         self._event: Any = None
-        self._copy = tensor
-        if tensor.is_cuda:
+        if not tensor.is_cuda:
+            self._copy = tensor.clone()
+        else:
             self._copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._copy.copy_(tensor, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tiny import BART_LIKE, T5_LIKE, save_tiny
 from tiny_decoders import DECODER_BUILDERS
 from trivium.config import ExecutorConfig
 from trivium.errors import ConfigurationError
-from trivium.executor import truncation
+from trivium.executor import transfers, truncation
 from trivium.executor.history import History
 from trivium.executor.logits_processors import edit_logits, force_scores
 from trivium.executor.model_config import SpecialTokens
@@ -21,6 +22,7 @@ from trivium.executor.model_runner import ModelRunner
 from trivium.executor.platform import Platform, choose_device
 from trivium.executor.sampler import DrawLimits, RowSampling, sample_rows
 from trivium.params import SamplingParams
+from trivium.step import NewRequestData, SchedulerOutput
 from trivium_kernels.dispatch import select_kernels
 from unit.executor.mini_scheduler import MiniScheduler
 from unit.executor.parity import add_random_requests
@@ -74,6 +76,56 @@ def test_steps_of_a_family_stay_on_the_device(family: str, no_gpu: list[str], tm
     assert all(request.output for request in requests)
     assert "_attend_single_kernel" in no_gpu
     assert scheduler.info.dtype == "bfloat16"
+
+
+def test_steps_are_queued_before_the_results_of_earlier_ones(
+    no_gpu: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even one that has come is looked at, and what a step is told goes up in one copy."""
+    runner = make_runner(save_tiny("llama", tmp_path))
+    uploads: list[str] = []
+    for name in ("upload", "upload_all"):
+        plain = getattr(transfers, name)
+        monkeypatch.setattr(transfers, name, lambda *args, name=name, plain=plain: uploads.append(name) or plain(*args))
+    sampling = SamplingParams(temperature=0.5, top_k=5, max_tokens=9, seed=1, ignore_eos=True)
+    new = tuple(NewRequestData(slot, (5, 6, 7), (), 0, (2 * slot, 2 * slot + 1), sampling, 0, 9) for slot in range(2))
+    with OneDevice():
+        steps = [runner.start(SchedulerOutput(1, (0, 1), (3, 3), new))]
+        uploads.clear()
+        steps += [runner.start(SchedulerOutput(step, (0, 1), (1, 1))) for step in range(2, 6)]
+    assert uploads == ["upload_all"] * 4
+    assert not any(step.is_done for step in steps)
+    assert steps[2].result().step == 3
+    assert [step.is_done for step in steps] == [True, True, True, False, False]
+    assert all(step.result().slots == (0, 1) for step in steps)
+
+
+def test_a_row_that_ended_in_a_step_on_its_way_says_nothing_more(no_gpu: list[str], tmp_path: Path) -> None:
+    """Downloads are zeros, so a stop at 0 ends the row in its first step, while the next ones are queued already."""
+    runner = make_runner(save_tiny("llama", tmp_path))
+    stops = SamplingParams(temperature=0.0, max_tokens=9, stop_token_ids=(0,), ignore_eos=True)
+    goes_on = SamplingParams(temperature=0.0, max_tokens=9, ignore_eos=True)
+    new = tuple(
+        NewRequestData(slot, (5, 6, 7), (), 0, (2 * slot, 2 * slot + 1), sampling, 0, 9)
+        for slot, sampling in enumerate((stops, goes_on))
+    )
+    steps = [runner.start(SchedulerOutput(1, (0, 1), (3, 3), new))]
+    steps += [runner.start(SchedulerOutput(step, (0, 1), (1, 1))) for step in (2, 3)]
+    assert [step.result().slots for step in steps] == [(0, 1), (1,), (1,)]
+    again = replace(new[1], slot=0, block_ids=(4, 5))
+    steps = [runner.start(SchedulerOutput(4, (0, 1), (3, 1), (again,), freed_slots=(0,)))]
+    assert sorted(steps[0].result().slots) == [0, 1]
+
+
+def test_a_result_does_not_reach_the_next_row_of_its_slot(no_gpu: list[str], tmp_path: Path) -> None:
+    runner = make_runner(save_tiny("llama", tmp_path))
+    stops = SamplingParams(temperature=0.0, max_tokens=9, stop_token_ids=(0,), ignore_eos=True)
+    new = NewRequestData(0, (5, 6, 7), (), 0, (0, 1), stops, 0, 9)
+    first = runner.start(SchedulerOutput(1, (0,), (3,), (new,)))
+    later = replace(new, block_ids=(2, 3), sampling=replace(stops, stop_token_ids=()))
+    second = runner.start(SchedulerOutput(2, (0,), (3,), (later,), freed_slots=(0,)))
+    assert first.result().slots == second.result().slots == (0,)
+    assert runner.execute(SchedulerOutput(3, (0,), (1,))).slots == (0,)
 
 
 def test_weights_of_one_byte_are_multiplied_by_their_kernel(no_gpu: list[str], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from trivium import rpc, wire
 from trivium.config import PROTOCOL_REVISION, ExecutorConfig, ModelInfo
 from trivium.errors import ConfigurationError
 from trivium.executor import server
+from trivium.executor.deferred_steps import StartedStep
 from trivium.executor.model_runner import ModelRunner
 from trivium.ledger import ask_ledger
 from trivium.params import SamplingParams
@@ -196,14 +197,14 @@ async def test_heartbeats_come_while_a_step_is_running(
     import threading
 
     release = threading.Event()
-    execute = ModelRunner.execute
+    start = ModelRunner.start
 
-    def slow(runner: ModelRunner, plan: SchedulerOutput) -> ModelRunnerOutput:
+    def slow(runner: ModelRunner, plan: SchedulerOutput) -> StartedStep:
         release.wait(10)
-        return execute(runner, plan)
+        return start(runner, plan)
 
     monkeypatch.setattr(server, "HEARTBEAT_S", 0.02)
-    monkeypatch.setattr(ModelRunner, "execute", slow)
+    monkeypatch.setattr(ModelRunner, "start", slow)
     async with running_executor(checkpoint, tmp_path) as channel:
         stream, _ = await greet(channel)
         await send(stream, first_plan())
@@ -217,10 +218,10 @@ async def test_heartbeats_come_while_a_step_is_running(
 async def test_a_failing_step_ends_the_stream_and_the_executor(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(runner: ModelRunner, plan: SchedulerOutput) -> ModelRunnerOutput:
+    def fail(runner: ModelRunner, plan: SchedulerOutput) -> StartedStep:
         raise RuntimeError("device lost")
 
-    monkeypatch.setattr(ModelRunner, "execute", fail)
+    monkeypatch.setattr(ModelRunner, "start", fail)
     with pytest.raises(RuntimeError, match="device lost"):
         async with running_executor(checkpoint, tmp_path) as channel:
             stream, _ = await greet(channel)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trivium.config import ExecutorConfig, PromptAdapter
 from trivium.errors import ConfigurationError, InvalidRequestError
+from trivium.executor.deferred_steps import StartedStep
 from trivium.executor.loader import find_checkpoint
 from trivium.executor.model_runner import ModelRunner
 from trivium.executor.parallel.calls import (
@@ -25,7 +26,7 @@ from trivium.executor.parallel.ranks import Ranks
 from trivium.executor.plan_check import PlanError
 from trivium.executor.platform import choose_device
 from trivium.pooling import PoolingType
-from trivium.step import ModelRunnerOutput, SchedulerOutput
+from trivium.step import SchedulerOutput
 from trivium.structured_outputs import StructuredOutputsParams
 
 
@@ -64,9 +65,9 @@ class LeadingRunner(ModelRunner):
         with self._in_lockstep(Call.GRAMMAR, grammar_to_bytes(params)):
             super().prepare_grammar(params, done)
 
-    def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
+    def start(self, plan: SchedulerOutput) -> StartedStep:
         with self._in_lockstep(Call.PLAN, plan_to_bytes(plan)):
-            return super().execute(plan)
+            return super().start(plan)  # a rank of several waits for its result
 
     def embed(self, prompts: Sequence[Sequence[int]], kind: PoolingType, *, normalize: bool) -> list[Tensor]:
         with self._in_lockstep(Call.EMBED, embed_to_bytes(prompts, kind, normalize=normalize)):
