@@ -159,15 +159,16 @@ class ExecutorConfig:
     takes the default share of free memory, on a GPU what gpu_memory_utilization (None: 0.9) of its memory leaves beside
     the weights. swap_space_gib: host memory for the KV of preempted requests; 0 has them compute it again.
     quantization: None, or "int8": 8-bit weights and activations in every linear layer; the name of a format that
-    checkpoints are packed in must be that of the checkpoint, which needs no naming. max_model_len: None takes the
-    model's own, or what the KV cache holds if that is less. num_threads: 0 decides by the size of the model and the
-    cores, of which `num_local_executors` executors on this machine take equal shares. tensor_parallel_size: how many
-    processes, ranks, share the work of every step, and the threads; each has its part of the weights, a KV pool of
-    kv_cache_memory_bytes and host memory of swap_space_gib. generation_config: "auto" for the checkpoint's own
-    generation_config.json, "none", or the path of another; override_generation_config: what to replace in it.
-    tokenizer: where the model's own is not what texts are made of; grammars need it. enable_lora: LoRA adapters can be
-    used, of at most max_lora_rank, at most max_loras of them in one batch; lora_modules are loaded at start.
-    enable_prompt_adapter: the same of soft prompts, which have at most max_prompt_adapter_token virtual tokens each.
+    checkpoints are packed in must be that of the checkpoint, which needs no naming. enforce_eager: on a GPU no decode
+    step is recorded as a graph. max_model_len: None takes the model's own, or what the KV cache holds if that is less.
+    num_threads: 0 decides by the size of the model and the cores, of which `num_local_executors` executors on this
+    machine take equal shares. tensor_parallel_size: how many processes, ranks, share the work of every step, and the
+    threads; each has its part of the weights, a KV pool of kv_cache_memory_bytes and host memory of swap_space_gib.
+    generation_config: "auto" for the checkpoint's own generation_config.json, "none", or the path of another;
+    override_generation_config: what to replace in it. tokenizer: where the model's own is not what texts are made of;
+    grammars need it. enable_lora: LoRA adapters can be used, of at most max_lora_rank, at most max_loras of them in one
+    batch; lora_modules are loaded at start. enable_prompt_adapter: the same of soft prompts, which have at most
+    max_prompt_adapter_token virtual tokens each.
     """
 
     model: str
@@ -197,6 +198,7 @@ class ExecutorConfig:
     max_prompt_adapters: int = DEFAULT_MAX_PROMPT_ADAPTERS
     max_prompt_adapter_token: int = DEFAULT_MAX_PROMPT_ADAPTER_TOKEN
     tokenizer: str | None = None
+    enforce_eager: bool = False
 
     def __post_init__(self) -> None:
         at_least_one = (

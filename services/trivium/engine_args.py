@@ -36,15 +36,14 @@ logger = logging.getLogger(__name__)
 
 UNBOUNDED_QUEUE = 2**31  # offline, the caller's own list of prompts is the queue
 
-_NO_GRAPHS = "no graphs are captured: every step runs eagerly"
+_ANY_LENGTH = "decode steps are recorded for any length"
 _ONE_MODEL = "one object is one model, which tensor_parallel_size splits"
 _TEXT_ONLY = "prompts are text"
 
 # name -> (type of its values, why it holds)
 HOLDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "enforce_eager": ((bool, type(None)), _NO_GRAPHS),
-    "max_seq_len_to_capture": ((int,), _NO_GRAPHS),
-    "max_context_len_to_capture": ((int, type(None)), _NO_GRAPHS),
+    "max_seq_len_to_capture": ((int,), _ANY_LENGTH),
+    "max_context_len_to_capture": ((int, type(None)), _ANY_LENGTH),
     "disable_custom_all_reduce": ((bool,), "ranks add up by torch.distributed"),
     "disable_log_stats": ((bool,), "offline no statistics are logged"),
     "use_v2_block_manager": ((bool,), "there is one block manager"),
@@ -85,7 +84,7 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "shutdown_timeout": ((None, 0), "close() aborts what runs"),
     "logits_processors": ((None, []), "code of a caller does not run in the model's step: use logit_bias, bad_words"),
     "pooler_config": ((None,), "give pooling_type and normalize to embed()"),
-    "compilation_config": ((None, 0, {}), _NO_GRAPHS),
+    "compilation_config": ((None, 0, {}), "nothing is compiled; enforce_eager turns recorded steps off"),
     "num_scheduler_steps": ((1,), "every step is scheduled"),
     "limit_mm_per_prompt": ((None, {}), _TEXT_ONLY),
     "mm_processor_kwargs": ((None, {}), _TEXT_ONLY),
@@ -150,6 +149,7 @@ class EngineArgs:
     max_num_queued_reqs, max_num_queued_tokens: how much may wait; None is no bound.
     quantization: None, or "int8" for 8-bit matrix products: faster, a little less exact. What a checkpoint has packed
     needs no argument; one that names it ("awq", "gptq", "fp8", "compressed-tensors") is checked.
+    enforce_eager: on a GPU, no decode step is recorded as a graph; on a CPU none ever is.
     enable_lora: prompts can have a `lora_request`, of at most max_lora_rank, at most max_loras of them in one batch.
     enable_prompt_adapter: the same for a `prompt_adapter_request`, of at most max_prompt_adapter_token virtual tokens,
     at most max_prompt_adapters of them in one batch.
@@ -173,6 +173,7 @@ class EngineArgs:
     gpu_memory_utilization: float | None = None
     swap_space: float = 0.0
     quantization: str | None = None
+    enforce_eager: bool | None = False
     num_threads: int = 0
     tensor_parallel_size: int = 1
     enable_prefix_caching: bool = True
@@ -228,6 +229,7 @@ class EngineArgs:
             gpu_memory_utilization=self.gpu_memory_utilization,
             swap_space_gib=self.swap_space,
             quantization=self.quantization,
+            enforce_eager=bool(self.enforce_eager),
             tokenizer=self.tokenizer,
             num_threads=self.num_threads,
             tensor_parallel_size=self.tensor_parallel_size,

@@ -69,6 +69,14 @@ GenerationConfig = Annotated[
         metavar="auto|none|PATH",
     ),
 ]
+EnforceEager = Annotated[
+    bool,
+    typer.Option(
+        "--enforce-eager/--no-enforce-eager",
+        envvar="TRIVIUM_ENFORCE_EAGER",
+        help="On a GPU, run every step operator by operator instead of recording decode steps as graphs.",
+    ),
+]
 EnableLora = Annotated[
     bool,
     typer.Option("--enable-lora/--no-enable-lora", envvar="TRIVIUM_ENABLE_LORA", help="Serve LoRA adapters, too."),

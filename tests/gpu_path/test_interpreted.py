@@ -16,26 +16,18 @@ from typing import Any
 import pytest
 import torch
 
+from gpu_requests import GREEDY, SAMPLED, TINY, add_requests, gpu_platform, make_runner
 from kernel_checks import TRITON, only_triton
 from tiny import save_tiny
 from trivium import LLM
-from trivium.config import ExecutorConfig
 from trivium.executor import model_runner
 from trivium.executor.deferred_steps import DeferredSteps
-from trivium.executor.model_runner import ModelRunner
-from trivium.executor.platform import Platform
 from trivium.params import SamplingParams
 from trivium.structured_outputs import StructuredOutputsParams
-from trivium_kernels.dispatch import select_kernels
-from unit.executor.mini_scheduler import MiniRequest, MiniScheduler
+from unit.executor.mini_scheduler import MiniScheduler
 
 FOLDER = Path(__file__).parent
-GREEDY = SamplingParams(temperature=0.0, max_tokens=4, logprobs=0)
-SAMPLED = SamplingParams(temperature=1.0, max_tokens=4, seed=7, top_k=20, top_p=0.9)
-TINY = {
-    "llama": {"num_hidden_layers": 1},
-    "bart": {"encoder_layers": 1, "decoder_layers": 1},
-}
+FAMILIES = ("llama", "bart")
 
 
 @pytest.mark.skipif(TRITON, reason="this is that run")
@@ -48,39 +40,8 @@ def test_the_gpu_path_passes_in_the_interpreter() -> None:
     assert run.returncode == 0, run.stdout[-20000:] + run.stderr[-5000:]
 
 
-def make_runner(path: Path, dtype: torch.dtype | None, **settings: object) -> ModelRunner:
-    """dtype: None for the CPU's own path."""
-    torch.set_num_threads(1)
-    config = ExecutorConfig(
-        model=str(path),
-        served_model_name="tiny",
-        max_num_seqs=4,
-        kv_cache_memory_bytes=2**20,
-        block_size=4,
-        **settings,  # type: ignore[arg-type]
-    )
-    if dtype is None:
-        return ModelRunner(config)
-    return ModelRunner(config, choose=lambda *_: gpu_platform(dtype))
-
-
-def gpu_platform(dtype: torch.dtype) -> Platform:
-    return Platform(torch.device("cpu"), dtype, select_kernels(torch.device("cuda")), is_gpu=True)
-
-
-def add_requests(scheduler: MiniScheduler, *samplings: SamplingParams) -> list[MiniRequest]:
-    start = scheduler.info.decoder_start_token_id
-    prompts = [[5, 6, 7], [9, 8, 7, 6, 5]]
-    if start is None:
-        return [scheduler.add(prompt, sampling) for prompt, sampling in zip(prompts, samplings, strict=False)]
-    return [
-        scheduler.add([start], sampling, encoder=tuple(prompt))
-        for prompt, sampling in zip(prompts, samplings, strict=False)
-    ]
-
-
 @only_triton
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_in_float32_are_those_of_the_cpu(family: str, tmp_path: Path) -> None:
     path = save_tiny(family, tmp_path, **TINY[family])
     outputs = []
@@ -111,7 +72,7 @@ def test_log_probabilities_in_bfloat16_are_near_those_of_the_cpu(settings: dict[
 
 
 @only_triton
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_an_engine_says_the_same_with_steps_under_way(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,13 +80,13 @@ def test_an_engine_says_the_same_with_steps_under_way(
     path = save_tiny(family, tmp_path, with_tokenizer=True, **TINY[family])
     settings = {"max_num_seqs": 3, "kv_cache_memory_bytes": 2**19, "num_threads": 1, "max_model_len": 40}
     samplings = [
-        replace(GREEDY, logprobs=None, max_tokens=7),
+        replace(GREEDY, max_tokens=7),
         replace(SAMPLED, max_tokens=6),
         SamplingParams(temperature=0.7, seed=1, min_p=0.1, max_tokens=5, n=2),
         replace(GREEDY, frequency_penalty=0.5, logprobs=2),
         SamplingParams(temperature=0.0, max_tokens=8, stop_token_ids=[*range(100, 200)]),
         SamplingParams(temperature=0.0, max_tokens=3, structured_outputs=StructuredOutputsParams(choice=["ab", "cd"])),
-        replace(GREEDY, logprobs=None, max_tokens=9),
+        replace(GREEDY, max_tokens=9),
     ]
     prompts = ["one", "two words", "a", "bc", "def", "xyz", "and so on"]
     num_under_way: list[int] = []

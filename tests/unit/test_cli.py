@@ -98,6 +98,11 @@ def test_serve_without_arguments_serves_the_bundled_models(configured: Callable[
     assert (config.host, config.port, config.api_key, config.revision) == ("127.0.0.1", 8000, None, None)
 
 
+def test_serve_hands_on_that_nothing_is_to_be_recorded(configured: Callable[..., ServeConfig]) -> None:
+    assert configured("m", "--enforce-eager").engine_flags[-1] == "--enforce-eager"
+    assert "--enforce-eager" not in configured("m").engine_flags
+
+
 def test_serve_hands_its_engine_flags_to_the_executors(configured: Callable[..., ServeConfig]) -> None:
     config = configured(
         "t5=hub/t5", "hub/bart", "--port", "0", "--dtype", "float32", "--max-model-len", "99", "--num-threads", "3",
@@ -301,6 +306,7 @@ def test_executor_hands_over_every_flag(served: Callable[..., Any]) -> None:
         "0.25",
         "--quantization",
         "int8",
+        "--enforce-eager",
     )
     flags += ("--generation-config", "/etc/generation", "--tensor-parallel-size", "4")
     flags += ("--enable-lora", "--lora-modules", "x=/x", "y=/y", "--max-lora-rank", "64", "--max-loras", "2")
@@ -318,6 +324,7 @@ def test_executor_hands_over_every_flag(served: Callable[..., Any]) -> None:
         gpu_memory_utilization=0.5,
         swap_space_gib=0.25,
         quantization="int8",
+        enforce_eager=True,
         num_threads=6,
         num_local_executors=5,
         tensor_parallel_size=4,

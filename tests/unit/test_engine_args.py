@@ -32,6 +32,7 @@ WORKING: dict[str, tuple[Any, tuple[str, str, Any]]] = {
     "gpu_memory_utilization": (0.5, ("executor", "gpu_memory_utilization", 0.5)),
     "swap_space": (2, ("executor", "swap_space_gib", 2)),
     "quantization": ("int8", ("executor", "quantization", "int8")),
+    "enforce_eager": (True, ("executor", "enforce_eager", True)),
     "num_threads": (2, ("executor", "num_threads", 2)),
     "tensor_parallel_size": (2, ("executor", "tensor_parallel_size", 2)),
     "enable_prefix_caching": (False, ("scheduler", "enable_prefix_caching", False)),

@@ -20,12 +20,18 @@ import torch
 from torch import Tensor
 
 from trivium.executor import transfers
+from trivium.executor.decode_graphs import DecodeGraphs, GraphRecorder
 from trivium.executor.forward import ForwardPasses, attention_arrays, attention_metadata, bounds
-from trivium.executor.input_batch import UNKNOWN, InputBatch, Longs, ScheduledRows
+from trivium.executor.input_batch import UNKNOWN, BatchLimits, InputBatch, Longs, ScheduledRows
+from trivium.executor.logits_processors import NOT_FORCED
 from trivium.executor.sampler import Sampler
 from trivium.executor.transfers import Array, Download
 from trivium.step import ModelRunnerOutput
 from trivium_kernels.sample_tokens import TokenSampling
+
+# Of the arrays of a step before those of attention, and of its slot mapping: what stands in a row of no request.
+_FILLERS: tuple[float, ...] = (0, 0, 0, 0, 0, NOT_FORCED, 0.0, 0, 1.0, 0.0, 0, 0, 0, -1)
+_TOKEN_SLOTS, _SLOTS = 1, 4  # places among them
 
 
 class StartedStep(Protocol):
@@ -56,9 +62,16 @@ class DeferredSteps:
     The last of them belongs to no slot: rows that fill up a step write there.
     """
 
-    def __init__(self, passes: ForwardPasses, sampler: Sampler, max_num_seqs: int) -> None:
+    def __init__(
+        self, passes: ForwardPasses, sampler: Sampler, limits: BatchLimits, recorder: GraphRecorder | None
+    ) -> None:
         self._passes = passes
         self._sampler = sampler
+        self._limits = limits
+        self._no_slot = max_num_seqs = limits.max_num_seqs
+        self._graphs: DecodeGraphs | None = None
+        if recorder is not None and passes.model.can_be_recorded:
+            self._graphs = DecodeGraphs(recorder, max_num_seqs, passes.device)
         self._last_tokens = torch.zeros(max_num_seqs + 1, dtype=torch.int64, device=passes.device)
         self._under_way: deque[DeferredStep] = deque()
 
@@ -83,8 +96,16 @@ class DeferredSteps:
         if passes.adapters is not None:
             passes.adapters.use(batch.adapters[rows.token_slots])
         arrays = self._arrays(batch, rows, samples)
-        token_ids = self._run(transfers.upload_all(arrays, passes.device), rows, batch.limits.max_model_len)
-        started = DeferredStep(self, batch, step, slots, Download(token_ids))
+        size = self._recorded_size(rows, len(samples))
+        if size is None or self._graphs is None:
+            tensors = transfers.upload_all(arrays, passes.device)
+            token_ids = self._run(tensors, bounds(rows.num_tokens))
+        else:
+            cu_seqlens_q = bounds(np.ones(size, np.int64))
+            filled = self._filled(arrays, size)
+            token_ids, tensors = self._graphs.run(size, filled, lambda inputs: self._run(inputs, cu_seqlens_q))
+        self._last_tokens.index_copy_(0, tensors[_SLOTS], token_ids)
+        started = DeferredStep(self, batch, step, slots, Download(token_ids[: len(slots)]))
         batch.advance(rows)
         batch.append_tokens(slots, np.full(len(slots), UNKNOWN, np.int64))
         self._under_way.append(started)
@@ -121,18 +142,43 @@ class DeferredSteps:
             *attention_arrays(batch, rows),
         ]
 
-    def _run(self, tensors: tuple[Tensor, ...], rows: ScheduledRows, max_model_len: int) -> Tensor:
-        """[num_sampling] token ids, on the device. tensors: those of `_arrays`."""
-        token_ids, token_slots, positions, last, slots, forced, *rest = tensors
+    def _recorded_size(self, rows: ScheduledRows, num_sampling: int) -> int | None:
+        """How many rows the step has as a recorded one; None if it cannot be one."""
+        adapters = self._passes.adapters
+        is_decode = num_sampling == len(rows.positions) and not (adapters is not None and adapters.groups)
+        return self._graphs.size_for(num_sampling) if self._graphs is not None and is_decode else None
+
+    def _filled(self, arrays: Sequence[Array], size: int) -> list[Array]:
+        """The arrays of a step of `size` rows: the last ones of no slot and without keys, which write nowhere.
+
+        Block tables get the width of the longest sequence that is served.
+        """
+        widths = iter(-(-length // self._limits.block_size) for length in self._table_lens())
+        fillers = [*_FILLERS, *[0] * (len(arrays) - len(_FILLERS))]
+        fillers[_TOKEN_SLOTS] = fillers[_SLOTS] = self._no_slot
+        filled = []
+        for array, filler in zip(arrays, fillers, strict=True):
+            shape = (size,) if array.ndim == 1 else (size, next(widths))
+            target = np.full(shape, filler, array.dtype)
+            target[tuple(slice(0, length) for length in array.shape)] = array
+            filled.append(target)
+        return filled
+
+    def _table_lens(self) -> list[int]:
+        """The most tokens that each block table of a row is for."""
+        limits = self._limits
+        return [limits.max_model_len, *([limits.max_encoder_len] if limits.max_encoder_len else [])]
+
+    def _run(self, tensors: tuple[Tensor, ...], cu_seqlens_q: Tensor) -> Tensor:
+        """[num_sampling] token ids, on the device. tensors: those of `_arrays`. May be recorded."""
+        token_ids, token_slots, positions, last, _, forced, *rest = tensors
         passes, decoder = self._passes, self._passes.model.decoder
         token_ids = torch.where(token_ids == UNKNOWN, self._last_tokens.index_select(0, token_slots), token_ids)
-        metadata = attention_metadata(rest[7:], bounds(rows.num_tokens), max_model_len)
+        metadata = attention_metadata(rest[7:], cu_seqlens_q, self._limits.max_model_len)
         hidden = decoder.forward(token_ids, positions, passes.kv_cache, metadata)
         logits = decoder.compute_logits(hidden.index_select(0, last))
         sampled = passes.kernels.sample_tokens(logits, _sampling(rest[:7]))
-        sampled = torch.where(forced >= 0, forced, sampled)
-        self._last_tokens.index_copy_(0, slots, sampled)
-        return sampled
+        return torch.where(forced >= 0, forced, sampled)
 
 
 class DeferredStep:

@@ -143,7 +143,7 @@ class ModelRunner:
         )
         self._deferred: DeferredSteps | None = None
         if platform.is_gpu and communicator.size == 1:
-            self._deferred = DeferredSteps(self._passes, self._sampler, self._limits.max_num_seqs)
+            self._deferred = DeferredSteps(self._passes, self._sampler, self._limits, platform.recorder)
         self._reset()
         self._model_info = replace(
             describe_model(config, architecture.name, self._model, self._limits, special),

@@ -9,6 +9,7 @@ import torch
 
 from trivium.config import ExecutorConfig
 from trivium.errors import ConfigurationError
+from trivium.executor.decode_graphs import CudaGraphRecorder, GraphRecorder
 from trivium.executor.model_config import JsonConfig
 from trivium.executor.parallel.communicator import rank_device
 from trivium_kernels.dispatch import Kernels, select_kernels
@@ -32,12 +33,14 @@ class Platform:
 
     is_gpu: steps are queued before the results of earlier ones have come, and linear layers multiply as on a GPU. It
     says nothing about `device`: what runs on a GPU can be tested on a CPU, with the operators of a GPU.
+    recorder: of its decode steps; None runs every step operator by operator.
     """
 
     device: torch.device
     dtype: torch.dtype
     kernels: Kernels
     is_gpu: bool
+    recorder: GraphRecorder | None = None
 
 
 def choose_platform(config: ExecutorConfig, model_json: JsonConfig, rank: int) -> Platform:
@@ -51,7 +54,8 @@ def choose_platform(config: ExecutorConfig, model_json: JsonConfig, rank: int) -
         raise ConfigurationError(str(error)) from None
     if is_gpu:
         torch.cuda.set_device(device)  # kernels run on the current one
-    return Platform(device, dtype, kernels, is_gpu)
+    recorder = CudaGraphRecorder() if is_gpu and not config.enforce_eager else None
+    return Platform(device, dtype, kernels, is_gpu, recorder)
 
 
 def choose_device(device: str) -> torch.device:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 Array = npt.NDArray[Any]
 
+_TYPES = {name: getattr(torch, name) for name in ("bool", "int32", "int64", "float32", "float64")}
 _ALIGNMENT = 16  # bytes: what kernels expect of the beginning of a tensor
 
 
@@ -59,7 +60,7 @@ class Layout:
         self._parts: list[tuple[int, tuple[int, ...], torch.dtype]] = []  # (first byte, shape, type)
         self.num_bytes = 0
         for array in arrays:
-            self._parts.append((self.num_bytes, array.shape, torch.from_numpy(array[:0]).dtype))
+            self._parts.append((self.num_bytes, array.shape, _TYPES[array.dtype.name]))
             self.num_bytes += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
 
     def pack(self, arrays: Sequence[Array], target: Tensor) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from one_device import META, OneDevice, no_gpu
 from tiny import BART_LIKE, T5_LIKE, save_tiny
@@ -53,7 +55,26 @@ EVERYTHING = SamplingParams(
 )
 
 
-def make_runner(path: Path, **settings: object) -> ModelRunner:
+class Recorder:
+    """Runs what was recorded again."""
+
+    def __init__(self) -> None:
+        self.num_replays = 0
+
+    def record(self, work: Callable[[], Tensor]) -> Recorder.Recording:
+        return self.Recording(self, work)
+
+    @dataclass
+    class Recording:
+        recorder: Recorder
+        work: Callable[[], Tensor]
+
+        def replay(self) -> Tensor:
+            self.recorder.num_replays += 1
+            return self.work()
+
+
+def make_runner(path: Path, recorder: Recorder | None = None, **settings: object) -> ModelRunner:
     config = ExecutorConfig(
         model=str(path),
         served_model_name="tiny",
@@ -63,19 +84,27 @@ def make_runner(path: Path, **settings: object) -> ModelRunner:
         **settings,  # type: ignore[arg-type]
     )
     kernels = select_kernels(torch.device("cuda"))
-    return ModelRunner(config, choose=lambda *_: Platform(META, torch.bfloat16, kernels, is_gpu=True))
+    return ModelRunner(config, choose=lambda *_: Platform(META, torch.bfloat16, kernels, True, recorder))
 
 
 @pytest.mark.parametrize("family", DECODERS + BART_LIKE + T5_LIKE)
 def test_steps_of_a_family_stay_on_the_device(family: str, no_gpu: list[str], tmp_path: Path) -> None:
-    scheduler = MiniScheduler(make_runner(save_tiny(family, tmp_path)))
+    recorder = Recorder()
+    scheduler = MiniScheduler(make_runner(save_tiny(family, tmp_path), recorder, max_model_len=64))
     requests = add_random_requests(scheduler, count=3)
     with OneDevice():
-        for _ in range(3):
+        for _ in range(4):
             scheduler.step()
     assert all(request.output for request in requests)
     assert "_attend_single_kernel" in no_gpu
     assert scheduler.info.dtype == "bfloat16"
+    assert recorder.num_replays >= 1
+
+
+def test_a_mixture_of_experts_is_not_recorded(no_gpu: list[str], tmp_path: Path) -> None:
+    runner = make_runner(save_tiny("mixtral", tmp_path), Recorder())
+    assert runner._deferred is not None and runner._deferred._graphs is None
+    assert not runner._model.can_be_recorded
 
 
 def test_steps_are_queued_before_the_results_of_earlier_ones(

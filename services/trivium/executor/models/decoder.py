@@ -212,6 +212,7 @@ def build_decoder(
         max_model_len=config.max_positions,
         max_encoder_len=0,
         hidden_size=config.embedding_size,
+        can_be_recorded=all(layer.moe is None for layer in config.layers),
     )
 
 

@@ -87,7 +87,8 @@ class LanguageModel:
     """A loaded model and its limits in tokens. max_encoder_len is 0 and encoder None for decoder-only models.
 
     kv_shape: of what this rank has; num_kv_heads: of all ranks. hidden_size: width of the embeddings that may take the
-    place of the prompt's tokens, of the encoder's where there is one; 0 if the graph takes none.
+    place of the prompt's tokens, of the encoder's where there is one; 0 if the graph takes none. can_be_recorded: the
+    decoder runs the same operators whatever its tokens are.
     """
 
     decoder: DecoderGraph
@@ -98,3 +99,4 @@ class LanguageModel:
     max_model_len: int
     max_encoder_len: int
     hidden_size: int = 0
+    can_be_recorded: bool = True
