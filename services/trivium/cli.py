@@ -270,7 +270,7 @@ def scheduler(
     queue_timeout: flags.QueueTimeout = 600.0,
     scheduling_policy: flags.SchedulingPolicy = "fcfs",
     enable_prefix_caching: flags.EnablePrefixCaching = True,
-    max_plans_in_flight: flags.MaxPlansInFlight = 2,
+    max_plans_in_flight: flags.MaxPlansInFlight = None,
     log_level: flags.LogLevel = "info",
 ) -> None:
     """Own the requests of one model: queue, batches, blocks, stop verdicts."""

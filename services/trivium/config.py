@@ -16,6 +16,8 @@ from trivium.errors import ConfigurationError
 BLOCK_SIZE = 16  # token slots per KV block
 PROTOCOL_REVISION = 1
 DEFAULT_GPU_MEMORY_UTILIZATION = 0.9
+DEFAULT_PLANS_IN_FLIGHT = 2
+GPU_PLANS_IN_FLIGHT = 4
 DEFAULT_MAX_LORA_RANK = 16
 DEFAULT_MAX_LORAS = 8
 DEFAULT_MAX_PROMPT_ADAPTERS = 8
@@ -73,7 +75,8 @@ class ModelInfo:
     num_blocks and block_size describe the KV pool, num_host_blocks the host memory that KV can be swapped to.
     generation_defaults: what the checkpoint says about requests that leave something unset. adapters: names of those
     that are loaded, of which the rows of one batch have at most max_loras; prompt_adapters and max_prompt_adapters: the
-    same of soft prompts. hidden_size: width of prompt embeddings, 0 if the model takes none.
+    same of soft prompts. hidden_size: width of prompt embeddings, 0 if the model takes none. max_plans_in_flight: how
+    many plans keep the executor's device busy while results travel; 0: it does not say.
     """
 
     name: str
@@ -100,6 +103,7 @@ class ModelInfo:
     hidden_size: int = 0
     prompt_adapters: tuple[PromptAdapter, ...] = ()
     max_prompt_adapters: int = 0
+    max_plans_in_flight: int = 0
 
     @property
     def adapter_names(self) -> tuple[str, ...]:
@@ -247,7 +251,8 @@ class SchedulerConfig:
     max_waiting_requests, max_waiting_tokens (of prompts): bounds of the queue. max_embeds_bytes: of the prompt
     embeddings of all requests, which are kept until a request has finished. queue_timeout_s: how long a request may
     wait for its first step, 0 for ever. scheduling_policy: "fcfs" (tenants take turns) or "priority" (and a request's
-    `priority` comes first). max_plans_in_flight: 2 hide the executor's round trip.
+    `priority` comes first). max_plans_in_flight: so that the executor's round trip is hidden; None takes what the
+    executor says, which is 2 on a CPU and 4 on a GPU.
     """
 
     max_waiting_requests: int = 4096
@@ -256,11 +261,11 @@ class SchedulerConfig:
     queue_timeout_s: float = 600.0
     scheduling_policy: str = "fcfs"
     enable_prefix_caching: bool = True
-    max_plans_in_flight: int = 2
+    max_plans_in_flight: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_waiting_requests", "max_waiting_tokens", "max_embeds_bytes", "max_plans_in_flight"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.queue_timeout_s < 0:
             raise ConfigurationError(f"queue_timeout_s must not be negative, got {self.queue_timeout_s}")

@@ -252,7 +252,7 @@ class EngineArgs:
             queue_timeout_s=0.0,
             scheduling_policy=self.scheduling_policy,
             enable_prefix_caching=self.enable_prefix_caching,
-            max_plans_in_flight=1 if is_lockstep else 2,
+            max_plans_in_flight=1 if is_lockstep else None,
         )
 
     @property

@@ -163,4 +163,6 @@ ToolCallParser = Annotated[
         metavar="NAME",
     ),
 ]
-MaxPlansInFlight = Annotated[int, _flag("max-plans-in-flight", "Steps planned ahead of the executor.", min=1)]
+MaxPlansInFlight = Annotated[
+    int | None, _flag("max-plans-in-flight", "Steps planned ahead of the executor. Default: what it asks for.", min=1)
+]

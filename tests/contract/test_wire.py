@@ -373,6 +373,7 @@ def test_model_info_round_trip() -> None:
     )
     soft = PromptAdapter("p", 7), PromptAdapter("q", 2, of_encoder=True)
     info = dataclasses.replace(info, adapters=("a", "b"), max_loras=3, prompt_adapters=soft, max_prompt_adapters=2)
+    info = dataclasses.replace(info, max_plans_in_flight=4)
     assert wire.model_info_from_proto(wire.model_info_to_proto(info)) == info
 
 

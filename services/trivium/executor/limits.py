@@ -67,7 +67,13 @@ def choose_limits(
 
 
 def describe_model(
-    config: ExecutorConfig, architecture: str, model: LanguageModel, limits: BatchLimits, special: SpecialTokens
+    config: ExecutorConfig,
+    architecture: str,
+    model: LanguageModel,
+    limits: BatchLimits,
+    special: SpecialTokens,
+    *,
+    max_plans_in_flight: int,
 ) -> ModelInfo:
     decoder_start = special.decoder_start
     if model.encoder is not None and decoder_start is None:
@@ -94,4 +100,5 @@ def describe_model(
         forced_bos_token_id=special.forced_bos,
         forced_eos_token_id=special.forced_eos,
         hidden_size=limits.hidden_size,
+        max_plans_in_flight=max_plans_in_flight,
     )

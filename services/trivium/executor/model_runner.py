@@ -17,7 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trivium.config import ExecutorConfig, ModelInfo, PromptAdapter
+from trivium.config import (
+    DEFAULT_PLANS_IN_FLIGHT,
+    GPU_PLANS_IN_FLIGHT,
+    ExecutorConfig,
+    ModelInfo,
+    PromptAdapter,
+)
 from trivium.errors import ConfigurationError, InvalidRequestError
 from trivium.executor import transfers
 from trivium.executor.adapter_pool import AdapterPool
@@ -146,7 +152,14 @@ class ModelRunner:
             self._deferred = DeferredSteps(self._passes, self._sampler, self._limits, platform.recorder)
         self._reset()
         self._model_info = replace(
-            describe_model(config, architecture.name, self._model, self._limits, special),
+            describe_model(
+                config,
+                architecture.name,
+                self._model,
+                self._limits,
+                special,
+                max_plans_in_flight=DEFAULT_PLANS_IN_FLIGHT if self._deferred is None else GPU_PLANS_IN_FLIGHT,
+            ),
             generation_defaults=read_generation_defaults(generation, special.eos),
             adapters=tuple(module.name for module in config.lora_modules),
             max_loras=config.max_loras if config.enable_lora else 0,

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from trivium.config import ModelInfo, PromptAdapter, SchedulerConfig
+from trivium.config import DEFAULT_PLANS_IN_FLIGHT, ModelInfo, PromptAdapter, SchedulerConfig
 from trivium.errors import (
     EngineUnavailableError,
     InternalError,
@@ -283,7 +283,8 @@ class EngineLoop:
 
     def _fill_pipeline(self) -> None:
         scheduler = self.scheduler
-        while scheduler.num_plans_in_flight < self._config.max_plans_in_flight:
+        told = self._config.max_plans_in_flight or scheduler.info.max_plans_in_flight
+        while scheduler.num_plans_in_flight < (told or DEFAULT_PLANS_IN_FLIGHT):
             plan = scheduler.schedule()
             if plan is None:
                 return

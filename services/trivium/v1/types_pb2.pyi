@@ -254,7 +254,7 @@ class TokenLogprobs(_message.Message):
     def __init__(self, logprob: _Optional[float] = ..., rank: _Optional[int] = ..., top_ids: _Optional[bytes] = ..., top_logprobs: _Optional[bytes] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "architecture", "is_encoder_decoder", "max_model_len", "max_encoder_len", "vocab_size", "dtype", "block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "eos_token_ids", "bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "num_host_blocks", "generation_defaults", "adapters", "max_loras", "hidden_size", "prompt_adapters", "max_prompt_adapters")
+    __slots__ = ("name", "architecture", "is_encoder_decoder", "max_model_len", "max_encoder_len", "vocab_size", "dtype", "block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "eos_token_ids", "bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "num_host_blocks", "generation_defaults", "adapters", "max_loras", "hidden_size", "prompt_adapters", "max_prompt_adapters", "max_plans_in_flight")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     IS_ENCODER_DECODER_FIELD_NUMBER: _ClassVar[int]
@@ -279,6 +279,7 @@ class ModelInfo(_message.Message):
     HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     MAX_PROMPT_ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    MAX_PLANS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     name: str
     architecture: str
     is_encoder_decoder: bool
@@ -303,7 +304,8 @@ class ModelInfo(_message.Message):
     hidden_size: int
     prompt_adapters: _containers.RepeatedCompositeFieldContainer[PromptAdapter]
     max_prompt_adapters: int
-    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., is_encoder_decoder: bool = ..., max_model_len: _Optional[int] = ..., max_encoder_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., bos_token_id: _Optional[int] = ..., pad_token_id: _Optional[int] = ..., decoder_start_token_id: _Optional[int] = ..., forced_bos_token_id: _Optional[int] = ..., forced_eos_token_id: _Optional[int] = ..., num_host_blocks: _Optional[int] = ..., generation_defaults: _Optional[_Union[GenerationDefaults, _Mapping]] = ..., adapters: _Optional[_Iterable[str]] = ..., max_loras: _Optional[int] = ..., hidden_size: _Optional[int] = ..., prompt_adapters: _Optional[_Iterable[_Union[PromptAdapter, _Mapping]]] = ..., max_prompt_adapters: _Optional[int] = ...) -> None: ...
+    max_plans_in_flight: int
+    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., is_encoder_decoder: bool = ..., max_model_len: _Optional[int] = ..., max_encoder_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., bos_token_id: _Optional[int] = ..., pad_token_id: _Optional[int] = ..., decoder_start_token_id: _Optional[int] = ..., forced_bos_token_id: _Optional[int] = ..., forced_eos_token_id: _Optional[int] = ..., num_host_blocks: _Optional[int] = ..., generation_defaults: _Optional[_Union[GenerationDefaults, _Mapping]] = ..., adapters: _Optional[_Iterable[str]] = ..., max_loras: _Optional[int] = ..., hidden_size: _Optional[int] = ..., prompt_adapters: _Optional[_Iterable[_Union[PromptAdapter, _Mapping]]] = ..., max_prompt_adapters: _Optional[int] = ..., max_plans_in_flight: _Optional[int] = ...) -> None: ...
 
 class PromptAdapter(_message.Message):
     __slots__ = ("name", "num_virtual_tokens", "of_encoder")

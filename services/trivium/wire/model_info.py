@@ -24,6 +24,7 @@ _INFO_SCALARS = (
     "max_loras",
     "max_prompt_adapters",
     "hidden_size",
+    "max_plans_in_flight",
 )
 
 _INFO_OPTIONAL = (

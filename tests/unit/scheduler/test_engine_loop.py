@@ -437,3 +437,19 @@ async def test_an_executor_with_less_memory_ends_all_choices_of_what_no_longer_f
         small = world.submit(2)
         await small.done.wait()
         assert small.outputs[0].token_ids == expected(2)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("told", "asked_for", "expected_depth"), [(None, 0, 2), (None, 4, 4), (3, 4, 3), (1, 0, 1), (None, 2, 2)]
+)
+async def test_as_many_plans_are_ahead_as_the_settings_say_or_else_the_executor(
+    told: int | None, asked_for: int, expected_depth: int
+) -> None:
+    depths = []
+    async with running(SchedulerConfig(max_plans_in_flight=told), max_plans_in_flight=asked_for) as world:
+        world.executor.on_plan = lambda plan: depths.append(world.loop.scheduler.num_plans_in_flight)
+        client = world.submit(1)
+        await client.done.wait()
+    assert max(depths) == expected_depth
+    assert client.outputs[0].token_ids == expected(1)
