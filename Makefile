@@ -55,7 +55,7 @@ proto: $(VENV)/proto/.done
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/compare.py $(BENCH_FLAGS)
 
-# What only concerns this project, beams against peers and themselves, and the kernels, if there is a GPU.
+# What only concerns this project, beams against peers and themselves; kernels and models on a GPU, if there is one.
 bench-parts: $(VENV)/.dev
 	$(BIN)/python benchmarks/beam.py
 	$(BIN)/python benchmarks/structured.py

@@ -1,8 +1,11 @@
-"""Kernels on a GPU: python benchmarks/gpu.py [--only OP ...] [--runs N] [--compile [CAPABILITY] [--tiny]]
+"""On a GPU: python benchmarks/gpu.py [--only OP ...] [--models [NAME ...]] [--runs N] [--compile [CAPABILITY] [--tiny]]
 
 Checks every kernel against float64, and measures it against the least time that its bytes and operations take on this
 GPU, and against torch's own way. Every run starts with a cold cache and is a replay of a recorded graph where that is
 possible, so that no time of the host counts. Exit code 1 if a result is wrong, 2 without a GPU.
+
+Then decode steps of whole models with random weights (1b, 8b), against the least time that their bytes take and against
+transformers. --only leaves them out, --models alone leaves the kernels out.
 
 --compile needs no GPU: it compiles every kernel for one (90: H100) and says what each program takes of it; with --tiny
 for a few small inputs only.
@@ -35,7 +38,8 @@ _MATRIX = 8192
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=OPS, default=OPS, metavar="OP")
+    parser.add_argument("--only", nargs="+", choices=OPS, metavar="OP")
+    parser.add_argument("--models", nargs="*", choices=("1b", "8b"), metavar="NAME")
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--compile", nargs="?", type=int, const=90, metavar="CAPABILITY")
     parser.add_argument("--tiny", action="store_true")
@@ -43,12 +47,21 @@ def main() -> int:
     if args.compile is not None:
         from compile_kernels import print_compiled  # it puts a driver without a GPU into Triton
 
-        print_compiled(args.only, args.compile, full=not args.tiny)
+        print_compiled(args.only or OPS, args.compile, full=not args.tiny)
         return 0
     if not torch.cuda.is_available():
         print("benchmarks/gpu.py needs a GPU that torch can use; --compile does not", file=sys.stderr)
         return 2
-    return measure(args.only, args.runs)
+    ops, models = what_to_measure(args.only, args.models)
+    return measure(ops, models, args.runs)
+
+
+def what_to_measure(only: list[str] | None, models: list[str] | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(ops, models) of the flags: what is not named is left out if something else is; an empty list is all models."""
+    ops = tuple(only) if only is not None else OPS if models is None else ()
+    if models is None:
+        return ops, () if only is not None else ("1b", "8b")
+    return ops, tuple(models) or ("1b", "8b")
 
 
 def find_cases(kernels: Kernels, op: str, device: torch.device, *, full: bool) -> Iterator[Case]:
@@ -123,10 +136,27 @@ def recorded(work: Callable[[], object]) -> Callable[[], object] | None:
     return graph.replay
 
 
-def measure(ops: tuple[str, ...], runs: int) -> int:
+def measure(ops: tuple[str, ...], models: tuple[str, ...], runs: int) -> int:
     timer, device = Timer(runs), torch.device("cuda")
     limits, kernels = measure_limits(timer), select_kernels(device)
-    print(f"# Kernels\n\n{torch.cuda.get_device_name()}: {limits}; torch {torch.__version__}; medians of {runs} runs\n")
+    print(f"{torch.cuda.get_device_name()}: {limits}; torch {torch.__version__}; medians of {runs} runs\n")
+    num_wrong = measure_ops(ops, timer, limits, kernels, device) if ops else 0
+    if models:
+        from gpu_models import HEADER as MODELS_HEADER
+        from gpu_models import measure_models
+
+        print("\n# Decode steps\n")
+        print(table_line(MODELS_HEADER), table_line(["---"] * len(MODELS_HEADER)), sep="\n")
+        del timer
+        torch.cuda.empty_cache()
+        for cells in measure_models(models, limits.bytes_per_s, limits.flops_per_s, min(runs, 5)):
+            print(table_line(cells), flush=True)
+    return 1 if num_wrong else 0
+
+
+def measure_ops(ops: tuple[str, ...], timer: Timer, limits: GpuLimits, kernels: Kernels, device: torch.device) -> int:
+    """How many results are wrong."""
+    print("# Kernels\n")
     print(table_line(HEADER), table_line(["---"] * len(HEADER)), sep="\n")
     num_wrong = 0
     for op in ops:
@@ -136,7 +166,7 @@ def measure(ops: tuple[str, ...], runs: int) -> int:
             is_wrong = error > case.tolerance
             num_wrong += is_wrong
             print(table_line(result_line(op, case, error, timer, limits)) + (" WRONG" if is_wrong else ""), flush=True)
-    return 1 if num_wrong else 0
+    return num_wrong
 
 
 def result_line(op: str, case: Case, error: float, timer: Timer, limits: GpuLimits) -> list[str]:

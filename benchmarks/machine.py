@@ -24,7 +24,7 @@ class Limits:
 
         context: tokens of each row whose keys and values, in float32, are read. weight_bytes: of each weight.
         """
-        sizes = _Sizes.of(shape)
+        sizes = Sizes.of(shape)
         num_bytes = sizes.num_weights * weight_bytes + num_rows * context * sizes.cache_bytes
         return max(num_bytes / self.bytes_per_s, 2 * sizes.num_weights * num_rows / self.flops_per_s)
 
@@ -53,14 +53,14 @@ def measure_limits(num_threads: int, runs: int = 5) -> Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sizes:
+class Sizes:
     """num_weights: that a token is multiplied with. cache_bytes: keys and values of a token, all layers, float32."""
 
     num_weights: int
     cache_bytes: int
 
     @classmethod
-    def of(cls, shape: Shape) -> _Sizes:
+    def of(cls, shape: Shape) -> Sizes:
         config = shape.config
         hidden, heads, kv_heads, num_layers = (
             int(config[name])
