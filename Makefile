@@ -22,8 +22,8 @@ test: $(VENV)/.dev
 
 # A million steps of random scheduler histories instead of ten thousand, a thousand random timelines instead of fifty,
 # with the toy executor and with real models; a hundred batches of requests for everything at once instead of one; every
-# kernel compiled at full size for A100, H100 and RTX 50; the table of hostile requests three times, each answered within a
-# second.
+# kernel compiled at full size for A100, H100 and RTX 50, and as models launch them; the table of hostile requests three
+# times, each answered within a second.
 soak: $(VENV)/.dev
 	TRIVIUM_SOAK_STEPS=1000000 $(SOAK) -k no_history_breaks tests/unit/scheduler/test_state_machine.py
 	TRIVIUM_SOAK_TRACES=1000 $(SOAK) -k random_timelines tests/unit/scheduler/test_scheduler.py
@@ -32,6 +32,7 @@ soak: $(VENV)/.dev
 	$(BIN)/python benchmarks/gpu.py --compile 80
 	$(BIN)/python benchmarks/gpu.py --compile 90
 	$(BIN)/python benchmarks/gpu.py --compile 120
+	TRIVIUM_SOAK_GPU=1 $(SOAK) tests/gpu_path/test_compiled.py
 	TRIVIUM_SOAK_TABLES=3 TRIVIUM_STRICT_TIMES=1 $(SOAK) -s tests/integration/test_hostile.py
 	TRIVIUM_STRICT_TIMES=1 $(SOAK) -k pathological tests/integration/test_structured_served.py
 

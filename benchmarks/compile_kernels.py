@@ -37,7 +37,7 @@ class CompiledKernel:
     shared_bytes: int
 
 
-class _Driver:
+class Driver:
     """As much of a driver as compilation asks for."""
 
     def __init__(self, capability: int) -> None:
@@ -58,7 +58,7 @@ def compiled(ops: Sequence[str], capability: int, *, full: bool) -> Iterator[tup
 
     Triton has no other driver in this process afterwards. Raises Triton's errors for what does not compile.
     """
-    triton.runtime.driver.set_active(_Driver(capability))
+    triton.runtime.driver.set_active(Driver(capability))
     launched: list[Any] = []
     plain_getitem = JITFunction.__getitem__
     JITFunction.__getitem__ = lambda self, grid: (
