@@ -102,6 +102,7 @@ _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     **dict.fromkeys(("skip_tokenizer_init", "enable_prefix_caching", "disable_async_output_proc"), _SWITCH),
     **dict.fromkeys(("enable_lora", "enable_prompt_adapter", "enable_prompt_embeds"), _SWITCH),
     "async_scheduling": ((bool, type(None)), "True, False or None"),
+    "enforce_eager": ((bool, type(None)), "True, False or None"),
     **dict.fromkeys(("max_num_seqs", "max_num_batched_tokens", "block_size", "num_threads"), _INTEGER),
     **dict.fromkeys(("tensor_parallel_size", "seed", "max_logprobs", "max_lora_rank", "max_loras"), _INTEGER),
     **dict.fromkeys(("max_prompt_adapters", "max_prompt_adapter_token"), _INTEGER),
