@@ -97,7 +97,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     report = Report(f"Structured output, {LLAMA_TEXT.name}, {PROMPT_TOKENS} prompt tokens", args.threads)
     stopwatch = Stopwatch()
-    for owner, name in ((ModelRunner, "execute"), (GrammarRows, "mask"), (GrammarRows, "advance")):
+    for owner, name in ((ModelRunner, "start"), (GrammarRows, "mask"), (GrammarRows, "advance")):
         stopwatch.watch(owner, name)
     with LLM(
         str(checkpoint(LLAMA_TEXT)),
@@ -159,11 +159,11 @@ def measure(free: Sampled, bound: Sampled, batch: int, runs: int, stopwatch: Sto
         return random_prompts(batch, PROMPT_TOKENS, LLAMA_TEXT.vocab_size, seed)
 
     steps = decode_steps([free, bound], make_prompts, STEPS, Effort(runs))
-    names = ("execute", "mask", "advance")
+    names = ("start", "mask", "advance")
     for name in names:
         stopwatch.take(name)
     bound.generate(make_prompts(-2), STEPS.many)
-    _prefill, *executed = stopwatch.take("execute")
+    _prefill, *executed = stopwatch.take("start")
     step_s = statistics.fmean(executed)
     cost_s = sum(sum(stopwatch.take(name)) for name in names[1:]) / STEPS.many
     ratio = Ratio.of(steps[bound.name], steps[free.name])

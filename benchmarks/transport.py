@@ -1,9 +1,10 @@
-"""The same work in process, over Unix sockets and over TCP: python benchmarks/transport.py [RUNS]
+"""The same work in process, over Unix sockets and over TCP: python benchmarks/transport.py [--threads N]
 
 A random Llama of 135M parameters; 8 requests of 48 tokens at once, and single requests for the time to first token. The
 three ways alternate within one run; medians and ratios to in process are printed. Starts real processes on loopback.
 """
 
+import argparse
 import asyncio
 import contextlib
 import logging
@@ -24,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trivium.engine import EngineClient
 from trivium.engine_args import EngineArgs
+from trivium.executor.threads import count_cores
 from trivium.inputs import EncodedPrompt, GenerationRequest
 from trivium.local_engine import LocalEngine
 from trivium.params import SamplingParams
@@ -59,10 +61,10 @@ def free_port() -> int:
 
 
 @contextlib.asynccontextmanager
-async def remote(path: str, addresses: dict[str, str]) -> AsyncIterator[EngineClient]:
+async def remote(path: str, addresses: dict[str, str], threads: int) -> AsyncIterator[EngineClient]:
     """An executor, a scheduler and a tokenizer process at `addresses`, and an engine that talks to them."""
     ways = {
-        "executor": ["executor", f"m={path}", "--listen", addresses["executor"]],
+        "executor": ["executor", f"m={path}", "--listen", addresses["executor"], "--num-threads", str(threads)],
         "tokenizer": ["tokenizer", f"m={path}", "--listen", addresses["tokenizer"]],
         "scheduler": ["scheduler", "--model", "m", "--listen", addresses["scheduler"]],
     }
@@ -105,17 +107,17 @@ async def measure(engine: EngineClient, run: int) -> tuple[float, float]:
     return NUM_REQUESTS * NUM_TOKENS / (time.perf_counter() - begin), first
 
 
-async def main(runs: int) -> None:
+async def main(runs: int, threads: int) -> None:
     logging.disable(logging.WARNING)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "model")
         save_model(path)
         names = ("executor", "tokenizer", "scheduler")
-        local = LocalEngine(EngineArgs(model=path, served_model_name="m"))
+        local = LocalEngine(EngineArgs(model=path, served_model_name="m", num_threads=threads))
         await local.start()
-        unix = remote(path, {name: f"unix:{folder}/{name}" for name in names})
-        tcp = remote(path, {name: f"127.0.0.1:{free_port()}" for name in names})
+        unix = remote(path, {name: f"unix:{folder}/{name}" for name in names}, threads)
+        tcp = remote(path, {name: f"127.0.0.1:{free_port()}" for name in names}, threads)
         results: dict[str, list[tuple[float, float]]] = {"in process": [], "unix": [], "tcp": []}
         async with unix as unix_engine, tcp as tcp_engine:
             engines: dict[str, EngineClient] = {"in process": local, "unix": unix_engine, "tcp": tcp_engine}
@@ -137,4 +139,8 @@ async def main(runs: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 5))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=count_cores(), help="of the model")
+    args = parser.parse_args()
+    asyncio.run(main(args.runs, args.threads))
