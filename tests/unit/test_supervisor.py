@@ -147,7 +147,7 @@ async def test_exit_code_2_during_start_ends_everything_with_2_and_no_restart(
     supervisor = make_supervisor(stub("executor", refuse, log=log), stub("gateway", SLEEP), is_ready=never)
     started_at = time.monotonic()
     assert await supervisor.run(asyncio.Event()) == 2
-    assert time.monotonic() - started_at < 1.0
+    assert time.monotonic() - started_at < 5.0
     assert supervisor.pids() == {} and caplog.records == [] and len(events(log)) == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -132,7 +133,8 @@ def test_time_does_not_grow_with_the_number_of_special_tokens() -> None:
     plain_text = PlainText(backend)
     marked = plain_text.mark([{"role": "user", "content": "<unused1><unused19><unused1999><unused2000>"}])
     assert marked is not None and marked[0]["content"].count("<\ufdd0unused") == 3
-    began_s = time.process_time()
+    gc.collect()  # or it may fall into the time that is taken
+    began_s = time.thread_time()
     for text in ("<" * 300_000, "<unused" * 40_000, "</" * 150_000):
         plain_text.mark([{"role": "user", "content": text + "."}])
-    assert time.process_time() - began_s < 1
+    assert time.thread_time() - began_s < 1
