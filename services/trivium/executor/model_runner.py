@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ from trivium.executor.loader import Checkpoint, find_checkpoint
 from trivium.executor.logprobs import SampledLogprobs, prompt_logprobs, slot_logprobs
 from trivium.executor.model_config import CONFIG_FILE, JsonConfig, read_json, read_special_tokens
 from trivium.executor.models.model import LanguageModel
-from trivium.executor.models.registry import find_architecture
+from trivium.executor.models.registry import Architecture, find_architecture
 from trivium.executor.parallel.communicator import ALONE, Communicator, agree_on_least
 from trivium.executor.parallel.shard import Shard
 from trivium.executor.plan_check import check_plan
@@ -89,36 +90,8 @@ class ModelRunner:
         generation = replace(generation, values={**generation.values, **config.override_generation_config})
         special = read_special_tokens(model_json, generation, architecture.default_tokens)
         platform = self._platform = (choose or choose_platform)(config, model_json, shard.rank)
-        start = time.perf_counter()
-        quantization = read_quantization(model_json, directory, config.quantization)
         self._adapters: AdapterPool | None = None
-        if config.enable_lora:
-            self._adapters = AdapterPool(
-                platform.kernels.add_lora,
-                max_rank=config.max_lora_rank,
-                device=platform.device,
-                dtype=platform.dtype,
-            )
-        with (
-            Checkpoint(directory, quantization, self._adapters, shard, platform.device, platform.dtype) as checkpoint,
-            torch.inference_mode(),
-        ):
-            self._model = architecture.build(model_json, checkpoint, platform.kernels)
-            (weight_bytes,) = agree_on_least(communicator, [checkpoint.loaded_bytes])
-            num_threads = choose_num_threads(config, weight_bytes, count_cores())
-            set_num_threads(num_threads)
-            _choose_products(config, platform, self._model, checkpoint)
-        logger.info(
-            "model %s: %s, %s on %s, %.1f MiB of weights%s in %.1f s, %d threads",
-            config.served_model_name,
-            architecture.name,
-            str(platform.dtype).removeprefix("torch."),
-            platform.device,
-            checkpoint.loaded_bytes / 2**20,
-            f" in each of {shard.size} ranks" if shard.size > 1 else "",
-            time.perf_counter() - start,
-            num_threads,
-        )
+        self._model = self._load_model(config, directory, model_json, architecture, shard)
         self._special = special
         self._vocabulary = make_vocabulary(shard, self._model.vocab_size)
         self._sampler = Sampler(special, self._vocabulary)
@@ -151,22 +124,65 @@ class ModelRunner:
         if platform.is_gpu and communicator.size == 1:
             self._deferred = DeferredSteps(self._passes, self._sampler, self._limits, platform.recorder)
         self._reset()
-        self._model_info = replace(
+        self._model_info = self._describe(config, architecture.name, generation)
+        check_generation_defaults(self._model_info)
+
+    def _load_model(
+        self,
+        config: ExecutorConfig,
+        directory: Path,
+        model_json: JsonConfig,
+        architecture: Architecture,
+        shard: Shard,
+    ) -> LanguageModel:
+        """This rank's part of the model, its products chosen; the pool for its adapters, if it may have some."""
+        platform, start = self._platform, time.perf_counter()
+        quantization = read_quantization(model_json, directory, config.quantization)
+        if config.enable_lora:
+            self._adapters = AdapterPool(
+                platform.kernels.add_lora,
+                max_rank=config.max_lora_rank,
+                device=platform.device,
+                dtype=platform.dtype,
+            )
+        with (
+            Checkpoint(directory, quantization, self._adapters, shard, platform.device, platform.dtype) as checkpoint,
+            torch.inference_mode(),
+        ):
+            model = architecture.build(model_json, checkpoint, platform.kernels)
+            (weight_bytes,) = agree_on_least(self._communicator, [checkpoint.loaded_bytes])
+            num_threads = choose_num_threads(config, weight_bytes, count_cores())
+            set_num_threads(num_threads)
+            _choose_products(config, platform, model, checkpoint)
+        logger.info(
+            "model %s: %s, %s on %s, %.1f MiB of weights%s in %.1f s, %d threads",
+            config.served_model_name,
+            architecture.name,
+            str(platform.dtype).removeprefix("torch."),
+            platform.device,
+            checkpoint.loaded_bytes / 2**20,
+            f" in each of {shard.size} ranks" if shard.size > 1 else "",
+            time.perf_counter() - start,
+            num_threads,
+        )
+        return model
+
+    def _describe(self, config: ExecutorConfig, architecture: str, generation: JsonConfig) -> ModelInfo:
+        return replace(
             describe_model(
                 config,
-                architecture.name,
+                architecture,
                 self._model,
                 self._limits,
-                special,
+                self._special,
                 max_plans_in_flight=DEFAULT_PLANS_IN_FLIGHT if self._deferred is None else GPU_PLANS_IN_FLIGHT,
             ),
-            generation_defaults=read_generation_defaults(generation, special.eos),
+            generation_defaults=read_generation_defaults(generation, self._special.eos),
             adapters=tuple(module.name for module in config.lora_modules),
             max_loras=config.max_loras if config.enable_lora else 0,
             prompt_adapters=() if self._soft_prompts is None else self._soft_prompts.described,
             max_prompt_adapters=config.max_prompt_adapters if config.enable_prompt_adapter else 0,
         )
-        check_generation_defaults(self._model_info)
 
     @property
     def model_info(self) -> ModelInfo:
