@@ -6,6 +6,7 @@ model graph.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from typing import Protocol
 
@@ -86,23 +87,31 @@ class Linear:
 def find_linears(graph: object) -> list[Linear]:
     """Every Linear that `graph` holds, in the order of its attributes, each once."""
     found: dict[int, Linear] = {}
-    _collect(graph, found, set())
+    _collect(graph, found, {})
     return list(found.values())
 
 
-def _collect(value: object, found: dict[int, Linear], seen: set[int]) -> None:
+def _collect(value: object, found: dict[int, Linear], seen: dict[int, object]) -> None:
+    """seen: what was visited, by its id. It is kept there, or something made later could have the same id."""
     if id(value) in seen or isinstance(value, (Tensor, torch.dtype, str, bytes, type)):
         return
-    seen.add(id(value))
+    seen[id(value)] = value
     if isinstance(value, Linear):
         found[id(value)] = value
-    elif isinstance(value, dict):
-        _collect(tuple(value.values()), found, seen)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            _collect(item, found, seen)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for item in fields(value):
-            _collect(getattr(value, item.name), found, seen)
-    elif type(value).__module__.startswith("trivium.executor"):
-        _collect(getattr(value, "__dict__", {}), found, seen)
+    for part in _parts(value):
+        _collect(part, found, seen)
+
+
+def _parts(value: object) -> Iterable[object]:
+    """What `value` holds in which there can be a Linear."""
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, (tuple, list)):
+        return value
+    if isinstance(value, Linear):
+        return ()
+    if is_dataclass(value):
+        return [getattr(value, item.name) for item in fields(value)]
+    if type(value).__module__.startswith("trivium.executor"):
+        return list(getattr(value, "__dict__", {}).values())
+    return ()
