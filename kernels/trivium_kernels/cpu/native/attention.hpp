@@ -4,19 +4,24 @@
 // heads. It goes over the keys that the queries see, KEYS at a time, and for these over the heads: keys and values of
 // all heads of a token lie side by side. Softmax has a running maximum and sum (https://arxiv.org/abs/2205.14135).
 //
+// Few queries are multiplied with the keys as they lie, and the lanes of each product summed; for many, the keys of a tile
+// are turned into columns once, and a vector has the scores of as many keys. Both add the same numbers in the same order.
+//
 // A query has the same bits whatever else is computed: its sums go over the same tiles of keys in the same order, alone or in
 // a batch, in a prompt or one token at a time. What it does not see of a tile weighs exactly 0.
 
-constexpr int QUERIES = 16;
+constexpr int QUERIES = 64;
 constexpr int KEYS = 64;
-constexpr int HEADS = 16;      // key heads of a task at most
+constexpr int TURNED = 12;  // so many queries are worth turning the keys: measured 8 with heads of 64, 16 to 24 with 128
+constexpr int HEADS = 16;   // key heads of a task at most
 constexpr float HIDDEN = -1e30f;
 
 // Keys of one segment, from some position on: where they and their values lie, of the first key head of the task.
 struct KeyTile {
     const float *keys[KEYS], *values[KEYS], *next_keys[KEYS];
+    int64_t first;  // position of the first one
     int count, next_count;
-    int padded;  // count rounded up to whole vectors: so many scores are computed
+    int padded;  // count rounded up to whole vectors: so many scores there are
 };
 
 // The queries of one key head.
@@ -38,11 +43,18 @@ INLINE void prefetch_row(const float *row, int64_t size) {
     for (int64_t at = 0; at < size; at += 16) __builtin_prefetch(row + at, 0, 2);
 }
 
+// How many keys of the tile query `q` sees, counted from its first one. Those that a window hides at the start count.
+INLINE int num_seen(const Tile &t, const KeyTile &tile, int q) {
+    const int64_t behind = t.position[q] - tile.first + 1;
+    return !t.a->is_causal || behind > tile.count ? tile.count : behind < 0 ? 0 : int(behind);
+}
+
 template <int NUM_QUERIES>
 static void score_queries(Tile &t, const KeyTile &tile, int begin) {
     const int64_t dim = t.a->head_dim, whole = dim / VW * VW;
+    const int seen = num_seen(t, tile, begin + NUM_QUERIES - 1);
     vf partial[NUM_QUERIES][VW];
-    for (int first = 0; first < tile.count; first += VW) {
+    for (int first = 0; first < seen; first += VW) {
         int count = tile.count - first < VW ? tile.count - first : VW;
         for (int i = 0; i < count; i++) {
             const float *key = tile.keys[first + i] + t.key_offset;
@@ -65,7 +77,73 @@ static void score_queries(Tile &t, const KeyTile &tile, int begin) {
     }
 }
 
-INLINE void score(Tile &t, const KeyTile &tile) {
+// Number d of key k of the tile goes to columns[d * KEYS + k]; what fills up whole vectors is 0.
+static void turn_keys(const KeyTile &tile, int64_t key_offset, int64_t dim, float *columns) {
+    for (int first = 0; first < tile.count; first += VW) {
+        const int count = tile.count - first < VW ? tile.count - first : VW;
+        for (int i = 0; i < count; i++) prefetch_row(tile.values[first + i] + key_offset, dim);
+        for (int64_t d = 0; d < dim; d += VW) {
+            vf rows[VW] = {};
+            for (int i = 0; i < count; i++) {
+                const float *key = tile.keys[first + i] + key_offset + d;
+                rows[i] = d + VW <= dim ? load(key) : load_some(key, dim - d);
+            }
+            turn(rows);
+            for (int i = 0; i < VW; i++) store(columns + (d + i) * KEYS + first, rows[i]);
+        }
+    }
+}
+
+// For keys in columns, what lanes [FIRST, FIRST + COUNT) of a vector sum up in `score_queries`, in the order in which
+// `sums_of_lanes` adds them: both give the same bits.
+template <int FIRST, int COUNT, int NUM_QUERIES, int VECTORS>
+INLINE void sum_lanes(const float *const *query, int64_t dim, const float *columns, vf (*sums)[VECTORS]) {
+    if constexpr (COUNT == 1) {
+        for (int64_t d = FIRST; d < dim; d += VW) {
+            vf keys[VECTORS];
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; v++) keys[v] = load(columns + d * KEYS + v * VW);
+#pragma GCC unroll 8
+            for (int q = 0; q < NUM_QUERIES; q++) {
+                vf number = splat(query[q][d]);
+#pragma GCC unroll 8
+                for (int v = 0; v < VECTORS; v++) sums[q][v] += number * keys[v];
+            }
+        }
+    } else {
+        vf others[NUM_QUERIES][VECTORS] = {};
+        sum_lanes<FIRST, COUNT / 2, NUM_QUERIES>(query, dim, columns, sums);
+        sum_lanes<FIRST + COUNT / 2, COUNT / 2, NUM_QUERIES>(query, dim, columns, others);
+#pragma GCC unroll 8
+        for (int q = 0; q < NUM_QUERIES; q++)
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; v++) sums[q][v] += others[q][v];
+    }
+}
+
+template <int NUM_QUERIES, int VECTORS>
+static void score_columns(Tile &t, const KeyTile &tile, const float *columns, int begin) {
+    const int seen = num_seen(t, tile, begin + NUM_QUERIES - 1);
+    for (int k = 0; k < seen; k += VECTORS * VW) {
+        vf sums[NUM_QUERIES][VECTORS] = {};
+        sum_lanes<0, VW, NUM_QUERIES>(t.query + begin, t.a->head_dim, columns + k, sums);
+#pragma GCC unroll 8
+        for (int q = 0; q < NUM_QUERIES; q++)
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; v++) store(t.scores[begin + q] + k + v * VW, sums[q][v] * t.a->scale);
+    }
+}
+
+INLINE void score_turned(Tile &t, const KeyTile &tile, float *columns) {
+    turn_keys(tile, t.key_offset, t.a->head_dim, columns);
+    constexpr int WIDE = VW == 16 ? 2 : 1;
+    int q = 0;
+    for (; q + 4 <= t.num_queries; q += 4) score_columns<4, WIDE>(t, tile, columns, q);
+    for (; q < t.num_queries; q++) score_columns<1, WIDE>(t, tile, columns, q);
+}
+
+INLINE void score(Tile &t, const KeyTile &tile, float *columns) {
+    if (t.num_queries >= TURNED) return score_turned(t, tile, columns);
     int q = 0;
     for (; q + 4 <= t.num_queries; q += 4) score_queries<4>(t, tile, q);
     switch (t.num_queries - q) {
@@ -75,32 +153,36 @@ INLINE void score(Tile &t, const KeyTile &tile) {
     }
 }
 
-// Soft cap, bias, and what a query does not see, for the keys from position `first` on.
-INLINE void edit_scores(Tile &t, const KeyTile &tile, int64_t first) {
-    const int count = tile.count, padded = tile.padded;
+// Soft cap, bias, and what a query does not see.
+INLINE void edit_scores(Tile &t, const KeyTile &tile) {
     const Attention &a = *t.a;
     for (int q = 0; q < t.num_queries; q++) {
         float *scores = t.scores[q];
+        const int seen = num_seen(t, tile, q);
         if (a.soft_cap > 0)
-            for (int k = 0; k < padded; k += VW)
+            for (int k = 0; k < seen; k += VW)
                 store(scores + k, vtanh(load(scores + k) * (1.0f / a.soft_cap)) * a.soft_cap);
         if (a.bias) {
             const float *row = a.bias + t.head[q] * (2 * a.max_distance + 1) + a.max_distance;
-            for (int k = 0; k < count; k++) {
-                int64_t distance = first + k - t.position[q];
+            for (int k = 0; k < seen; k++) {
+                int64_t distance = tile.first + k - t.position[q];
                 if (distance > a.max_distance) distance = a.max_distance;
                 if (distance < -a.max_distance) distance = -a.max_distance;
                 scores[k] += row[distance];
             }
         }
-        int64_t from = 0, to = count;
-        if (a.is_causal) {
-            if (t.position[q] - first + 1 < to) to = t.position[q] - first + 1;
-            if (a.window > 0 && t.position[q] - first - a.window + 1 > from) from = t.position[q] - first - a.window + 1;
-        }
-        for (int64_t k = 0; k < from && k < padded; k++) scores[k] = HIDDEN;
-        for (int64_t k = to > 0 ? to : 0; k < padded; k++) scores[k] = HIDDEN;
+        const int64_t left_out = a.is_causal && a.window > 0 ? t.position[q] - tile.first - a.window + 1 : 0;
+        for (int k = 0; k < left_out && k < tile.padded; k += VW)
+            store(scores + k, lane_numbers(k) < splat(float(left_out)) ? splat(HIDDEN) : load(scores + k));
+        for (int k = seen / VW * VW; k < tile.padded; k += VW)
+            store(scores + k, lane_numbers(k) < splat(float(seen)) ? load(scores + k) : splat(HIDDEN));
     }
+}
+
+INLINE void scale_row(float *to, const float *from, int64_t size, float factor) {
+    int64_t at = 0;
+    for (; at + VW <= size; at += VW) store(to + at, load(from + at) * factor);
+    for (; at < size; at++) to[at] = from[at] * factor;
 }
 
 // Scores become weights; sums so far are brought to the new maximum.
@@ -114,7 +196,7 @@ INLINE void soften(Tile &t, int padded) {
             float factor = vexp(splat(t.most[q] - largest))[0];
             t.most[q] = largest;
             t.sum[q] *= factor;
-            for (int64_t d = 0; d < dim; d++) t.sums[q * dim + d] *= factor;
+            scale_row(t.sums + q * dim, t.sums + q * dim, dim, factor);
         }
         vf total = {};
         for (int k = 0; k < padded; k += VW) {
@@ -128,27 +210,31 @@ INLINE void soften(Tile &t, int padded) {
 
 template <int TOGETHER, int VECTORS>
 INLINE void add_values_of(Tile &t, const KeyTile &tile, int q, int64_t d) {
-    const int64_t dim = t.a->head_dim;
+    const int64_t dim = t.a->head_dim, from = t.key_offset + d;
+    const float *scores = t.scores[q];
+    float *sums = t.sums + q * dim + d;
+    const int seen = num_seen(t, tile, q + TOGETHER - 1);
     vf acc[TOGETHER][VECTORS];
 #pragma GCC unroll 8
     for (int i = 0; i < TOGETHER; i++)
-        for (int v = 0; v < VECTORS; v++) acc[i][v] = load(t.sums + (q + i) * dim + d + v * VW);
-    for (int k = 0; k < tile.count; k++) {
-        if (d == 0 && q == 0 && k < tile.next_count) prefetch_row(tile.next_keys[k] + t.key_offset, dim);
-        const float *value = tile.values[k] + t.key_offset + d;
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++) acc[i][v] = load(sums + i * dim + v * VW);
+    for (int k = 0; k < seen; k++) {
+        const float *value = tile.values[k] + from;
         vf values[VECTORS];
 #pragma GCC unroll 8
         for (int v = 0; v < VECTORS; v++) values[v] = load(value + v * VW);
 #pragma GCC unroll 8
         for (int i = 0; i < TOGETHER; i++) {
-            vf weight = splat(t.scores[q + i][k]);
+            vf weight = splat(scores[i * KEYS + k]);
 #pragma GCC unroll 8
             for (int v = 0; v < VECTORS; v++) acc[i][v] += weight * values[v];
         }
     }
 #pragma GCC unroll 8
     for (int i = 0; i < TOGETHER; i++)
-        for (int v = 0; v < VECTORS; v++) store(t.sums + (q + i) * dim + d + v * VW, acc[i][v]);
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++) store(sums + i * dim + v * VW, acc[i][v]);
 }
 
 template <int TOGETHER>
@@ -165,6 +251,7 @@ static void add_values_to(Tile &t, const KeyTile &tile, int q) {
 }
 
 INLINE void add_values(Tile &t, const KeyTile &tile) {
+    for (int k = 0; k < tile.next_count; k++) prefetch_row(tile.next_keys[k] + t.key_offset, t.a->head_dim);
     int q = 0;
     for (; q + 4 <= t.num_queries; q += 4) add_values_to<4>(t, tile, q);
     switch (t.num_queries - q) {
@@ -222,15 +309,15 @@ static void finish(const Tile &t, const Task &task) {
     for (int q = 0; q < t.num_queries; q++) {
         int64_t token = task.segment.begin + (task.first_query + q) / shared;
         float *out = a.output + (token * a.num_heads + t.head[q]) * a.head_dim, inverse = 1.0f / t.sum[q];
-        for (int64_t d = 0; d < a.head_dim; d++) out[d] = t.sums[q * a.head_dim + d] * inverse;
+        scale_row(out, t.sums + q * a.head_dim, a.head_dim, inverse);
     }
 }
 
 struct Scratch {
     Tile tiles[HEADS];
     KeyTile keys;
-    Buffer<float> buffer;
-    float *floats;  // sums of every head
+    float *floats;   // sums of every head
+    float *columns;  // [head_dim, filled up to whole vectors][KEYS]
 };
 
 static void run(const Task &task, Scratch &scratch) {
@@ -247,6 +334,7 @@ static void run(const Task &task, Scratch &scratch) {
     for (int64_t first = from; first < to; first += KEYS) {
         KeyTile &tile = scratch.keys;
         int64_t left = to - first, behind = left - KEYS;
+        tile.first = first;
         tile.count = int(left < KEYS ? left : KEYS);
         tile.padded = (tile.count + VW - 1) / VW * VW;
         tile.next_count = int(behind < 0 ? 0 : behind < KEYS ? behind : KEYS);
@@ -256,8 +344,8 @@ static void run(const Task &task, Scratch &scratch) {
         find_rows(a, task.segment, task.head, first + KEYS, tile.next_count, tile.next_keys, nullptr);
         for (int h = 0; h < num_heads; h++) {
             Tile &t = scratch.tiles[h];
-            score(t, tile);
-            edit_scores(t, tile, first);
+            score(t, tile, scratch.columns);
+            edit_scores(t, tile);
             soften(t, tile.padded);
             add_values(t, tile);
         }
@@ -279,8 +367,12 @@ static int64_t query_tiles(const Attention &a, const Segment &segment) {
 static void attend_tasks(const void *arg, int64_t begin, int64_t end) {
     const Attending &job = *static_cast<const Attending *>(arg);
     const Attention &a = *job.a;
-    static thread_local Scratch scratch;
-    scratch.floats = scratch.buffer.of(HEADS * QUERIES * a.head_dim);
+    static thread_local Buffer<Scratch> memory;
+    static thread_local Buffer<float> buffer;
+    Scratch &scratch = *memory.of(1);
+    const int64_t num_sums = HEADS * QUERIES * a.head_dim;
+    scratch.floats = buffer.of(num_sums + (a.head_dim + VW) * KEYS);
+    scratch.columns = scratch.floats + num_sums;
     int64_t number = 0;
     for (int64_t s = 0; s < a.num_segments && number < end; s++) {
         const int64_t tiles = query_tiles(a, a.segments[s]), count = tiles * job.head_groups;

@@ -24,20 +24,25 @@ INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
 
 INLINE vf vmin(vf a, vf b) { return a < b ? a : b; }
 
+typedef float four __attribute__((vector_size(16)));
+
 INLINE float sum_of(vf v) {
-    float lanes[VW], total[4] = {};
+    four lanes[VW / 4];
     memcpy(lanes, &v, sizeof v);
-    for (int i = 0; i < VW; i += 4)
-        for (int j = 0; j < 4; j++) total[j] += lanes[i + j];
+    four total = lanes[0];
+#pragma GCC unroll 4
+    for (int i = 1; i < VW / 4; i++) total += lanes[i];
     return (total[0] + total[2]) + (total[1] + total[3]);
 }
 
 INLINE float max_of(vf v) {
-    float lanes[VW];
+    four lanes[VW / 4];
     memcpy(lanes, &v, sizeof v);
-    float most = lanes[0];
-    for (int i = 1; i < VW; i++) most = lanes[i] > most ? lanes[i] : most;
-    return most;
+    four most = lanes[0];
+#pragma GCC unroll 4
+    for (int i = 1; i < VW / 4; i++) most = lanes[i] > most ? lanes[i] : most;
+    float a = most[0] > most[2] ? most[0] : most[2], b = most[1] > most[3] ? most[1] : most[3];
+    return a > b ? a : b;
 }
 
 // The first `count` floats of p, then zeros.
@@ -85,6 +90,32 @@ INLINE vf sums_of_lanes(vf *v) {
         for (int i = 0; i < VW; i += 2 * STRIDE)
             v[i] = add_lanes<STRIDE>(v[i], v[i + STRIDE], typename FirstLanes<VW>::Type());
         return sums_of_lanes<2 * STRIDE>(v);
+    }
+}
+
+template <int... LANES>
+INLINE vf numbers_of(Lanes<LANES...>) {
+    return vf{float(LANES)...};
+}
+
+// [first, first + 1, ...]
+INLINE vf lane_numbers(int first) { return numbers_of(typename FirstLanes<VW>::Type()) + float(first); }
+
+template <int STRIDE, int... LANES>
+INLINE void exchange_lanes(vf &a, vf &b, Lanes<LANES...>) {
+    vf low = SHUFFLE(a, b, (LANES & STRIDE ? VW + (LANES ^ STRIDE) : LANES)...);
+    b = SHUFFLE(a, b, (LANES & STRIDE ? VW + LANES : (LANES ^ STRIDE))...);
+    a = low;
+}
+
+// Lane j of v[i] becomes lane i of v[j].
+template <int STRIDE = 1>
+INLINE void turn(vf *v) {
+    if constexpr (STRIDE < VW) {
+#pragma GCC unroll 16
+        for (int i = 0; i < VW; i++)
+            if (!(i & STRIDE)) exchange_lanes<STRIDE>(v[i], v[i + STRIDE], typename FirstLanes<VW>::Type());
+        turn<2 * STRIDE>(v);
     }
 }
 
