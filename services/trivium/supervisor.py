@@ -90,7 +90,8 @@ class _Child:
             if number is signal.SIGKILL:
                 os.killpg(self.process.pid, number)
             else:
-                self.process.send_signal(number)
+                # Popen.send_signal would poll, and so take the exit status from the thread that waits for it.
+                os.kill(self.process.pid, number)
 
 
 class Supervisor:
