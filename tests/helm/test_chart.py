@@ -52,6 +52,7 @@ VALUE_SETS: dict[str, tuple[str, dict[str, Any]]] = {  # id -> (release name, va
                         "gpuMemoryUtilization": 0.85,
                         "swapSpace": 4,
                         "numThreads": 0,
+                        "enforceEager": True,
                         "tensorParallelSize": 2,
                     },
                     "lora": {"modules": {"sql": "/cache/sql", "a=b": "hub/x"}, "maxLoraRank": 64, "maxLoras": 2},
@@ -332,7 +333,7 @@ def test_engine_flags_arrive_exactly(releases: dict[str, Release]) -> None:
     parsed = parse(container_of(release.workloads("executor")[0]))
     expected = {"dtype": "float32", "device": "cpu", "revision": "1e10", "max_model_len": 2**31, "max_num_seqs": 8}
     expected |= {"max_num_batched_tokens": 10_000_000, "kv_cache_memory": 2 * 2**30, "num_threads": 0}
-    expected |= {"tensor_parallel_size": 2}
+    expected |= {"tensor_parallel_size": 2, "enforce_eager": True}
     expected |= {"gpu_memory_utilization": 0.85, "swap_space": 4.0}
     expected |= {"enable_lora": True, "max_lora_rank": 64, "max_loras": 2}
     assert {name: parsed[name] for name in expected} == expected
