@@ -21,6 +21,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+import psutil
+
 from trivium.errors import EngineUnavailableError, InvalidRequestError, OverloadedError
 from trivium.grammar import GrammarCompiler, GrammarVocabulary, refused
 from trivium.structured_outputs import StructuredOutputsParams
@@ -32,6 +34,7 @@ MAX_WAITING = 64
 MAX_WAIT_S = 10.0  # for other grammars to be compiled
 MAX_VERDICTS = 512
 MAX_MEMORY_BYTES = 4 * 2**30
+_LEAST_SHARE = 0.1  # of that time in CPU time, for a grammar to be too complex; ordinary ones take far less
 _START_S = 30.0  # until a new process has read its vocabulary
 
 
@@ -95,12 +98,16 @@ class GrammarChecker:
             raise OverloadedError("too many grammars wait to be compiled") from None
 
     async def _compile(self, params: StructuredOutputsParams) -> InvalidRequestError | None:
+        process = await self._running_process()
+        began_s = process.cpu_seconds()
         try:
-            process = await self._running_process()
             async with asyncio.timeout(self._max_compile_s):
                 reply: dict[str, str] | None = json.loads(await process.ask(json.dumps(asdict(params)).encode()))
         except TimeoutError:
+            used_s = process.cpu_seconds() - began_s
             await self._replace_process()
+            if used_s < _LEAST_SHARE * self._max_compile_s:  # that says nothing about the grammar
+                raise OverloadedError("the machine is too busy to compile a grammar in time") from None
             logger.warning("a grammar took longer than %g s to compile", self._max_compile_s)
             reason = f"it is too complex: compiling takes longer than {self._max_compile_s:g} s"
             return refused(params, reason, "grammar_too_complex")
@@ -183,6 +190,14 @@ class _Process:
     @property
     def is_alive(self) -> bool:
         return self._popen.poll() is None
+
+    def cpu_seconds(self) -> float:
+        """What it has used so far; 0 if it has ended."""
+        try:
+            times = psutil.Process(self._popen.pid).cpu_times()
+        except psutil.Error:
+            return 0.0
+        return float(times.user + times.system)
 
     async def ask(self, line: bytes) -> bytes:
         """The answer to `line`, empty if the process has ended. Whoever stops waiting for it must call `end`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import signal
 import time
 from pathlib import Path
 
@@ -53,6 +54,27 @@ def test_a_grammar_that_takes_too_long_is_refused_and_the_next_one_is_not() -> N
             assert "too complex" in await refusal(checker, ENDLESS)  # remembered
             assert time.monotonic() - start < 0.5
             await checker.check(StructuredOutputsParams(choice=["a"]))
+        finally:
+            await checker.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_machine_that_is_busy_says_nothing_about_a_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process gets no CPU time: the grammar is not refused, and can be compiled later."""
+
+    async def scenario() -> None:
+        checker = GrammarChecker(vocabulary, max_compile_s=0.5)
+        try:
+            await checker.check(GOOD)
+            process = await checker._running_process()
+            process._popen.send_signal(signal.SIGSTOP)
+            other = StructuredOutputsParams(regex="[a-f]{3}")
+            with pytest.raises(OverloadedError, match="busy"):
+                await checker.check(other)
+            await checker._running_process()
+            monkeypatch.setattr(checker, "_max_compile_s", 10.0)
+            await checker.check(other)
         finally:
             await checker.close()
 
