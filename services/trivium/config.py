@@ -163,8 +163,8 @@ class ExecutorConfig:
     takes the default share of free memory, on a GPU what gpu_memory_utilization (None: 0.9) of its memory leaves beside
     the weights. swap_space_gib: host memory for the KV of preempted requests; 0 has them compute it again.
     quantization: None, or "int8": 8-bit weights and activations in every linear layer; the name of a format that
-    checkpoints are packed in must be that of the checkpoint, which needs no naming. enforce_eager: on a GPU no decode
-    step is recorded as a graph. max_model_len: None takes the model's own, or what the KV cache holds if that is less.
+    checkpoints are packed in must be that of the checkpoint, which needs no naming. enforce_eager: no decode step is
+    recorded to be replayed. max_model_len: None takes the model's own, or what the KV cache holds if that is less.
     num_threads: 0 decides by the size of the model and the cores, of which `num_local_executors` executors on this
     machine take equal shares. tensor_parallel_size: how many processes, ranks, share the work of every step, and the
     threads; each has its part of the weights, a KV pool of kv_cache_memory_bytes and host memory of swap_space_gib.

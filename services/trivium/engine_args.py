@@ -150,7 +150,7 @@ class EngineArgs:
     max_num_queued_reqs, max_num_queued_tokens: how much may wait; None is no bound.
     quantization: None, or "int8" for 8-bit matrix products: faster, a little less exact. What a checkpoint has packed
     needs no argument; one that names it ("awq", "gptq", "fp8", "compressed-tensors") is checked.
-    enforce_eager: on a GPU, no decode step is recorded as a graph; on a CPU none ever is.
+    enforce_eager: no decode step is recorded to be replayed, neither as a graph on a GPU nor as a list on a CPU.
     enable_lora: prompts can have a `lora_request`, of at most max_lora_rank, at most max_loras of them in one batch.
     enable_prompt_adapter: the same for a `prompt_adapter_request`, of at most max_prompt_adapter_token virtual tokens,
     at most max_prompt_adapters of them in one batch.

@@ -74,7 +74,7 @@ EnforceEager = Annotated[
     typer.Option(
         "--enforce-eager/--no-enforce-eager",
         envvar="TRIVIUM_ENFORCE_EAGER",
-        help="On a GPU, run every step operator by operator instead of recording decode steps as graphs.",
+        help="Run every step operator by operator instead of recording decode steps, as graphs on a GPU.",
     ),
 ]
 EnableLora = Annotated[

@@ -1,6 +1,7 @@
 """Every op in C++ for the processor at hand (`native/`): the fast path on a CPU, where the extension was built.
 
-Importing this package raises ImportError where it was not; `dispatch` then takes plain torch. Nothing here keeps state.
+Importing this package raises ImportError where it was not; `dispatch` then takes plain torch. Only a recorder
+has state.
 The module passes addresses: whatever is not float32 in the layout of the contract goes to plain torch instead.
 """
 
@@ -13,9 +14,11 @@ from trivium_kernels.cpu.attention import (
 )
 from trivium_kernels.cpu.norms import layer_norm, rms_norm
 from trivium_kernels.cpu.packed_weight import PackedWeight, WeightType, can_pack
+from trivium_kernels.cpu.recording import NativeRecorder
 from trivium_kernels.cpu.rotate_and_cache import reshape_and_cache, rotary_embedding, rotate_and_cache
 
 __all__ = [
+    "NativeRecorder",
     "PackedWeight",
     "WeightType",
     "activate",

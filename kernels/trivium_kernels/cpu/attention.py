@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from trivium_kernels.cpu import _native
 from trivium_kernels.cpu.addresses import bits, heads_of
+from trivium_kernels.cpu.recording import updated_in_replays
 from trivium_kernels.paged_attention import PagedAttentionPlan
 from trivium_kernels.varlen_attention import VarlenAttentionPlan
 
@@ -19,23 +21,48 @@ Segment = tuple[int, int, int, int]  # tokens [begin, end), their row of the blo
 
 @dataclass(frozen=True, slots=True)
 class _Masks:
-    """What a query sees. segments: [num_segments, 4] int64, a Segment each. bias_table: as the plan was given it."""
+    """What a query sees. rows: where the segments are. bias_table: as the plan was given it."""
 
-    segments: Tensor
+    rows: _Rows
     causal: bool
     window: int
     bias_table: Tensor | None
 
     @classmethod
-    def of(cls, segments: Sequence[Segment], *, causal: bool, window: int | None, bias_table: Tensor | None) -> _Masks:
-        table = None if bias_table is None else bias_table.float().contiguous()
-        return cls(torch.tensor(segments, dtype=torch.int64).view(-1, 4), causal, window or 0, table)
+    def of(cls, rows: _Rows, *, causal: bool, window: int | None, bias_table: Tensor | None) -> _Masks:
+        return cls(rows, causal, window or 0, None if bias_table is None else bias_table.float().contiguous())
+
+
+class _Rows:
+    """The segments of a step, behind an address that stays when a recording is told of other ones.
+
+    find: their segments, and the block tables [num_rows, max_blocks] of these if they have some.
+    """
+
+    __slots__ = ("_find", "_segments", "_tables", "_words")
+
+    def __init__(self, find: Callable[[], tuple[Sequence[Segment], Tensor | None]]) -> None:
+        self._find = find
+        self._words = torch.zeros(4, dtype=torch.int64)  # the addresses and sizes that the module reads
+        self.update()
+
+    @property
+    def address(self) -> int:
+        return self._words.data_ptr()
+
+    def update(self) -> None:
+        segments, tables = self._find()
+        self._segments = np.array(segments, np.int64).reshape(-1, 4)
+        self._tables = None if tables is None else tables.to(torch.int32).contiguous()
+        words = self._words.numpy()
+        words[:2] = self._segments.ctypes.data, len(self._segments)
+        if self._tables is not None:
+            words[2:] = self._tables.data_ptr(), self._tables.stride(0)
 
 
 @dataclass(frozen=True, slots=True)
 class NativePagedPlan(PagedAttentionPlan):
     masks: _Masks
-    block_tables: Tensor  # [num_rows, max_blocks] int32
     block_size: int
 
 
@@ -54,13 +81,17 @@ def plan_paged_attention(
     window: int | None = None,
     bias_table: Tensor | None = None,
 ) -> NativePagedPlan:
-    contexts, bounds = context_lens.tolist(), cu_seqlens_q.tolist()
-    tables = block_tables.to(torch.int32).contiguous()
-    segments = [(bounds[row], bounds[row + 1], row, context) for row, context in enumerate(contexts)]
-    if not causal and bias_table is None:
-        segments = _merge_rows_with_same_keys(segments, tables, block_size)
-    masks = _Masks.of(segments, causal=causal, window=window, bias_table=bias_table)
-    return NativePagedPlan(masks, tables, block_size)
+    may_merge = not causal and bias_table is None
+
+    def find() -> tuple[Sequence[Segment], Tensor]:
+        contexts, bounds = context_lens.tolist(), cu_seqlens_q.tolist()
+        segments = [(bounds[row], bounds[row + 1], row, context) for row, context in enumerate(contexts)]
+        if may_merge:
+            segments = _merge_rows_with_same_keys(segments, block_tables, block_size)
+        return segments, block_tables
+
+    rows = updated_in_replays(lambda: _Rows(find))
+    return NativePagedPlan(_Masks.of(rows, causal=causal, window=window, bias_table=bias_table), block_size)
 
 
 def paged_attention(
@@ -80,7 +111,8 @@ def plan_varlen_attention(
     cu_seqlens: Tensor, *, causal: bool, bias_table: Tensor | None = None, device: torch.device | None = None
 ) -> NativeVarlenPlan:
     segments = [(start, end, 0, end - start) for start, end in pairwise(cu_seqlens.tolist())]
-    return NativeVarlenPlan(_Masks.of(segments, causal=causal, window=None, bias_table=bias_table))
+    rows = _Rows(lambda: (segments, None))
+    return NativeVarlenPlan(_Masks.of(rows, causal=causal, window=None, bias_table=bias_table))
 
 
 def varlen_attention(query: Tensor, key: Tensor, value: Tensor, plan: VarlenAttentionPlan, *, scale: float) -> Tensor:
@@ -107,22 +139,19 @@ def _attend(
     query = heads_of(query)
     num_tokens, num_heads, head_dim = query.shape
     output = torch.empty((num_tokens, num_heads, head_dim))
-    table, bias = None if paged is None else paged.block_tables, masks.bias_table
+    bias = masks.bias_table
     _native.attend(
         query.data_ptr(),
         keys.data_ptr(),
         values.data_ptr(),
         0 if bias is None else bias.data_ptr(),
         output.data_ptr(),
-        0 if table is None else table.data_ptr(),
-        masks.segments.data_ptr(),
-        masks.segments.shape[0],
+        masks.rows.address,
         num_heads,
         keys.shape[-2],
         head_dim,
         query.stride(0),
         keys.stride(-3),
-        0 if table is None else table.stride(0),
         1 if paged is None else paged.block_size,
         0 if paged is None else keys.stride(0),
         masks.window,
@@ -136,7 +165,8 @@ def _attend(
 
 def _merge_rows_with_same_keys(segments: Sequence[Segment], tables: Tensor, block_size: int) -> list[Segment]:
     """Neighbours with the same blocks, as beams have for cross-attention, as one segment: their keys are read once."""
-    rows = tables.tolist()
+    used_most = max((-(-context // block_size) for *_, context in segments), default=0)
+    rows = tables[:, :used_most].tolist()
     merged: list[Segment] = []
     for begin, end, row, context in segments:
         used = -(-context // block_size)

@@ -14,6 +14,7 @@ from torch import Tensor
 from trivium.executor import transfers
 from trivium.executor.adapter_pool import AdapterPool
 from trivium.executor.attention import AttentionMetadata, PagedRows
+from trivium.executor.decode_tapes import DecodeTapes
 from trivium.executor.input_batch import InputBatch, Longs, ScheduledRows
 from trivium.executor.kv_cache import KVCache
 from trivium.executor.models.model import LanguageModel
@@ -24,7 +25,10 @@ from trivium_kernels.dispatch import Kernels
 
 @dataclass(frozen=True, slots=True)
 class ForwardPasses:
-    """Owner: the ModelRunner. It is one rank's; `device` is where all of its tensors are."""
+    """Owner: the ModelRunner. It is one rank's; `device` is where all of its tensors are.
+
+    tapes: where decode steps on a CPU can be recorded.
+    """
 
     model: LanguageModel
     kernels: Kernels
@@ -32,6 +36,7 @@ class ForwardPasses:
     adapters: AdapterPool | None
     soft_prompts: SoftPrompts | None
     device: torch.device
+    tapes: DecodeTapes | None = None
 
     def run_encoder(self, batch: InputBatch, slots: tuple[int, ...]) -> None:
         """Encode the inputs of `slots`, packed, and write their cross-attention KV."""
@@ -63,14 +68,17 @@ class ForwardPasses:
             self.adapters.use(batch.adapters[rows.token_slots])
         found = batch.embeds.find(rows.token_slots, rows.positions) if batch.embeds else None
         arrays = (_ids(token_ids, found), rows.positions, *attention_arrays(batch, rows))
-        ids, places, *of_attention = transfers.upload_all(arrays, self.device)
-        return self.model.decoder.forward(
-            ids,
-            places,
-            self.kv_cache,
-            attention_metadata(of_attention, bounds(rows.num_tokens), batch.limits.max_model_len),
-            input_embeds(found, self.device),
-        )
+        embeds, cu_seqlens_q = input_embeds(found, self.device), bounds(rows.num_tokens)
+
+        def run(tensors: tuple[Tensor, ...]) -> Tensor:
+            ids, places, *of_attention = tensors
+            metadata = attention_metadata(of_attention, cu_seqlens_q, batch.limits.max_model_len)
+            return self.model.decoder.forward(ids, places, self.kv_cache, metadata, embeds)
+
+        is_decode = found is None and len(rows.positions) == len(rows.slots)
+        if self.tapes is not None and is_decode and self.tapes.takes(len(rows.slots)):
+            return self.tapes.run(arrays, run)
+        return run(transfers.upload_all(arrays, self.device))
 
     def compute_logits(self, batch: InputBatch, rows: ScheduledRows, hidden: Tensor) -> tuple[Longs, Tensor]:
         """(slots that sample, their logits [num_sampling, vocab_size], those of this rank's tokens)."""

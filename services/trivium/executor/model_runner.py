@@ -29,6 +29,7 @@ from trivium.errors import ConfigurationError, InvalidRequestError
 from trivium.executor import transfers
 from trivium.executor.adapter_pool import AdapterPool
 from trivium.executor.beam_select import BeamGroups
+from trivium.executor.decode_tapes import make_tapes
 from trivium.executor.deferred_steps import DeferredSteps, DoneStep, StartedStep
 from trivium.executor.embedder import embed
 from trivium.executor.forward import ForwardPasses
@@ -118,7 +119,15 @@ class ModelRunner:
         for module in config.prompt_adapters:
             self._load_prompt_adapter(module.name, module.source)
         self._passes = ForwardPasses(
-            self._model, platform.kernels, self._kv_cache, self._adapters, self._soft_prompts, platform.device
+            self._model,
+            platform.kernels,
+            self._kv_cache,
+            self._adapters,
+            self._soft_prompts,
+            platform.device,
+            make_tapes(platform, self._model, self._limits)
+            if communicator.size == 1 and not config.enable_lora
+            else None,
         )
         self._deferred: DeferredSteps | None = None
         if platform.is_gpu and communicator.size == 1:

@@ -54,8 +54,19 @@ def choose_platform(config: ExecutorConfig, model_json: JsonConfig, rank: int) -
         raise ConfigurationError(str(error)) from None
     if is_gpu:
         torch.cuda.set_device(device)  # kernels run on the current one
-    recorder = CudaGraphRecorder() if is_gpu and not config.enforce_eager else None
+    recorder = None if config.enforce_eager else _choose_recorder(is_gpu)
     return Platform(device, dtype, kernels, is_gpu, recorder)
+
+
+def _choose_recorder(is_gpu: bool) -> GraphRecorder | None:
+    """Of a CPU there is one where the kernels in C++ are."""
+    if is_gpu:
+        return CudaGraphRecorder()
+    try:
+        from trivium_kernels.cpu import NativeRecorder
+    except ImportError:
+        return None
+    return NativeRecorder()
 
 
 def choose_device(device: str) -> torch.device:

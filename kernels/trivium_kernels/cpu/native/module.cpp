@@ -6,6 +6,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -116,24 +117,144 @@ PyObject *pack(PyObject *, PyObject *const *args, Py_ssize_t count) {
     return PyCapsule_New(packed, PACKED, free_packed);
 }
 
+enum OperatorKind { MULTIPLY, NORM, ACTIVATE, ROTATE, WRITE_CACHE, ROTATE_AND_CACHE, ATTEND };
+
+// Where the rows of an attention are: the part of its arguments that changes from step to step. It is read when the
+// operator runs, so that a recorded one can be told of other rows.
+struct Rows {
+    const Segment *segments;
+    int64_t num_segments;
+    const int32_t *tables;
+    int64_t table_stride;
+};
+
+// An operator with its arguments.
+struct Operator {
+    OperatorKind kind;
+    const Kernels *kernels;
+    union {
+        Gemm multiply;
+        NormRows norm;
+        ActivateRows activate;
+        RotateHeads rotate;
+        CacheWrite write_cache;
+        RotateAndCache rotate_and_cache;
+        struct {
+            Attention attention;
+            const Rows *rows;
+        } attend;
+    };
+};
+
+void run(const Operator &op, int threads) {
+    switch (op.kind) {
+        case MULTIPLY: return op.kernels->gemm(op.multiply, threads);
+        case NORM: return op.kernels->norm(op.norm, threads);
+        case ACTIVATE: return op.kernels->activate(op.activate, threads);
+        case ROTATE: return op.kernels->rotate(op.rotate, threads);
+        case WRITE_CACHE: return op.kernels->write_cache(op.write_cache, threads);
+        case ROTATE_AND_CACHE: return op.kernels->rotate_and_cache(op.rotate_and_cache, threads);
+        case ATTEND: {
+            Attention a = op.attend.attention;
+            const Rows &rows = *op.attend.rows;
+            a.segments = rows.segments, a.num_segments = rows.num_segments;
+            a.tables = rows.tables, a.table_stride = rows.table_stride;
+            return op.kernels->attend(a, threads);
+        }
+    }
+}
+
+// Whether a product is done by the calling thread alone.
+bool is_short(const Operator &op) {
+    const Gemm &g = op.multiply;
+    return op.kind == MULTIPLY && double(g.m) * double(g.n) * double(g.k) < WORTH_RELEASING;
+}
+
+int threads_for(const Operator &op) { return is_short(op) ? 1 : num_threads; }
+
+// ---- recordings: the operators of one thread, to be run again with the same arguments ----
+
+struct Recording {
+    std::vector<Operator> operators;
+    std::vector<PyObject *> packed;  // weights that they read
+};
+
+const char RECORDING[] = "trivium_kernels.recording";
+thread_local Recording *recording;
+
+void free_recording(PyObject *capsule) {
+    auto *found = static_cast<Recording *>(PyCapsule_GetPointer(capsule, RECORDING));
+    for (PyObject *packed : found->packed) Py_DECREF(packed);
+    delete found;
+}
+
+// start_recording() -> capsule. Whatever the calling thread runs is written down too, until `stop_recording`.
+PyObject *start_recording(PyObject *, PyObject *) {
+    auto *made = new Recording();
+    PyObject *capsule = PyCapsule_New(made, RECORDING, free_recording);
+    if (!capsule) {
+        delete made;
+        return nullptr;
+    }
+    recording = made;
+    return capsule;
+}
+
+PyObject *stop_recording(PyObject *, PyObject *) {
+    recording = nullptr;
+    Py_RETURN_NONE;
+}
+
+// num_recorded(capsule) -> operators so far
+PyObject *num_recorded(PyObject *, PyObject *capsule) {
+    auto *found = static_cast<Recording *>(PyCapsule_GetPointer(capsule, RECORDING));
+    return found ? PyLong_FromSize_t(found->operators.size()) : nullptr;
+}
+
+// replay(capsule, begin, end): run its operators [begin, end) again.
+PyObject *replay(PyObject *, PyObject *const *args, Py_ssize_t count) {
+    int64_t v[2];
+    auto *found = count ? static_cast<Recording *>(PyCapsule_GetPointer(args[0], RECORDING)) : nullptr;
+    if (count && !found) return nullptr;
+    if (!read_numbers(args + 1, count - 1, 2, v)) return nullptr;
+    Py_BEGIN_ALLOW_THREADS
+    for (int64_t i = v[0]; i < v[1]; i++) run(found->operators[size_t(i)], threads_for(found->operators[size_t(i)]));
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+// Run an operator for Python. packed: the weight that it reads, or null.
+PyObject *finish(const Operator &op, bool is_long, PyObject *packed = nullptr) {
+    if (recording) {
+        recording->operators.push_back(op);
+        if (packed) {
+            Py_INCREF(packed);
+            recording->packed.push_back(packed);
+        }
+    }
+    const int threads = threads_for(op);
+    if (is_long) {
+        Py_BEGIN_ALLOW_THREADS
+        run(op, threads);
+        Py_END_ALLOW_THREADS
+    } else {
+        run(op, threads);
+    }
+    Py_RETURN_NONE;
+}
+
 // multiply(packed, x, m, x_stride, y, y_stride, add or 0, add_stride)
 PyObject *multiply(PyObject *, PyObject *const *args, Py_ssize_t count) {
     int64_t v[7];
     auto *packed = count ? static_cast<Packed *>(PyCapsule_GetPointer(args[0], PACKED)) : nullptr;
     if (count && !packed) return nullptr;
     if (!read_numbers(args + 1, count - 1, 7, v)) return nullptr;
-    Gemm g = packed->gemm;
+    Operator op = {MULTIPLY, packed->kernels, {.multiply = packed->gemm}};
+    Gemm &g = op.multiply;
     g.x = address<const float>(v[0]), g.m = v[1], g.x_stride = v[2];
     g.y = address<float>(v[3]), g.y_stride = v[4];
     g.add = address<const float>(v[5]), g.add_stride = v[6];
-    if (double(g.m) * double(g.n) * double(g.k) < WORTH_RELEASING) {
-        packed->kernels->gemm(g, 1);
-    } else {
-        Py_BEGIN_ALLOW_THREADS
-        packed->kernels->gemm(g, num_threads);
-        Py_END_ALLOW_THREADS
-    }
-    Py_RETURN_NONE;
+    return finish(op, !is_short(op), args[0]);
 }
 
 float to_float(int64_t bits) {  // sent as an integer, so that all arguments are read alike
@@ -149,8 +270,7 @@ PyObject *norm(PyObject *, PyObject *const *args, Py_ssize_t count) {
     if (!read_numbers(args, count, 10, v)) return nullptr;
     NormRows job = {address<const float>(v[0]), address<const float>(v[1]), address<const float>(v[2]),
                     address<float>(v[3]), to_float(v[4]), v[5], v[6], v[7], v[8], v[9]};
-    kernels->norm(job, num_threads);
-    Py_RETURN_NONE;
+    return finish({NORM, kernels, {.norm = job}}, false);
 }
 
 // activate(x, y, rows, width, x_stride, kind, is_gated)
@@ -158,8 +278,7 @@ PyObject *activate(PyObject *, PyObject *const *args, Py_ssize_t count) {
     int64_t v[7];
     if (!read_numbers(args, count, 7, v)) return nullptr;
     ActivateRows job = {address<const float>(v[0]), address<float>(v[1]), v[2], v[3], v[4], ActivationKind(v[5]), v[6] != 0};
-    kernels->activate(job, num_threads);
-    Py_RETURN_NONE;
+    return finish({ACTIVATE, kernels, {.activate = job}}, false);
 }
 
 // rotate(x, cosine, sine, y, num_tokens, num_heads, head_dim, rotary_dim, token_stride)
@@ -168,8 +287,7 @@ PyObject *rotate(PyObject *, PyObject *const *args, Py_ssize_t count) {
     if (!read_numbers(args, count, 9, v)) return nullptr;
     RotateHeads job = {address<const float>(v[0]), address<const float>(v[1]), address<const float>(v[2]),
                        address<float>(v[3]), v[4], v[5], v[6], v[7], v[8]};
-    kernels->rotate(job, num_threads);
-    Py_RETURN_NONE;
+    return finish({ROTATE, kernels, {.rotate = job}}, false);
 }
 
 // write_cache(key, value, key_cache, value_cache, slots, num_tokens, row_width, key_stride, value_stride, block_size,
@@ -179,8 +297,7 @@ PyObject *write_cache(PyObject *, PyObject *const *args, Py_ssize_t count) {
     if (!read_numbers(args, count, 11, v)) return nullptr;
     CacheWrite job = {address<const float>(v[0]), address<const float>(v[1]), address<float>(v[2]), address<float>(v[3]),
                       address<const int64_t>(v[4]), v[5], v[6], v[7], v[8], v[9], v[10]};
-    kernels->write_cache(job, num_threads);
-    Py_RETURN_NONE;
+    return finish({WRITE_CACHE, kernels, {.write_cache = job}}, false);
 }
 
 // rotate_and_cache(qkv, cosine, sine, query_norm or 0, key_norm or 0, queries, key_cache, value_cache, slots, num_tokens,
@@ -192,41 +309,22 @@ PyObject *rotate_and_cache(PyObject *, PyObject *const *args, Py_ssize_t count) 
                           address<const float>(v[3]), address<const float>(v[4]), address<float>(v[5]),
                           address<float>(v[6]), address<float>(v[7]), address<const int64_t>(v[8]),
                           v[9], v[10], v[11], v[12], v[13], v[14], v[15], v[16], to_float(v[17])};
-    kernels->rotate_and_cache(job, num_threads);
-    Py_RETURN_NONE;
+    return finish({ROTATE_AND_CACHE, kernels, {.rotate_and_cache = job}}, false);
 }
 
-// attend(query, keys, values, bias or 0, output, tables or 0, segments, num_segments, num_heads, num_kv_heads, head_dim,
-//        query_stride, token_stride, table_stride, block_size, block_stride, window or 0, max_distance, scale bits,
-//        soft cap bits, is_causal)
+// attend(query, keys, values, bias or 0, output, rows, num_heads, num_kv_heads, head_dim, query_stride, token_stride,
+//        block_size, block_stride, window or 0, max_distance, scale bits, soft cap bits, is_causal)
 PyObject *attend(PyObject *, PyObject *const *args, Py_ssize_t count) {
-    int64_t v[21];
-    if (!read_numbers(args, count, 21, v)) return nullptr;
-    Attention a = {address<const float>(v[0]),
-                   address<const float>(v[1]),
-                   address<const float>(v[2]),
-                   address<const float>(v[3]),
-                   address<float>(v[4]),
-                   address<const int32_t>(v[5]),
-                   address<const Segment>(v[6]),
-                   v[7],
-                   v[8],
-                   v[9],
-                   v[10],
-                   v[11],
-                   v[12],
-                   v[13],
-                   v[14],
-                   v[15],
-                   v[16],
-                   v[17],
-                   to_float(v[18]),
-                   to_float(v[19]),
-                   v[20] != 0};
-    Py_BEGIN_ALLOW_THREADS
-    kernels->attend(a, num_threads);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    int64_t v[18];
+    if (!read_numbers(args, count, 18, v)) return nullptr;
+    Attention a = {};
+    a.query = address<const float>(v[0]), a.keys = address<const float>(v[1]), a.values = address<const float>(v[2]);
+    a.bias = address<const float>(v[3]), a.output = address<float>(v[4]);
+    a.num_heads = v[6], a.num_kv_heads = v[7], a.head_dim = v[8];
+    a.query_stride = v[9], a.token_stride = v[10], a.block_size = v[11], a.block_stride = v[12];
+    a.window = v[13], a.max_distance = v[14], a.scale = to_float(v[15]), a.soft_cap = to_float(v[16]);
+    a.is_causal = v[17] != 0;
+    return finish({ATTEND, kernels, {.attend = {a, address<const Rows>(v[5])}}}, true);
 }
 
 #define FAST(function) reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function))
@@ -244,6 +342,10 @@ PyMethodDef methods[] = {
     {"write_cache", FAST(write_cache), METH_FASTCALL, "Keys and values to their slots."},
     {"rotate_and_cache", FAST(rotate_and_cache), METH_FASTCALL, "Head norms, rotary embedding and the cache in one pass."},
     {"attend", FAST(attend), METH_FASTCALL, "Attention to blocks, or to neighbours."},
+    {"start_recording", start_recording, METH_NOARGS, "Write down the operators of this thread."},
+    {"stop_recording", stop_recording, METH_NOARGS, "Write down no more."},
+    {"num_recorded", num_recorded, METH_O, "Operators of a recording so far."},
+    {"replay", FAST(replay), METH_FASTCALL, "Run operators of a recording again."},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -260,6 +260,7 @@ def build_fallback(name: str, config: JsonConfig, checkpoint: Checkpoint, kernel
         max_model_len=max_model_len,
         max_encoder_len=0,
         hidden_size=hidden_size,
+        can_be_recorded=False,
     )
 
 
