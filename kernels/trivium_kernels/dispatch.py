@@ -123,6 +123,7 @@ def native_kernels() -> Kernels | None:
         gated_activate=cpu.gated_activate,
         reshape_and_cache=cpu.reshape_and_cache,
         rotate_and_cache=cpu.rotate_and_cache,
+        apply_token_bitmask=cpu.apply_token_bitmask,
         plan_varlen_attention=cpu.plan_varlen_attention,
         varlen_attention=cpu.varlen_attention,
         plan_paged_attention=cpu.plan_paged_attention,

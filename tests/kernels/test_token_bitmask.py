@@ -23,3 +23,15 @@ def test_it_keeps_the_tokens_whose_bit_is_set(kernels: Kernels, vocab_size: int)
         expected[row, ~mask] = -torch.inf
     kernels.apply_token_bitmask(logits, torch.tensor(signed, dtype=torch.int32), rows)
     assert torch.equal(logits, expected)
+
+
+def test_masks_and_logits_may_be_columns_of_wider_ones(kernels: Kernels) -> None:
+    wide = randn(4, 300)
+    logits, expected = wide[:, 10:270], wide.clone()
+    words = torch.zeros(2, 12, dtype=torch.int32)
+    words[0, 2:] = torch.tensor([-1, 0, -(2**31), 2**31 - 1, -1, -1, 0, 1, -1, 0], dtype=torch.int32)
+    is_allowed = (words[:, 2:11, None] >> torch.arange(32) & 1).bool().flatten(1)[:, :260]
+    rows = torch.tensor([2, 1])
+    expected[rows, 10:270] = expected[rows, 10:270].masked_fill(~is_allowed, -torch.inf)
+    kernels.apply_token_bitmask(logits, words[:, 2:], rows)
+    assert torch.equal(wide, expected)

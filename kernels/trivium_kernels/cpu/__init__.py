@@ -16,12 +16,14 @@ from trivium_kernels.cpu.norms import layer_norm, rms_norm
 from trivium_kernels.cpu.packed_weight import PackedWeight, WeightType, can_pack
 from trivium_kernels.cpu.recording import NativeRecorder
 from trivium_kernels.cpu.rotate_and_cache import reshape_and_cache, rotary_embedding, rotate_and_cache
+from trivium_kernels.cpu.token_bitmask import apply_token_bitmask
 
 __all__ = [
     "NativeRecorder",
     "PackedWeight",
     "WeightType",
     "activate",
+    "apply_token_bitmask",
     "can_pack",
     "gated_activate",
     "layer_norm",

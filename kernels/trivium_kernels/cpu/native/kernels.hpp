@@ -60,6 +60,14 @@ struct RotateAndCache {
     float eps;
 };
 
+// Row rows[i] of `logits` becomes -inf where the bit of a token in row i of `bitmask` is 0. Strides are in floats and words.
+struct TokenBitmask {
+    float *logits;
+    const uint32_t *bitmask;
+    const int64_t *rows;
+    int64_t num_masks, vocab_size, logits_stride, bitmask_stride;
+};
+
 // Tokens [begin, end) are the last queries of a sequence with `context` keys, whose blocks are in row `row` of the tables.
 struct Segment {
     int64_t begin, end, row, context;
@@ -90,6 +98,7 @@ struct Kernels {
     void (*rotate)(const RotateHeads &job, int num_threads);
     void (*write_cache)(const CacheWrite &job, int num_threads);
     void (*rotate_and_cache)(const RotateAndCache &job, int num_threads);
+    void (*apply_token_bitmask)(const TokenBitmask &job, int num_threads);
     void (*attend)(const Attention &a, int num_threads);
 };
 

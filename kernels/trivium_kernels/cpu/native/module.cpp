@@ -117,7 +117,7 @@ PyObject *pack(PyObject *, PyObject *const *args, Py_ssize_t count) {
     return PyCapsule_New(packed, PACKED, free_packed);
 }
 
-enum OperatorKind { MULTIPLY, NORM, ACTIVATE, ROTATE, WRITE_CACHE, ROTATE_AND_CACHE, ATTEND };
+enum OperatorKind { MULTIPLY, NORM, ACTIVATE, ROTATE, WRITE_CACHE, ROTATE_AND_CACHE, APPLY_TOKEN_BITMASK, ATTEND };
 
 // Where the rows of an attention are: the part of its arguments that changes from step to step. It is read when the
 // operator runs, so that a recorded one can be told of other rows.
@@ -139,6 +139,7 @@ struct Operator {
         RotateHeads rotate;
         CacheWrite write_cache;
         RotateAndCache rotate_and_cache;
+        TokenBitmask apply_token_bitmask;
         struct {
             Attention attention;
             const Rows *rows;
@@ -154,6 +155,7 @@ void run(const Operator &op, int threads) {
         case ROTATE: return op.kernels->rotate(op.rotate, threads);
         case WRITE_CACHE: return op.kernels->write_cache(op.write_cache, threads);
         case ROTATE_AND_CACHE: return op.kernels->rotate_and_cache(op.rotate_and_cache, threads);
+        case APPLY_TOKEN_BITMASK: return op.kernels->apply_token_bitmask(op.apply_token_bitmask, threads);
         case ATTEND: {
             Attention a = op.attend.attention;
             const Rows &rows = *op.attend.rows;
@@ -312,6 +314,15 @@ PyObject *rotate_and_cache(PyObject *, PyObject *const *args, Py_ssize_t count) 
     return finish({ROTATE_AND_CACHE, kernels, {.rotate_and_cache = job}}, false);
 }
 
+// apply_token_bitmask(logits, bitmask, rows, num_masks, vocab_size, logits_stride, bitmask_stride)
+PyObject *apply_token_bitmask(PyObject *, PyObject *const *args, Py_ssize_t count) {
+    int64_t v[7];
+    if (!read_numbers(args, count, 7, v)) return nullptr;
+    TokenBitmask job = {address<float>(v[0]), address<const uint32_t>(v[1]), address<const int64_t>(v[2]),
+                        v[3], v[4], v[5], v[6]};
+    return finish({APPLY_TOKEN_BITMASK, kernels, {.apply_token_bitmask = job}}, false);
+}
+
 // attend(query, keys, values, bias or 0, output, rows, num_heads, num_kv_heads, head_dim, query_stride, token_stride,
 //        block_size, block_stride, window or 0, max_distance, scale bits, soft cap bits, is_causal)
 PyObject *attend(PyObject *, PyObject *const *args, Py_ssize_t count) {
@@ -341,6 +352,7 @@ PyMethodDef methods[] = {
     {"rotate", FAST(rotate), METH_FASTCALL, "Rotary embedding."},
     {"write_cache", FAST(write_cache), METH_FASTCALL, "Keys and values to their slots."},
     {"rotate_and_cache", FAST(rotate_and_cache), METH_FASTCALL, "Head norms, rotary embedding and the cache in one pass."},
+    {"apply_token_bitmask", FAST(apply_token_bitmask), METH_FASTCALL, "-inf for tokens that a mask does not allow."},
     {"attend", FAST(attend), METH_FASTCALL, "Attention to blocks, or to neighbours."},
     {"start_recording", start_recording, METH_NOARGS, "Write down the operators of this thread."},
     {"stop_recording", stop_recording, METH_NOARGS, "Write down no more."},

@@ -1,4 +1,4 @@
-// Norms, activations, rotary embeddings and cache writes: one row after the other, each read and written once.
+// Norms, activations, rotary embeddings, cache writes and masks: one row after the other, each read and written once.
 
 static void rms_norm_rows(const void *arg, int64_t begin, int64_t end) {
     const NormRows &job = *static_cast<const NormRows *>(arg);
@@ -177,4 +177,34 @@ static void rotate_and_cache_tokens(const void *arg, int64_t begin, int64_t end)
 static void rotate_and_cache(const RotateAndCache &job, int num_threads) {
     const int64_t width = (job.num_heads + 2 * job.num_kv_heads) * job.head_dim;
     pool_run(rotate_and_cache_tokens, &job, job.num_tokens, ROWS_WORTH(width), num_threads);
+}
+
+// ---- masks of tokens ----
+
+static void mask_rows(const void *arg, int64_t begin, int64_t end) {
+    const TokenBitmask &job = *static_cast<const TokenBitmask *>(arg);
+    constexpr int64_t BITS = 32;
+    const int64_t whole = job.vocab_size / BITS * BITS;
+    vi lane_bits;
+    for (int lane = 0; lane < VW; lane++) lane_bits[lane] = 1 << lane;
+    const vf banned = splat(-INFINITY);
+    for (int64_t i = begin; i < end; i++) {
+        float *row = job.logits + job.rows[i] * job.logits_stride;
+        const uint32_t *words = job.bitmask + i * job.bitmask_stride;
+        for (int64_t token = 0; token < whole; token += BITS) {
+            const uint32_t word = words[token / BITS];
+            if (word == ~uint32_t(0)) continue;
+            for (int part = 0; part < BITS; part += VW) {
+                float *some = row + token + part;
+                const vi bits = (vi{} + int32_t(word >> part)) & lane_bits;
+                store(some, bits == 0 ? banned : load(some));
+            }
+        }
+        for (int64_t token = whole; token < job.vocab_size; token++)
+            if (!(words[whole / BITS] >> (token - whole) & 1)) row[token] = -INFINITY;
+    }
+}
+
+static void apply_token_bitmask(const TokenBitmask &job, int num_threads) {
+    pool_run(mask_rows, &job, job.num_masks, ROWS_WORTH(job.vocab_size), num_threads);
 }

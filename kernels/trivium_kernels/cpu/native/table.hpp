@@ -23,6 +23,7 @@ static constexpr Kernels make_table(const char *name) {
     table.rotate = rotate;
     table.write_cache = write_cache;
     table.rotate_and_cache = rotate_and_cache;
+    table.apply_token_bitmask = apply_token_bitmask;
     table.attend = attend;
     return table;
 }
