@@ -36,6 +36,18 @@ _WHITESPACE = r"[ ]|\n[ ]{0,32}"
 # llguidance's own defaults, but for what one step may cost: 200000 and 50000 there, 70 ms on a slow core.
 _STEP_LEXER_FUEL = 100_000
 _STEP_MAX_ITEMS = 20_000
+# Tokens of one of these kinds, each by the first that it is of, are allowed at once where a grammar allows all of the
+# kind: words, and what stands in a JSON string without an escape, by their number of characters, because both may be
+# limited. llguidance's own kinds are the latter of 10, of 30 and of any number, and a third more expensive on average.
+_STRING_CHARS = r'[^"\\\x00-\x1F\x7F]'
+_KINDS_OF_TOKENS = tuple(
+    f"{chars}{count}"
+    for chars, counts in (
+        ("[a-zA-Z0-9]", ("{1,5}", "{1,10}", "{1,20}", "+")),
+        (_STRING_CHARS, ("{1,5}", "{1,10}", "{1,20}", "{1,30}", "+")),
+    )
+    for count in counts
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +91,9 @@ class GrammarCompiler:
 
     def __init__(self, vocabulary: GrammarVocabulary, eos_token_ids: Sequence[int]) -> None:
         self._tokenizer = LLTokenizer(
-            TokenizerWrapper(_Vocabulary(vocabulary, eos_token_ids)), eos_token=list(eos_token_ids)
+            TokenizerWrapper(_Vocabulary(vocabulary, eos_token_ids)),
+            eos_token=list(eos_token_ids),
+            slices=list(_KINDS_OF_TOKENS),
         )
         self._limits = LLParserLimits(
             step_lexer_fuel=_STEP_LEXER_FUEL, step_max_items=_STEP_MAX_ITEMS, verbose_errors=False
@@ -95,8 +109,13 @@ class GrammarCompiler:
             matcher = self._cache.get(params)
             if matcher is None:
                 return None
-            self._cache.move_to_end(params)
-            return matcher.deep_copy()
+            copy = matcher.deep_copy()
+            if self._can_begin(copy):
+                self._cache.move_to_end(params)
+                return copy
+            # Copies share a lexer, which has a limit of states: those of all requests together, which have reached it.
+            self._forget(params)
+            return None
 
     def compile(self, params: StructuredOutputsParams) -> LLMatcher:
         """A fresh matcher. Takes milliseconds, or for ever: `tokenizer/grammar_check.py` finds out before.
@@ -107,16 +126,18 @@ class GrammarCompiler:
         if found is not None:
             return found
         matcher = LLMatcher(self._tokenizer, grammar_text(params), log_level=0, limits=self._limits)
-        mask = np.zeros(self._width, np.int32)
-        if not matcher.is_error():
-            matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-        if matcher.is_error():
+        if not self._can_begin(matcher):
             raise refused(params, matcher.get_error())
-        if not mask.any():
-            raise refused(params, NO_TOKEN)
         with self._lock:
             self._remember(params, matcher)
             return matcher.deep_copy()
+
+    def _can_begin(self, matcher: LLMatcher) -> bool:
+        """Else it is in error now."""
+        if not matcher.is_error():
+            mask = np.empty(self._width, np.int32)
+            matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        return not matcher.is_error()
 
     def _remember(self, params: StructuredOutputsParams, matcher: LLMatcher) -> None:
         if params in self._cache:
@@ -124,8 +145,11 @@ class GrammarCompiler:
         self._cache[params] = matcher
         self._cached_chars += _num_chars(params)
         while len(self._cache) > MAX_CACHED_GRAMMARS or self._cached_chars > MAX_CACHED_CHARS:
-            dropped, _ = self._cache.popitem(last=False)
-            self._cached_chars -= _num_chars(dropped)
+            self._forget(next(iter(self._cache)))
+
+    def _forget(self, params: StructuredOutputsParams) -> None:
+        del self._cache[params]
+        self._cached_chars -= _num_chars(params)
 
 
 class _Vocabulary:

@@ -308,8 +308,8 @@ def test_a_grammar_that_turns_out_too_complex_ends_its_own_request_only(llama: L
 def test_a_grammar_that_costs_more_with_each_token_ends_its_own_request_only(
     llama: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trivium.executor.grammars._STEP_S", 0.0005)
-    monkeypatch.setattr("trivium.executor.grammars._MAX_DEBT_S", 0.02)
+    monkeypatch.setattr("trivium.executor.grammar_times._STEP_S", 0.0005)
+    monkeypatch.setattr("trivium.executor.grammar_times._MAX_DEBT_S", 0.02)
     ambiguous = StructuredOutputsParams(grammar='start: start start start | "a" | "a" "a" | ""')
     neighbour = sampled(StructuredOutputsParams(regex="[ab]{110}"), max_tokens=110)
     expected = texts(llama, neighbour)

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from trivium.errors import ConfigurationError, InvalidRequestError
 from trivium.executor import transfers
+from trivium.executor.grammar_times import GrammarTimes
 from trivium.executor.input_batch import InputBatch, Longs
 from trivium.executor.model_config import SpecialTokens
-from trivium.grammar import NO_TOKEN, Bitmask, GrammarCompiler, GrammarVocabulary, bitmask_width, error_text
+from trivium.grammar import Bitmask, GrammarCompiler, GrammarVocabulary, bitmask_width, error_text
 from trivium.step import NewRequestData, SlotFailure
 from trivium.structured_outputs import PARAM, StructuredOutputsParams
 from trivium.tokenizer_backend import load_backend
@@ -29,11 +30,6 @@ from trivium_kernels.token_bitmask import ApplyTokenBitmask
 logger = logging.getLogger(__name__)
 
 _NUM_THREADS = 2
-# CPU time of one row's grammar. Ordinary ones take 0.03 to 3 ms a step; an ambiguous one may take more and more with
-# each token, and everybody in the batch waits for it.
-_STEP_S = 0.005
-_MAX_DEBT_S = 1.0
-_NONE = np.zeros(0, np.int64)
 
 
 class GrammarService:
@@ -117,9 +113,11 @@ class GrammarRows:
         self._eos_mask: Bitmask = np.zeros(self._width, np.int32)
         for token_id in (token_id for token_id in special.eos if token_id < vocab_size):
             self._eos_mask[token_id // 32] |= np.int32(np.uint32(1 << token_id % 32).view(np.int32))
+        self._eos_words = [(int(word), int(self._eos_mask[word])) for word in np.flatnonzero(self._eos_mask)]
+        self._memory = _MaskMemory(self._width)
         self._matchers: dict[int, LLMatcher | None] = {}  # slot -> state after the row's output
         self._ignores_eos: set[int] = set()  # slots that go on as long as their grammar can
-        self._debts_s: dict[int, float] = {}  # slot -> CPU time beyond _STEP_S a step
+        self._times = GrammarTimes()
         self._failures: dict[int, str] = {}  # slot -> why it cannot go on
 
     def __len__(self) -> int:
@@ -143,26 +141,26 @@ class GrammarRows:
                 self._failures[new.slot] = error.message
                 continue
             self._matchers[new.slot] = matcher
-            is_start = len(new.prompt_token_ids) - batch.num_virtual_tokens[new.slot] == 1
-            for index, token_id in enumerate(new.output_token_ids):
-                self._consume(new.slot, token_id, is_first=index == 0 and is_start)
+            if new.output_token_ids:
+                is_start = len(new.prompt_token_ids) - batch.num_virtual_tokens[new.slot] == 1
+                self._replay(new.slot, new.output_token_ids, is_start=is_start)
 
     def mask(self, scores: Tensor, slots: Longs) -> None:
         """Set what the grammars of the rows `slots` do not allow to -inf in `scores` [num_rows, vocab_size]."""
-        rows = [row for row, slot in enumerate(slots.tolist()) if slot in self._matchers]
-        if not rows:
+        found = [(row, slot) for row, slot in enumerate(slots.tolist()) if slot in self._matchers]
+        if not found:
             return
-        bitmask = self._bitmask(slots[rows].tolist())
+        rows, with_grammar = zip(*found, strict=True)
+        bitmask = self._compute_masks(with_grammar)
         words = slice(self._first_word, self._first_word + bitmask_width(scores.shape[1]))
         allowed, index = transfers.upload_all((bitmask[:, words], np.array(rows, np.int64)), scores.device)
         self._apply(scores, allowed, index)
 
     def advance(self, slots: Longs, token_ids: Longs, batch: InputBatch) -> None:
         """The rows `slots` have got `token_ids`, which `batch` has appended already."""
-        is_first = (batch.num_own_tokens(slots) == 2).tolist()
-        for slot, token_id, first in zip(slots.tolist(), token_ids.tolist(), is_first, strict=True):
-            if slot in self._matchers:
-                self._consume(slot, token_id, is_first=first)
+        rows = [row for row, slot in enumerate(slots.tolist()) if slot in self._matchers]
+        if rows:
+            self._consume_all(slots[rows], token_ids[rows], batch)
 
     def fork(self, slots: Longs, parents: Sequence[int], token_ids: Longs, batch: InputBatch) -> None:
         """The beam in slots[i] goes on from the one that was in slots[parents[i]], by token_ids[i]."""
@@ -174,9 +172,7 @@ class GrammarRows:
             self._matchers[slot] = source.deep_copy() if source is not None and parent in taken else source
             taken.add(parent)
         # Copies are made before any of them moves on.
-        is_first = (batch.num_own_tokens(slots) == 2).tolist()
-        for slot, token_id, first in zip(slots.tolist(), token_ids.tolist(), is_first, strict=True):
-            self._consume(slot, token_id, is_first=first, may_die=True)
+        self._consume_all(slots, token_ids, batch, may_die=True)
 
     def start_beams(self, slots: Longs) -> None:
         """The prompt of a beam group is computed: its other rows are where the first one is."""
@@ -191,11 +187,9 @@ class GrammarRows:
 
         Nothing else may depend on a time: every rank of a split model must do the same.
         """
-        debts_s = self._debts_s
-        slow = [slot for slot in slots.tolist() if debts_s.get(slot, 0.0) > _MAX_DEBT_S]
+        slow = self._times.take_slow(slots.tolist())
         for slot in slow:
             logger.warning("slot %d: its grammar takes too long", slot)
-            debts_s[slot] = 0.0
         return tuple(SlotFailure(slot, f"{PARAM}: it is too complex: every token takes longer") for slot in slow)
 
     def take_failures(self, slots: Longs) -> tuple[SlotFailure, ...]:
@@ -208,47 +202,64 @@ class GrammarRows:
     def _drop(self, slot: int) -> None:
         self._matchers.pop(slot, None)
         self._ignores_eos.discard(slot)
-        self._debts_s.pop(slot, None)
+        self._times.forget(slot)
         self._failures.pop(slot, None)
 
-    def _bitmask(self, slots: Sequence[int]) -> Bitmask:
-        """[len(slots), width] what may come next. Failed rows, and beams whose score is -inf, take anything."""
-        bitmask = np.full((len(slots), self._width), -1, np.int32)
-        address, row_bytes = bitmask.ctypes.data, bitmask.strides[0]
-        now_s = time.thread_time()
-        for index, slot in enumerate(slots):
+    def _compute_masks(self, slots: Sequence[int]) -> Bitmask:
+        """[len(slots), width] what may come next, in memory that the next masks take again.
+
+        Failed rows, and beams whose score is -inf, take anything. A mask that allows nothing does not exist: then the
+        matcher is in error.
+        """
+        bitmask, address = self._memory.of(len(slots))
+        row_bytes = 4 * self._width
+
+        def compute(index: int, slot: int) -> None:
             matcher = self._matchers[slot]
             if matcher is None or slot in self._failures:
-                continue
+                bitmask[index] = -1
+                return
             matcher.unsafe_compute_mask_ptr(address + index * row_bytes, row_bytes)
-            began_s, now_s = now_s, time.thread_time()
-            self._charge(slot, now_s - began_s - _STEP_S)
             if matcher.is_error():
                 self._fail(slot, error_text(matcher.get_error()))
                 bitmask[index] = -1
-        for index in np.flatnonzero(~bitmask.any(axis=1)).tolist():
-            self._fail(slots[index], NO_TOKEN)
-            bitmask[index] = -1
-        self._remove_eos(bitmask, slots)
+
+        self._times.compute_masks(slots, compute)
+        if self._ignores_eos:
+            self._remove_eos(bitmask, slots)
         return bitmask
 
     def _remove_eos(self, bitmask: Bitmask, slots: Sequence[int]) -> None:
         """From rows that go on as long as their grammar can."""
-        rows = [index for index, slot in enumerate(slots) if slot in self._ignores_eos]
-        if not rows:
-            return
-        without = bitmask[rows] & ~self._eos_mask
-        can_go_on = without.any(axis=1)
-        bitmask[np.array(rows)[can_go_on]] = without[can_go_on]
+        for index, slot in enumerate(slots):
+            if slot in self._ignores_eos and any(bitmask.item(index, word) & eos for word, eos in self._eos_words):
+                without = bitmask[index] & ~self._eos_mask
+                if without.any():
+                    bitmask[index] = without
+
+    def _replay(self, slot: int, token_ids: Sequence[int], *, is_start: bool) -> None:
+        """The output that a row begins with. is_start: its first token may be a forced one."""
+
+        def consume(_index: int, slot: int) -> None:
+            for index, token_id in enumerate(token_ids):
+                self._consume(slot, token_id, is_first=index == 0 and is_start)
+
+        self._times.consume((slot,), consume)
+
+    def _consume_all(self, slots: Longs, token_ids: Longs, batch: InputBatch, *, may_die: bool = False) -> None:
+        tokens = token_ids.tolist()
+        is_first = (batch.num_own_tokens(slots) == 2).tolist()
+
+        def consume(index: int, slot: int) -> None:
+            self._consume(slot, tokens[index], is_first=is_first[index], may_die=may_die)
+
+        self._times.consume(slots.tolist(), consume)
 
     def _consume(self, slot: int, token_id: int, *, is_first: bool, may_die: bool = False) -> None:
         matcher = self._matchers[slot]
         if matcher is None or slot in self._failures or (matcher.is_stopped() and token_id in self._special.eos):
             return
-        began_s = time.thread_time()
-        is_consumed = matcher.try_consume_tokens([token_id]) == 1
-        self._charge(slot, time.thread_time() - began_s)
-        if is_consumed:
+        if matcher.try_consume_tokens([token_id]) == 1:
             return
         if matcher.is_error():
             self._fail(slot, error_text(matcher.get_error()))
@@ -259,9 +270,21 @@ class GrammarRows:
         else:
             self._fail(slot, f"token {token_id} was generated, which it does not allow")
 
-    def _charge(self, slot: int, seconds: float) -> None:
-        self._debts_s[slot] = max(0.0, self._debts_s.get(slot, 0.0) + seconds)
-
     def _fail(self, slot: int, reason: str) -> None:
         logger.warning("slot %d: its grammar cannot go on: %s", slot, reason)
         self._failures[slot] = f"{PARAM}: {reason}"
+
+
+class _MaskMemory:
+    """Memory for the masks of a step, kept from one step to the next."""
+
+    def __init__(self, width: int) -> None:
+        self._bitmask: Bitmask = np.empty((0, width), np.int32)
+        self._address = 0
+
+    def of(self, num_rows: int) -> tuple[Bitmask, int]:
+        """[num_rows, width] with whatever the last masks were, and where it begins."""
+        if num_rows > len(self._bitmask):
+            self._bitmask = np.empty((2 * num_rows, self._bitmask.shape[1]), np.int32)
+            self._address = self._bitmask.ctypes.data
+        return self._bitmask[:num_rows], self._address
