@@ -100,11 +100,11 @@ def test_recordings_share_their_memory() -> None:
     layers, recorder = Layers(), NativeRecorder()
     inputs = step(0, 5)
     first = recorder.record(lambda: layers(*inputs))
-    num_blocks = len(recorder._memory._free)
+    num_blocks = recorder._memory.num_kept
     assert 3 < num_blocks < 12, "temporary tensors have given their memory to later ones"
     del first
     second = recorder.record(lambda: layers(*inputs))
-    assert len(recorder._memory._free) <= num_blocks + 2
+    assert recorder._memory.num_kept <= num_blocks + 2
     del second
 
 

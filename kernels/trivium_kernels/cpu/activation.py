@@ -9,6 +9,7 @@ from trivium_kernels import reference
 from trivium_kernels.activation import Activation
 from trivium_kernels.cpu import _native
 from trivium_kernels.cpu.addresses import rows_of
+from trivium_kernels.cpu.memory import empty
 
 _KINDS = {Activation.RELU: 0, Activation.SILU: 1, Activation.GELU_TANH: 2, Activation.GELU: 3}
 
@@ -27,6 +28,6 @@ def gated_activate(gate_up: Tensor, kind: Activation) -> Tensor:
         return reference.gated_activate(gate_up, kind)
     gate_up = rows_of(gate_up)
     num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
-    y = torch.empty((num_rows, width))
+    y = empty((num_rows, width))
     _native.activate(gate_up.data_ptr(), y.data_ptr(), num_rows, width, gate_up.stride(0), number, True)
     return y

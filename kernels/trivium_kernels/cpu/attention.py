@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trivium_kernels.cpu import _native
 from trivium_kernels.cpu.addresses import bits, heads_of
+from trivium_kernels.cpu.memory import empty
 from trivium_kernels.cpu.recording import updated_in_replays
 from trivium_kernels.paged_attention import PagedAttentionPlan
 from trivium_kernels.varlen_attention import VarlenAttentionPlan
@@ -138,7 +139,7 @@ def _attend(
         return attended.to(query.dtype)
     query = heads_of(query)
     num_tokens, num_heads, head_dim = query.shape
-    output = torch.empty((num_tokens, num_heads, head_dim))
+    output = empty((num_tokens, num_heads, head_dim))
     bias = masks.bias_table
     _native.attend(
         query.data_ptr(),

@@ -8,6 +8,7 @@ from torch import Tensor
 from trivium_kernels import reference
 from trivium_kernels.cpu import _native
 from trivium_kernels.cpu.addresses import bits, rows_of
+from trivium_kernels.cpu.memory import empty
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -32,7 +33,7 @@ def _norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     else:
         x = x.contiguous()
         rows, inner, outer_stride, inner_stride = x.numel() // max(1, width), 1, width, 0
-    y = torch.empty(x.shape)
+    y = empty(x.shape)
     _native.norm(
         x.data_ptr(),
         weight.data_ptr(),

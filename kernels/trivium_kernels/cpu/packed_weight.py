@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-import torch
 from torch import Tensor
 
 from trivium_kernels.cpu import _native
 from trivium_kernels.cpu.addresses import rows_of
+from trivium_kernels.cpu.memory import empty
 
 
 class WeightType(IntEnum):
@@ -45,7 +45,7 @@ class PackedWeight:
         """x [num_rows, in_features] -> [num_rows, out_features], with `add` of that shape added if it is given."""
         x = rows_of(x)
         num_rows = x.shape[0]
-        y = torch.empty((num_rows, self._out_features))
+        y = empty((num_rows, self._out_features))
         if add is None:
             address, stride = 0, 0
         else:

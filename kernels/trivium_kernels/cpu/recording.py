@@ -14,24 +14,20 @@ the recorded run, and to other recordings: they run one after the other.
 
 from __future__ import annotations
 
-import math
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from trivium_kernels.cpu import _native
+from trivium_kernels.cpu.memory import LentMemory, lent_from
 
-_ALIGNMENT = 64
 _READ_NUMBERS = frozenset(
     ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__contains__", "equal", "allclose")
 )
@@ -78,7 +74,7 @@ class NativeRecorder:
     """Makes recordings that share their working memory. Of one thread."""
 
     def __init__(self) -> None:
-        self._memory = _Memory()
+        self._memory = LentMemory()
 
     def record(self, work: Callable[[], Tensor]) -> NativeRecording:
         """Run `work`, and write down what it does.
@@ -92,33 +88,10 @@ class NativeRecorder:
         return NativeRecording(tape.calls, output)
 
 
-class _Memory:
-    """Bytes that are lent to tensors, and come back when no tensor has them any more."""
-
-    def __init__(self) -> None:
-        self._free: list[npt.NDArray[np.uint8]] = []
-
-    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        num_bytes = math.prod(shape) * dtype.itemsize
-        if num_bytes == 0:
-            return torch.empty(shape, dtype=dtype)
-        block = self._take(num_bytes)
-        lent = block[:num_bytes]  # an object of its own, which lives as long as the tensors that have its bytes
-        weakref.finalize(lent, self._free.append, block).atexit = False
-        return torch.from_numpy(lent).view(dtype).view(shape)
-
-    def _take(self, num_bytes: int) -> npt.NDArray[np.uint8]:
-        fitting = [place for place, block in enumerate(self._free) if len(block) >= num_bytes]
-        if fitting:
-            return self._free.pop(min(fitting, key=lambda place: len(self._free[place])))
-        memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
-        return memory[-memory.ctypes.data % _ALIGNMENT :]
-
-
 class _Tape(TorchFunctionMode):
     """What is written down while it runs."""
 
-    def __init__(self, memory: _Memory) -> None:
+    def __init__(self, memory: LentMemory) -> None:
         super().__init__()
         self.calls: list[Callable[[], object]] = []
         self._memory = memory
@@ -131,7 +104,7 @@ class _Tape(TorchFunctionMode):
         self._native = _native.start_recording()
         _of_thread.tape = self
         try:
-            with self:
+            with self, lent_from(self._memory):
                 yield
         finally:
             _of_thread.tape = None

@@ -8,6 +8,7 @@ from torch import Tensor
 from trivium_kernels import reference
 from trivium_kernels.cpu import _native
 from trivium_kernels.cpu.addresses import bits, heads_of
+from trivium_kernels.cpu.memory import empty
 from trivium_kernels.rotate_and_cache import HeadNorms
 
 
@@ -16,7 +17,7 @@ def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return reference.rotary_embedding(x, cos, sin)
     x = heads_of(x)
     num_tokens, num_heads, head_dim = x.shape
-    y = torch.empty(x.shape)
+    y = empty(x.shape)
     _native.rotate(
         x.data_ptr(),
         cos.contiguous().data_ptr(),
@@ -66,7 +67,7 @@ def rotate_and_cache(
     num_tokens, num_all_heads, head_dim = qkv.shape
     num_kv_heads = key_cache.shape[2]
     num_heads = num_all_heads - 2 * num_kv_heads
-    queries = torch.empty((num_tokens, num_heads, head_dim))
+    queries = empty((num_tokens, num_heads, head_dim))
     slot_mapping = slot_mapping.contiguous()
     _native.rotate_and_cache(
         qkv.data_ptr(),
