@@ -7,6 +7,7 @@ group each, and 8 slices in one block of words, so that a word has the same plac
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,6 +40,22 @@ class Int4Weight:
         return self.words.shape[1]
 
 
+    @property
+    def num_bytes(self) -> int:
+        parts = (self.words, self.slice_groups, self.scales, self.zeros, self.inputs)
+        return sum(part.nbytes for part in parts if part is not None)
+
+    def to(self, device: torch.device) -> Int4Weight:
+        return Int4Weight(
+            words=self.words.to(device),
+            slice_groups=self.slice_groups.to(device),
+            scales=self.scales.to(device),
+            zeros=self.zeros.to(device),
+            inputs=None if self.inputs is None else self.inputs.to(device),
+            in_features=self.in_features,
+        )
+
+
 class Int4Linear(Protocol):
     def __call__(self, x: Tensor, weight: Int4Weight, bias: Tensor | None = None) -> Tensor:
         """x [num_rows, in_features] -> [num_rows, out_features] in the type of `x`; bias [out_features]."""
@@ -62,21 +79,45 @@ def pack_int4(values: Tensor, zeros: Tensor, scales: Tensor, groups: Tensor) -> 
     num_slices = int(slices_of_group.sum())
     num_blocks = -(-num_slices // SLICES)
 
-    placed = values.new_zeros((num_blocks * BLOCK, out_features), dtype=torch.int64)
-    placed[places] = values.T[order].long()
+    placed = torch.zeros((num_blocks, SLICES, SLICE, out_features), dtype=torch.uint8, device=values.device)
+    placed.view(-1, out_features)[places] = values.T[order].to(torch.uint8)
+    words = torch.zeros((num_blocks, SLICE, out_features), dtype=torch.int32, device=values.device)
+    for index in range(SLICES):  # one by one: a weight in 32 bits would be large
+        words |= placed[:, index].int() << (4 * index)
     inputs = torch.full((num_blocks * BLOCK,), -1, dtype=torch.int32, device=values.device)
     inputs[places] = order.int()
     slice_groups = inputs.new_zeros(num_blocks * SLICES)
     slice_groups[:num_slices] = torch.arange(len(counts), device=counts.device).repeat_interleave(slices_of_group).int()
-    shifts = 4 * torch.arange(SLICES, device=values.device)[:, None, None]
-    words = (placed.view(num_blocks, SLICES, SLICE, out_features) << shifts).sum(1)  # [num_blocks, SLICE, out_features]
-    words = torch.where(words >= 2**31, words - 2**32, words)
     in_order = bool((inputs[:in_features] == torch.arange(in_features, device=inputs.device)).all())
     return Int4Weight(
-        words=words.int().flatten(0, 1).contiguous(),
+        words=words.flatten(0, 1),
         slice_groups=slice_groups,
         scales=scales.T.contiguous(),
         zeros=zeros.T.to(torch.int8).contiguous(),
         inputs=None if in_order else inputs,
         in_features=in_features,
+    )
+
+
+def can_stack_int4(first: Int4Weight, second: Int4Weight) -> bool:
+    """Whether their inputs have the same places and groups."""
+    if first.in_features != second.in_features or len(first.scales) != len(second.scales):
+        return False
+    if first.inputs is None or second.inputs is None:
+        has_same_places = first.inputs is second.inputs
+    else:
+        has_same_places = torch.equal(first.inputs, second.inputs)
+    return has_same_places and torch.equal(first.slice_groups, second.slice_groups)
+
+
+def stack_int4(weights: Sequence[Int4Weight]) -> Int4Weight:
+    """The outputs of all of them, in their order. Any two of them can be stacked."""
+    first = weights[0]
+    return Int4Weight(
+        words=torch.cat([weight.words for weight in weights], dim=1),
+        slice_groups=first.slice_groups,
+        scales=torch.cat([weight.scales for weight in weights], dim=1),
+        zeros=torch.cat([weight.zeros for weight in weights], dim=1),
+        inputs=first.inputs,
+        in_features=first.in_features,
     )

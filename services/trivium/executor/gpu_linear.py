@@ -1,4 +1,4 @@
-"""Linear layers on a GPU: cuBLAS by way of torch, and where weights are kept in 8 bits, the ops that multiply those."""
+"""Linear layers on a GPU: cuBLAS by way of torch, and the ops that multiply weights of 8 and 4 bits."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from trivium.executor.linear import Linear
+from trivium.executor.linear import Linear, Product
 from trivium_kernels.byte_linear import ByteLinear, ByteWeight
+from trivium_kernels.int4_linear import Int4Linear, Int4Weight
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,42 @@ class ByteProduct:
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         y = self.multiply(x, self.weight, self.bias)
+        return y if add is None else y.add_(add)
+
+
+@dataclass(frozen=True, slots=True)
+class Int4Product:
+    """A Product with weights of 4 bits."""
+
+    multiply: Int4Linear
+    weight: Int4Weight
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        y = self.multiply(x, self.weight, self.bias)
+        return y if add is None else y.add_(add)
+
+
+@dataclass(frozen=True, slots=True)
+class FloatProduct:
+    """A Product with weights of the type of `x`."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        y = F.linear(x, self.weight, self.bias)
+        return y if add is None else y.add_(add)
+
+
+@dataclass(frozen=True, slots=True)
+class StackedProduct:
+    """A Product whose outputs are those of `parts`, in their order: stored layers that no single op can multiply."""
+
+    parts: tuple[Product, ...]
+
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        y = torch.cat([part(x) for part in self.parts], dim=1)
         return y if add is None else y.add_(add)
 
 

@@ -225,7 +225,7 @@ class Checkpoint:
                 f"but config.json asks for {list(shape)}"
             )
         self.stores_half = False
-        return weight
+        return weight.dequantize()
 
     def _read_floats(self, name: str, expected: tuple[int, ...]) -> Tensor:
         if name not in self._tensors:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from trivium.errors import ConfigurationError
 from trivium.executor.model_config import JsonConfig
-from trivium.executor.quantization.scheme import StoredTensors, group_index, grouped_weight, unpack
+from trivium.executor.quantization.grouped_weight import GroupedWeight, grouped_weight
+from trivium.executor.quantization.scheme import StoredTensors, group_index, unpack
 
 _BITS = 4
 _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # of outputs 0 to 7 in a word
@@ -25,7 +24,7 @@ class AwqLayers:
     def is_packed(self, layer: str, tensors: StoredTensors) -> bool:
         return f"{layer}.qweight" in tensors
 
-    def weight(self, layer: str, in_features: int, tensors: StoredTensors) -> Tensor:
+    def weight(self, layer: str, in_features: int, tensors: StoredTensors) -> GroupedWeight:
         values = unpack(tensors.stored(f"{layer}.qweight"), _BITS, _PLACES).T  # [out, in]
         if values.shape[1] != in_features:
             raise ConfigurationError(
@@ -33,7 +32,7 @@ class AwqLayers:
             )
         zeros = unpack(tensors.stored(f"{layer}.qzeros"), _BITS, _PLACES).T
         scales = tensors.stored(f"{layer}.scales").T
-        return grouped_weight(layer, values, zeros, scales, group_index(in_features, self.group_size))
+        return grouped_weight(layer, values, zeros, scales, group_index(in_features, self.group_size), bits=_BITS)
 
 
 def read_awq(config: JsonConfig) -> AwqLayers:

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from trivium.errors import ConfigurationError
 from trivium.executor.model_config import JsonConfig
-from trivium.executor.quantization.fp8 import read_block, scaled
-from trivium.executor.quantization.scheme import WORD_BITS, StoredTensors, group_index, grouped_weight, unpack
+from trivium.executor.quantization.fp8 import read_block
+from trivium.executor.quantization.grouped_weight import GroupedWeight, grouped_weight, scaled_weight
+from trivium.executor.quantization.scheme import WORD_BITS, StoredTensors, group_index, unpack
 
 _FORMATS = ("pack-quantized", "float-quantized", "int-quantized", "naive-quantized", "mixed-precision", "dense")
 _BITS = {"int": (4, 8), "float": (8,)}
@@ -56,19 +57,18 @@ class CompressedLayers:
     def is_packed(self, layer: str, tensors: StoredTensors) -> bool:
         return f"{layer}.weight_scale" in tensors
 
-    def weight(self, layer: str, in_features: int, tensors: StoredTensors) -> Tensor:
+    def weight(self, layer: str, in_features: int, tensors: StoredTensors) -> GroupedWeight:
         args = self._args(layer)
         if f"{layer}.weight_packed" in tensors:
             return _unpacked(layer, in_features, args, tensors)
         values, scale = tensors.stored(f"{layer}.weight"), tensors.stored(f"{layer}.weight_scale")
         zeros: Tensor | int = 0
         if f"{layer}.weight_zero_point" in tensors:
-            zeros = tensors.stored(f"{layer}.weight_zero_point").float()
+            zeros = tensors.stored(f"{layer}.weight_zero_point")
         if scale.dim() == 2 and scale.shape[1] > 1 and args.block is None:
-            return grouped_weight(layer, values.float(), zeros, scale, group_index(in_features, args.group_size))
-        if isinstance(zeros, Tensor):
-            zeros = zeros.reshape(-1, 1)  # of the tensor or of each output
-        return scaled(layer, values.float() - zeros, scale, args.block)
+            groups = group_index(in_features, args.group_size)
+            return grouped_weight(layer, values, zeros, scale, groups, bits=args.bits)
+        return scaled_weight(layer, values, scale, args.block, zeros, bits=args.bits)
 
     def _args(self, layer: str) -> WeightArgs:
         """Of the group that names the layer, else of the one for all layers."""
@@ -81,7 +81,7 @@ class CompressedLayers:
         raise ConfigurationError(f"{layer}: no group of quantization_config names it")
 
 
-def _unpacked(layer: str, in_features: int, args: WeightArgs, tensors: StoredTensors) -> Tensor:
+def _unpacked(layer: str, in_features: int, args: WeightArgs, tensors: StoredTensors) -> GroupedWeight:
     half, per_word = 1 << (args.bits - 1), WORD_BITS // args.bits
     values = unpack(tensors.stored(f"{layer}.weight_packed"), args.bits)  # [out, in filled up to whole words]
     if values.shape[1] != -(-in_features // per_word) * per_word:
@@ -98,7 +98,7 @@ def _unpacked(layer: str, in_features: int, args: WeightArgs, tensors: StoredTen
     if f"{layer}.weight_g_idx" in tensors:
         stored = tensors.stored(f"{layer}.weight_g_idx").long()
         groups = groups if (stored < 0).any() else stored  # -1: not ordered after all
-    return grouped_weight(layer, values, zeros, scales, groups)
+    return grouped_weight(layer, values, zeros, scales, groups, bits=args.bits)
 
 
 def _unpacked_zeros(stored: Tensor, bits: int) -> Tensor:

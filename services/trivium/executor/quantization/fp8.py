@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from trivium.errors import ConfigurationError
 from trivium.executor.model_config import JsonConfig
+from trivium.executor.quantization.grouped_weight import GroupedWeight, scaled_weight
 from trivium.executor.quantization.scheme import StoredTensors
 
 _SCALES = ("weight_scale_inv", "weight_scale")
@@ -27,24 +26,11 @@ class Fp8Layers:
     def is_packed(self, layer: str, tensors: StoredTensors) -> bool:
         return any(f"{layer}.{scale}" in tensors for scale in _SCALES)
 
-    def weight(self, layer: str, in_features: int, tensors: StoredTensors) -> Tensor:
+    def weight(self, layer: str, in_features: int, tensors: StoredTensors) -> GroupedWeight:
         name = next(name for name in _SCALES if f"{layer}.{name}" in tensors)
-        return scaled(layer, tensors.stored(f"{layer}.weight"), tensors.stored(f"{layer}.{name}"), self.block)
-
-
-def scaled(layer: str, values: Tensor, scale: Tensor, block: tuple[int, int] | None) -> Tensor:
-    """float32 values [out, in] times their scales. Raises ConfigurationError if the scales do not fit."""
-    weight, scale = values.float(), scale.float()
-    if scale.numel() == 1:
-        return weight.mul_(scale.reshape(()))
-    if block is not None:
-        rows, columns = block
-        if tuple(scale.shape) == (-(-len(weight) // rows), -(-weight.shape[1] // columns)):
-            wide = scale.repeat_interleave(columns, 1)[:, : weight.shape[1]]
-            return weight.mul_(wide.repeat_interleave(rows, 0)[: len(weight)])
-    elif tuple(scale.shape) in ((len(weight),), (len(weight), 1)):
-        return weight.mul_(scale.reshape(-1, 1))
-    raise ConfigurationError(f"{layer}: scales {list(scale.shape)} do not fit a weight {list(weight.shape)}")
+        return scaled_weight(
+            layer, tensors.stored(f"{layer}.weight"), tensors.stored(f"{layer}.{name}"), self.block
+        )
 
 
 def read_fp8(config: JsonConfig) -> Fp8Layers:

@@ -12,18 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from trivium.errors import ConfigurationError
 from trivium.executor.model_config import JsonConfig
-from trivium.executor.quantization.scheme import (
-    PACKABLE_BITS,
-    WORD_BITS,
-    StoredTensors,
-    group_index,
-    grouped_weight,
-    unpack,
-)
+from trivium.executor.quantization.grouped_weight import GroupedWeight, grouped_weight
+from trivium.executor.quantization.scheme import PACKABLE_BITS, WORD_BITS, StoredTensors, group_index, unpack
 
 _ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}
 
@@ -40,7 +32,7 @@ class GptqLayers:
     def is_packed(self, layer: str, tensors: StoredTensors) -> bool:
         return f"{layer}.qweight" in tensors
 
-    def weight(self, layer: str, in_features: int, tensors: StoredTensors) -> Tensor:
+    def weight(self, layer: str, in_features: int, tensors: StoredTensors) -> GroupedWeight:
         bits, group_size = self._settings(layer)
         values = unpack(tensors.stored(f"{layer}.qweight").T, bits)  # [out, in filled up to whole words]
         per_word = WORD_BITS // bits
@@ -49,12 +41,13 @@ class GptqLayers:
                 f"{layer}: {values.shape[1]} packed inputs of {bits} bits, but config.json asks for {in_features}"
             )
         values = values[:, :in_features]
-        zeros = (unpack(tensors.stored(f"{layer}.qzeros"), bits).T + self.zero_offset) % (1 << bits)
+        zeros = (unpack(tensors.stored(f"{layer}.qzeros"), bits).T.int() + self.zero_offset) % (1 << bits)
         groups = group_index(in_features, group_size)
         if f"{layer}.g_idx" in tensors:
             stored = tensors.stored(f"{layer}.g_idx")
             groups = stored.long() if stored.numel() else groups
-        return grouped_weight(layer, values, zeros[: len(values)], tensors.stored(f"{layer}.scales").T, groups)
+        scales = tensors.stored(f"{layer}.scales").T
+        return grouped_weight(layer, values, zeros[: len(values)], scales, groups, bits=bits)
 
     def _settings(self, layer: str) -> tuple[int, int]:
         for pattern, other in self.dynamic:

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trivium.errors import ConfigurationError
+from trivium.executor.quantization.grouped_weight import GroupedWeight
 
 WORD_BITS = 32
 PACKABLE_BITS = (2, 4, 8)  # widths whose values never cross the border of a word
@@ -35,36 +35,21 @@ class Quantization(Protocol):
         """Whether `layer`.weight is stored in this format."""
         ...
 
-    def weight(self, layer: str, in_features: int, tensors: StoredTensors) -> Tensor:
-        """The weight of a packed layer as float32 [out_features, in_features]. Raises ConfigurationError."""
+    def weight(self, layer: str, in_features: int, tensors: StoredTensors) -> GroupedWeight:
+        """The weight [out_features, in_features] of a packed layer. Raises ConfigurationError."""
         ...
 
 
 def unpack(words: Tensor, bits: int, order: Sequence[int] | None = None) -> Tensor:
-    """int32 [rows, words] -> unsigned values as int32 [rows, words * (32 / bits)].
+    """int32 [rows, words] -> unsigned values as uint8 [rows, words * (32 / bits)].
 
     Value i of a word is in its bits [i * bits, (i + 1) * bits), or with `order` the value at order[i].
     """
-    shifts = torch.arange(0, WORD_BITS, bits, dtype=torch.int32)
-    values = (words.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)  # [rows, words, values per word]
-    return (values if order is None else values[..., list(order)]).flatten(1)
-
-
-def grouped_weight(layer: str, values: Tensor, zeros: Tensor | int, scales: Tensor, groups: Tensor) -> Tensor:
-    """(values - zeros) * scales, with zeros and scales of the group of each input.
-
-    values [out, in] int32, zeros [out, num_groups] int32 or one for all, scales [out, num_groups], groups [in].
-    Raises ConfigurationError if the shapes do not fit.
-    """
-    out_features, in_features = values.shape
-    num_groups = scales.shape[1]
-    if len(scales) != out_features or (isinstance(zeros, Tensor) and zeros.shape != scales.shape):
-        shapes = [list(part.shape) for part in (scales, zeros) if isinstance(part, Tensor)]
-        raise ConfigurationError(f"{layer}: scales and zero points {shapes} do not fit {out_features} outputs")
-    if groups.shape != (in_features,) or not 0 <= int(groups.min()) <= int(groups.max()) < num_groups:
-        raise ConfigurationError(f"{layer}: its {in_features} inputs do not fit {num_groups} groups")
-    steps = values - (zeros if isinstance(zeros, int) else zeros[:, groups])
-    return steps.float().mul_(scales.float()[:, groups])
+    per_word = WORD_BITS // bits
+    values = torch.empty((*words.shape, per_word), dtype=torch.uint8)
+    for index, place in enumerate(order or range(per_word)):  # one by one: all of them in 32 bits would be large
+        values[..., index] = (words >> (place * bits)) & ((1 << bits) - 1)
+    return values.flatten(1)
 
 
 def group_index(in_features: int, group_size: int) -> Tensor:
