@@ -20,10 +20,10 @@ Packed = tuple[dict[str, Tensor], np.ndarray]
 Packer = Callable[[np.ndarray], Packed]
 
 
-def group_numbers(in_features: int, group_size: int, *, shuffled: bool = False) -> np.ndarray:
+def group_numbers(in_features: int, group_size: int, *, shuffled: bool = False, seed: int = 0) -> np.ndarray:
     """The group of each input; shuffled, as if the inputs had been quantized in another order."""
     groups = np.arange(in_features) // (in_features if group_size == -1 else group_size)
-    return np.random.default_rng(in_features).permutation(groups) if shuffled else groups
+    return np.random.default_rng(in_features + seed).permutation(groups) if shuffled else groups
 
 
 def round_by_group(weight: np.ndarray, groups: np.ndarray, bits: int, *, symmetric: bool) -> tuple[Any, Any, Any]:
@@ -59,10 +59,19 @@ def pack_rows(values: np.ndarray, bits: int, order: tuple[int, ...] | None = Non
 
 
 def gptq(
-    *, bits: int = 4, group_size: int = 32, symmetric: bool = True, ordered: bool = False, version: int = 1
+    *,
+    bits: int = 4,
+    group_size: int = 32,
+    symmetric: bool = True,
+    ordered: bool = False,
+    own_order: bool = False,
+    version: int = 1,
 ) -> Packer:
+    """own_order: every layer has another one; else those with as many inputs have the same."""
+
     def pack(weight: np.ndarray) -> Packed:
-        groups = group_numbers(weight.shape[1], group_size, shuffled=ordered)
+        seed = int(abs(weight).sum() * 1e3) if own_order else 0
+        groups = group_numbers(weight.shape[1], group_size, shuffled=ordered or own_order, seed=seed)
         integers, zeros, scales = round_by_group(weight, groups, bits, symmetric=symmetric)
         stored_zeros = (zeros - 1) % 2**bits if version == 1 else zeros
         tensors = {

@@ -13,6 +13,7 @@ from torch import Tensor
 from trivium.config import ExecutorConfig, ModelInfo, PromptAdapter
 from trivium.executor.model_runner import ModelRunner
 from trivium.executor.parallel.communicator import Communicator
+from trivium.executor.platform import Platform
 from trivium.pooling import PoolingType
 from trivium.step import ModelRunnerOutput, SchedulerOutput
 
@@ -89,11 +90,15 @@ class ThreadRanks:
 
 
 class ThreadedRunner:
-    """A model split over the threads, to be used as a ModelRunner: all ranks must find the same."""
+    """A model split over the threads, to be used as a ModelRunner: all ranks must find the same.
 
-    def __init__(self, ranks: ThreadRanks, config: ExecutorConfig) -> None:
+    platform: of all ranks, None for the CPU's own.
+    """
+
+    def __init__(self, ranks: ThreadRanks, config: ExecutorConfig, platform: Platform | None = None) -> None:
         self._ranks = ranks
-        self.runners = ranks.run(lambda communicator: ModelRunner(config, communicator))
+        choose = None if platform is None else lambda *_: platform
+        self.runners = ranks.run(lambda communicator: ModelRunner(config, communicator, choose))
 
     @property
     def model_info(self) -> ModelInfo:

@@ -39,7 +39,6 @@ class Int4Weight:
     def out_features(self) -> int:
         return self.words.shape[1]
 
-
     @property
     def num_bytes(self) -> int:
         parts = (self.words, self.slice_groups, self.scales, self.zeros, self.inputs)
@@ -101,13 +100,18 @@ def pack_int4(values: Tensor, zeros: Tensor, scales: Tensor, groups: Tensor) -> 
 
 def can_stack_int4(first: Int4Weight, second: Int4Weight) -> bool:
     """Whether their inputs have the same places and groups."""
-    if first.in_features != second.in_features or len(first.scales) != len(second.scales):
-        return False
-    if first.inputs is None or second.inputs is None:
-        has_same_places = first.inputs is second.inputs
-    else:
-        has_same_places = torch.equal(first.inputs, second.inputs)
-    return has_same_places and torch.equal(first.slice_groups, second.slice_groups)
+    return (
+        first.in_features == second.in_features
+        and len(first.scales) == len(second.scales)
+        and _are_same(first.inputs, second.inputs)
+        and _are_same(first.slice_groups, second.slice_groups)
+    )
+
+
+def _are_same(first: Tensor | None, second: Tensor | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return first.shape == second.shape and bool((first == second).all())
 
 
 def stack_int4(weights: Sequence[Int4Weight]) -> Int4Weight:

@@ -60,6 +60,18 @@ class Linear:
         self.shape: tuple[int, int] = (weight.shape[0], weight.shape[1])
         self._product: Product = self._plain
 
+    @classmethod
+    def of_product(cls, product: Product, shape: tuple[int, int], delta: Delta | None = None) -> Linear:
+        """A layer whose weight [out_features, in_features] nobody has but `product`."""
+        linear = cls(torch.empty(shape, device="meta"), None, delta)
+        linear.use(product)
+        return linear
+
+    @property
+    def product(self) -> Product:
+        """How it multiplies now."""
+        return self._product
+
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """x [num_rows, in_features] -> [num_rows, out_features], with `add` like it added: a residual."""
         if x.shape[0] == 0:

@@ -1,6 +1,6 @@
 """From the files of a model to its tensors: safetensors, or `pytorch_model.bin` where there are none.
 
-Packed weights become floats here.
+Packed weights become floats here, but for those of layers that a WeightPacker keeps packed.
 
 Every failure is a ConfigurationError of one line that names the file and what is wrong with it.
 """
@@ -20,10 +20,12 @@ from tqdm import tqdm
 from trivium.config import ExecutorConfig
 from trivium.errors import ConfigurationError
 from trivium.executor.adapter_pool import AdapterPool
-from trivium.executor.linear import Linear
+from trivium.executor.linear import Delta, Linear
 from trivium.executor.parallel.shard import Shard, Split
+from trivium.executor.quantization.grouped_weight import GroupedWeight
 from trivium.executor.quantization.scheme import Quantization
 from trivium.executor.tensor_files import TensorFile, open_tensor_file
+from trivium.executor.weight_packer import StoredPart, WeightPacker
 from trivium.model_source import find_model
 
 WEIGHTS_FILE = "model.safetensors"
@@ -50,7 +52,8 @@ class Checkpoint:
     """The tensors of a model directory, read one by one as `dtype`. A context manager: it holds the files open.
 
     `loaded_bytes` counts what was read and kept. quantization: how it stores what it has packed. A packed
-    weight is `LAYER.weight` here as any other. adapters: of the linear layers to come; None if there can be none.
+    weight is `LAYER.weight` here as any other. packer: what keeps packed weights of linear layers as they are, None if
+    they are to be floats. adapters: of the linear layers to come; None if there can be none.
     `stores_half`: every matrix read so far was stored in 16 bits. shard: the part of the model that is wanted; of what
     is split, only that part is kept. `whole_layers`: those that every rank of a split model has and computes. device,
     dtype: of all tensors that come from here.
@@ -64,6 +67,7 @@ class Checkpoint:
         shard: Shard | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        packer: WeightPacker | None = None,
     ) -> None:
         self.directory = directory
         self.device = device or torch.device("cpu")
@@ -71,6 +75,7 @@ class Checkpoint:
         self.shard = shard or Shard()
         self.whole_layers: list[Linear] = []
         self._quantization = quantization
+        self._packer = packer
         self.adapters = adapters
         self.loaded_bytes = 0
         self.stores_half = True
@@ -131,7 +136,7 @@ class Checkpoint:
 
     def rows(self, name: str, rows: range, *shape: int) -> Tensor:
         """As `tensor`, but of the tensor of `shape` only these rows, as far as it has them."""
-        kept = slice(min(rows.start, shape[0]), min(rows.stop, shape[0]))
+        kept = _existing(rows, shape[0])
         target = self._empty(kept.stop - kept.start, *shape[1:])
         self._fill(target, [self._read(name, shape)], [(kept,)])
         return target
@@ -155,12 +160,6 @@ class Checkpoint:
         rows = part.rows or [(slice(0, width),) for width in out_features]
         columns = part.columns or slice(0, in_features)
         num_rows = sum(each.stop - each.start for ranges in rows for each in ranges)
-        weight = self._empty(num_rows, columns.stop - columns.start)
-        weights = (
-            self._read(f"{name}.weight", (width, in_features), transposed=transposed)[:, columns]
-            for name, width in zip(names, out_features, strict=True)
-        )
-        self._fill(weight, weights, rows)
         stacked_bias = None
         if bias and not (part.columns and self.shard.rank):
             stacked_bias = self._empty(num_rows)
@@ -169,7 +168,20 @@ class Checkpoint:
         delta = None
         if self.adapters is not None:
             delta = self.adapters.add_layer(names, out_features, in_features, split)
-        linear = Linear(weight, stacked_bias, delta)
+        sources = (
+            self._source(f"{name}.weight", (width, in_features), transposed=transposed)
+            for name, width in zip(names, out_features, strict=True)
+        )
+        if self._packer is not None and any(self._packed_layer(f"{name}.weight") for name in names):
+            parts = [
+                StoredPart(name, _part_of(source, ranges, columns))
+                for name, source, ranges in zip(names, sources, rows, strict=True)
+            ]
+            linear = self._packed(self._packer, parts, stacked_bias, delta)
+        else:
+            weight = self._empty(num_rows, columns.stop - columns.start)
+            self._fill(weight, (_floats(source)[:, columns] for source in sources), rows)
+            linear = Linear(weight, stacked_bias, delta)
         if split is None:
             self.whole_layers.append(linear)
         return linear
@@ -196,6 +208,22 @@ class Checkpoint:
             return self.rows_or(name, embedding, rows, num_rows)
         return self.rows(name, rows, num_rows, embedding.shape[1])
 
+    def output_layer(self, name: str, embedding: Tensor, rows: range, num_rows: int, *, tied: bool) -> Linear:
+        """The same as a layer, which is kept packed where it is stored so."""
+        layer = self._packed_layer(name)
+        if self._packer is None or layer is None:
+            return Linear(self.output_weight(name, embedding, rows, num_rows, tied=tied))
+        shape = num_rows, embedding.shape[1]
+        kept = _part_of(self._source(name, shape), (_existing(rows, num_rows),), slice(0, shape[1]))
+        return self._packed(self._packer, [StoredPart(layer, kept)], None, None)
+
+    def _packed(
+        self, packer: WeightPacker, parts: Sequence[StoredPart], bias: Tensor | None, delta: Delta | None
+    ) -> Linear:
+        packed = packer.pack(parts, bias)
+        self.loaded_bytes += packed.num_bytes
+        return Linear.of_product(packed.product, packed.shape, delta)
+
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
 
@@ -206,17 +234,21 @@ class Checkpoint:
             return None
         return layer
 
-    def _read(self, name: str, shape: tuple[int, ...], *, transposed: bool = False) -> Tensor:
-        """The tensor of `shape` as it is stored, or unpacked. Of a safetensors file it is a view.
+    def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The tensor of `shape` as it is stored, or unpacked. Of a safetensors file it is a view."""
+        return _floats(self._source(name, shape))
+
+    def _source(self, name: str, shape: tuple[int, ...], *, transposed: bool = False) -> Tensor | GroupedWeight:
+        """The tensor of `shape` as it is stored.
 
         transposed: it is stored with its two dimensions the other way round, unless it is packed.
         """
         layer = self._packed_layer(name)
         if layer is not None:
-            return self._unpacked(layer, shape)
+            return self._read_packed(layer, shape)
         return self._read_floats(name, shape[::-1]).T if transposed else self._read_floats(name, shape)
 
-    def _unpacked(self, layer: str, shape: tuple[int, ...]) -> Tensor:
+    def _read_packed(self, layer: str, shape: tuple[int, ...]) -> GroupedWeight:
         assert self._quantization is not None, "only a quantized checkpoint has packed layers"
         weight = self._quantization.weight(layer, shape[-1], self)
         if weight.shape != shape:
@@ -225,7 +257,7 @@ class Checkpoint:
                 f"but config.json asks for {list(shape)}"
             )
         self.stores_half = False
-        return weight.dequantize()
+        return weight
 
     def _read_floats(self, name: str, expected: tuple[int, ...]) -> Tensor:
         if name not in self._tensors:
@@ -254,6 +286,21 @@ class Checkpoint:
                 target[start : start + len(part)].copy_(part)
                 start += len(part)
         self.loaded_bytes += target.nbytes
+
+
+def _floats(source: Tensor | GroupedWeight) -> Tensor:
+    return source if isinstance(source, Tensor) else source.dequantize()
+
+
+def _part_of(source: Tensor | GroupedWeight, ranges: Sequence[slice], columns: slice) -> Tensor | GroupedWeight:
+    """The outputs in `ranges`, one range behind the other, and of each the inputs `columns`."""
+    if isinstance(source, Tensor):
+        return torch.cat([source[each] for each in ranges])[:, columns]
+    return source.rows(ranges).columns(columns)
+
+
+def _existing(rows: range, num_rows: int) -> slice:
+    return slice(min(rows.start, num_rows), min(rows.stop, num_rows))
 
 
 def _tensor_files(directory: Path) -> dict[str, str]:

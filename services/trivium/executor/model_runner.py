@@ -38,13 +38,11 @@ from trivium.executor.generation_config import (
     read_generation_config,
     read_generation_defaults,
 )
-from trivium.executor.gpu_linear import quantize
 from trivium.executor.grammars import GrammarRows, GrammarService
 from trivium.executor.input_batch import InputBatch, Longs, ScheduledRows
 from trivium.executor.kv_cache import KVCache
+from trivium.executor.layer_products import choose_packer, choose_products
 from trivium.executor.limits import choose_limits, describe_model
-from trivium.executor.linear import Linear, find_linears
-from trivium.executor.linear_tuning import tune
 from trivium.executor.loader import Checkpoint, find_checkpoint
 from trivium.executor.logprobs import SampledLogprobs, prompt_logprobs, slot_logprobs
 from trivium.executor.model_config import CONFIG_FILE, JsonConfig, read_json, read_special_tokens
@@ -154,15 +152,20 @@ class ModelRunner:
                 device=platform.device,
                 dtype=platform.dtype,
             )
+        packer = choose_packer(config, platform)
         with (
-            Checkpoint(directory, quantization, self._adapters, shard, platform.device, platform.dtype) as checkpoint,
+            Checkpoint(
+                directory, quantization, self._adapters, shard, platform.device, platform.dtype, packer
+            ) as checkpoint,
             torch.inference_mode(),
         ):
             model = architecture.build(model_json, checkpoint, platform.kernels)
             (weight_bytes,) = agree_on_least(self._communicator, [checkpoint.loaded_bytes])
             num_threads = choose_num_threads(config, weight_bytes, count_cores())
             set_num_threads(num_threads)
-            _choose_products(config, platform, model, checkpoint)
+            choose_products(config, platform, model, checkpoint)
+        if packer is not None:
+            packer.log()
         logger.info(
             "model %s: %s, %s on %s, %.1f MiB of weights%s in %.1f s, %d threads",
             config.served_model_name,
@@ -386,21 +389,3 @@ class ModelRunner:
 
 def _nothing(plan: SchedulerOutput) -> StartedStep:
     return DoneStep(ModelRunnerOutput(step=plan.step))
-
-
-def _layers_to_tune(model: LanguageModel, checkpoint: Checkpoint) -> list[Linear]:
-    """All layers, of a split model without those that every rank computes.
-
-    Trials may end differently, and what such a layer finds, the choice of experts for example, must be the same on all.
-    """
-    linears = find_linears((model.decoder, model.encoder))
-    return [linear for linear in linears if checkpoint.shard.size == 1 or linear not in checkpoint.whole_layers]
-
-
-def _choose_products(config: ExecutorConfig, platform: Platform, model: LanguageModel, checkpoint: Checkpoint) -> None:
-    """How linear layers multiply: on a CPU whatever trials find, on a GPU cuBLAS, or in 8 bits."""
-    if not platform.is_gpu:
-        linears = _layers_to_tune(model, checkpoint)
-        tune(linears, allow_half=checkpoint.stores_half, quantization=config.quantization)
-    elif config.quantization == "int8":
-        quantize(find_linears((model.decoder, model.encoder)), platform.kernels.byte_linear)

@@ -20,7 +20,7 @@ from tiny import BART_LIKE, T5_LIKE, load_oracle, save_model, save_tiny
 from tiny_decoders import DECODER_BUILDERS
 from trivium.config import AdapterModule, ExecutorConfig
 from trivium.errors import ConfigurationError
-from trivium.executor import model_runner
+from trivium.executor import layer_products
 from trivium.executor.loader import Checkpoint
 from trivium.executor.model_config import read_json
 from trivium.executor.model_runner import ModelRunner
@@ -60,7 +60,7 @@ def ranks() -> Iterator[dict[int, ThreadRanks]]:
 def untuned(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Packing the weights of dozens of models would take most of the time."""
     if "tuned" not in request.fixturenames:
-        monkeypatch.setattr(model_runner, "tune", lambda *arguments, **settings: None)
+        monkeypatch.setattr(layer_products, "tune", lambda *arguments, **settings: None)
 
 
 @pytest.fixture

@@ -234,8 +234,8 @@ def _load_vocabulary(config: DecoderConfig, checkpoint: Checkpoint) -> tuple[Emb
     stored = [f"{names.prefix}.{names.embedding}.weight", *(heads if config.tied else ())]
     table = checkpoint.rows(checkpoint.first_of(stored), tokens, config.vocab_size, config.embedding_size)
     head = next((name for name in heads if name in checkpoint), heads[0])
-    output = checkpoint.output_weight(head, table, tokens, config.vocab_size, tied=config.tied)
-    return shard.embedding(table, tokens), Linear(output)
+    output = checkpoint.output_layer(head, table, tokens, config.vocab_size, tied=config.tied)
+    return shard.embedding(table, tokens), output
 
 
 def _load_projection(

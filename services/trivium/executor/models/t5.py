@@ -197,7 +197,7 @@ def build_t5(family: T5Family, config: JsonConfig, checkpoint: Checkpoint, kerne
     cross = checkpoint.linear(
         cross_names, widths, settings.hidden_size, bias=False, split=shard.outputs(widths, _HEADS)
     )
-    head = Linear(checkpoint.output_weight(_HEAD, embedding, tokens, vocab_size, tied=True))
+    head = checkpoint.output_layer(_HEAD, embedding, tokens, vocab_size, tied=True)
     return LanguageModel(
         decoder=T5Decoder(decoder, head, kernels),
         encoder=T5Encoder(encoder, cross, kernels),

@@ -28,9 +28,7 @@ class Fp8Layers:
 
     def weight(self, layer: str, in_features: int, tensors: StoredTensors) -> GroupedWeight:
         name = next(name for name in _SCALES if f"{layer}.{name}" in tensors)
-        return scaled_weight(
-            layer, tensors.stored(f"{layer}.weight"), tensors.stored(f"{layer}.{name}"), self.block
-        )
+        return scaled_weight(layer, tensors.stored(f"{layer}.weight"), tensors.stored(f"{layer}.{name}"), self.block)
 
 
 def read_fp8(config: JsonConfig) -> Fp8Layers:

@@ -68,7 +68,7 @@ class GroupedWeight:
         """These inputs, with the groups that they are of."""
         if columns == slice(0, self.values.shape[1]):
             return self
-        used, groups = self.groups[columns].unique(return_inverse=True)
+        used, groups = torch.unique(self.groups[columns], return_inverse=True)
         zeros = self.zeros[:, used] if isinstance(self.zeros, Tensor) else self.zeros
         return replace(self, values=self.values[:, columns], zeros=zeros, scales=self.scales[:, used], groups=groups)
 
