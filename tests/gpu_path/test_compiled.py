@@ -14,8 +14,9 @@ from kernel_checks import TRITON
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = {"_rms_norm_kernel", "_rotate_and_cache_kernel", "_attend_single_kernel", "_attend_tiles_kernel"}
-# `make soak` compiles those of one family of each graph, and of weights in 8 bits.
-FAMILIES = ("llama", "qwen3:int8", "gemma2", "gpt2", "bart", "t5") if os.environ.get("TRIVIUM_SOAK_GPU") else ("llama",)
+# `make soak` compiles those of one family of each graph, and of weights in 8 and 4 bits.
+SOAKED = ("llama", "qwen3:int8", "llama:gptq-own-order", "llama:fp8-tensor", "gemma2", "gpt2", "bart", "t5")
+FAMILIES = SOAKED if os.environ.get("TRIVIUM_SOAK_GPU") else ("llama",)
 
 
 @pytest.mark.skipif(TRITON, reason="the interpreter compiles nothing")

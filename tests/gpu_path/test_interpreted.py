@@ -18,13 +18,20 @@ import torch
 
 from gpu_requests import GREEDY, SAMPLED, TINY, add_requests, gpu_platform, make_runner
 from kernel_checks import TRITON, only_triton
+from quantized_checkpoints import quantized
 from tiny import save_tiny
 from trivium import LLM
 from trivium.executor import model_runner
 from trivium.executor.deferred_steps import DeferredSteps
+from trivium.executor.gpu_linear import ByteProduct, Int4Product, StackedProduct
+from trivium.executor.linear import find_linears
 from trivium.params import SamplingParams
 from trivium.structured_outputs import StructuredOutputsParams
 from unit.executor.mini_scheduler import MiniScheduler
+from unit.executor.parity import random_ids
+
+if TRITON:
+    from tape import TapeRecorder
 
 FOLDER = Path(__file__).parent
 FAMILIES = ("llama", "bart")
@@ -69,6 +76,49 @@ def test_log_probabilities_in_bfloat16_are_near_those_of_the_cpu(settings: dict[
         assert runner.model_info.dtype == ("float32" if dtype is None else "bfloat16")
     assert found[0] != found[1]
     assert found[1] == pytest.approx(found[0], abs=0.1)
+
+
+@only_triton
+@pytest.mark.parametrize(
+    ("family", "form", "expected"),
+    [
+        ("llama", "awq-32", {Int4Product}),
+        ("llama", "gptq-own-order", {Int4Product, StackedProduct}),
+        ("llama", "fp8-channel", {ByteProduct}),
+        ("bart", "fp8-tensor", {ByteProduct}),
+    ],
+)
+def test_packed_weights_say_what_they_mean(family: str, form: str, expected: set[type], tmp_path: Path) -> None:
+    """In plain steps and recorded ones. The weights are those that they stand for, multiplied on the CPU's path."""
+    path, meant = quantized(family, form, tmp_path, **TINY[family])
+    recorder = TapeRecorder()
+    outputs = []
+    for runner in (make_runner(meant, None), make_runner(path, torch.float32, recorder=recorder)):
+        scheduler = MiniScheduler(runner)
+        requests = add_requests(scheduler, GREEDY, SAMPLED)
+        scheduler.run()
+        outputs.append([request.output for request in requests])
+    assert outputs[0] == outputs[1]
+    assert recorder.num_replays >= 2
+    linears = find_linears((runner._model.decoder, runner._model.encoder))
+    assert {type(linear.product) for linear in linears if linear.weight is None} == expected
+
+
+@only_triton
+@pytest.mark.parametrize("form", ["gptq-own-order", "fp8-tensor"])
+def test_many_rows_of_packed_weights_in_bfloat16_are_near_those_of_the_cpu(form: str, tmp_path: Path) -> None:
+    """75 rows, for which weights are dequantized on the device."""
+    path, meant = quantized("llama", form, tmp_path, **TINY["llama"])
+    found = []
+    for runner in (make_runner(meant, None), make_runner(path, torch.bfloat16)):
+        scheduler = MiniScheduler(runner)
+        sampling = SamplingParams(temperature=0.0, max_tokens=1, logprobs=0, allowed_token_ids=(65,))
+        for seed in range(3):
+            scheduler.add(random_ids(25, seed), sampling)
+        steps = scheduler.step().logprobs
+        found.append([step.sampled.logprob for step in steps if step.sampled is not None])
+    assert len(found[0]) == 3
+    assert found[1] == pytest.approx(found[0], rel=0.015)
 
 
 @only_triton

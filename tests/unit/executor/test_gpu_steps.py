@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from one_device import META, OneDevice, no_gpu
+from quantized_checkpoints import quantized
 from tiny import BART_LIKE, T5_LIKE, save_tiny
 from tiny_decoders import DECODER_BUILDERS
 from trivium.config import ExecutorConfig
@@ -163,6 +164,24 @@ def test_weights_of_one_byte_are_multiplied_by_their_kernel(no_gpu: list[str], t
     with OneDevice():
         scheduler.step()
     assert "_byte_linear_kernel" in no_gpu
+
+
+@pytest.mark.parametrize(
+    ("form", "kernel"), [("gptq-own-order", "_int4_linear_kernel"), ("fp8-tensor", "_byte_linear_kernel")]
+)
+def test_packed_weights_are_multiplied_by_their_kernels(
+    form: str, kernel: str, no_gpu: list[str], tmp_path: Path
+) -> None:
+    """In recorded steps, too, which a look at a value would end."""
+    path, _ = quantized("llama", form, tmp_path)
+    recorder = Recorder()
+    scheduler = MiniScheduler(make_runner(path, recorder))
+    add_random_requests(scheduler, count=2)
+    with OneDevice():
+        for _ in range(3):
+            scheduler.step()
+    assert kernel in no_gpu
+    assert recorder.num_replays >= 1
 
 
 def test_what_edits_logits_stays_on_the_device(no_gpu: list[str]) -> None:
