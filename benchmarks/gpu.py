@@ -4,8 +4,8 @@ Checks every kernel against float64, and measures it against the least time that
 GPU, and against torch's own way. Every run starts with a cold cache and is a replay of a recorded graph where that is
 possible, so that no time of the host counts. Exit code 1 if a result is wrong, 2 without a GPU.
 
-Then decode steps of whole models with random weights (1b, 8b), against the least time that their bytes take and against
-transformers. --only leaves them out, --models alone leaves the kernels out.
+Then decode steps of whole models with random weights (1b, 8b, 8b-awq, 8b-fp8), against the least time that their bytes
+take and against transformers. --only leaves them out, --models alone leaves the kernels out.
 
 --compile needs no GPU: it compiles every kernel for one (90: H100) and says what each program takes of it; with --tiny
 for a few small inputs only.
@@ -30,6 +30,7 @@ from trivium_kernels.dispatch import Kernels, select_kernels
 
 _CASES = Path(__file__).parent / "gpu_kernels"
 OPS = tuple(sorted(path.stem for path in _CASES.glob("[a-z]*.py") if path.stem != "case"))
+MODELS = ("1b", "8b", "8b-awq", "8b-fp8")  # of gpu_models.py, which needs transformers
 HEADER = ("op", "shape", "error", "us", "floor us", "of the floor", "torch us", "torch / ours")
 _CACHE_BYTES = 2**28  # more than the level-2 cache of any GPU
 _COPIED_BYTES = 2**31
@@ -39,7 +40,7 @@ _MATRIX = 8192
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=OPS, metavar="OP")
-    parser.add_argument("--models", nargs="*", choices=("1b", "8b"), metavar="NAME")
+    parser.add_argument("--models", nargs="*", choices=MODELS, metavar="NAME")
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--compile", nargs="?", type=int, const=90, metavar="CAPABILITY")
     parser.add_argument("--tiny", action="store_true")
@@ -60,8 +61,8 @@ def what_to_measure(only: list[str] | None, models: list[str] | None) -> tuple[t
     """(ops, models) of the flags: what is not named is left out if something else is; an empty list is all models."""
     ops = tuple(only) if only is not None else OPS if models is None else ()
     if models is None:
-        return ops, () if only is not None else ("1b", "8b")
-    return ops, tuple(models) or ("1b", "8b")
+        return ops, () if only is not None else MODELS
+    return ops, tuple(models) or MODELS
 
 
 def find_cases(kernels: Kernels, op: str, device: torch.device, *, full: bool) -> Iterator[Case]:

@@ -1,6 +1,7 @@
 """Decode steps of whole models on a GPU: against the least time that memory allows, and against transformers.
 
-Weights are random, the shapes those of Llama 3.2 1B and Llama 3.1 8B. What a step takes is the time of many steps by
+Weights are random, the shapes those of Llama 3.2 1B and Llama 3.1 8B, the latter also with its layers in int4 (AWQ) and
+FP8; transformers has them in bfloat16 always. What a step takes is the time of many steps by
 their number, with as many plans under way as a scheduler has; the time of the scheduler itself is not in it.
 """
 
@@ -19,6 +20,7 @@ import torch
 import transformers
 from checkpoints import FOLDER, Shape
 from machine import Sizes
+from packed_models import AWQ, FP8, Packing, save_packed
 
 from trivium.config import GPU_PLANS_IN_FLIGHT, ExecutorConfig
 from trivium.executor.model_runner import ModelRunner
@@ -53,6 +55,9 @@ MODELS = {
     "1b": _llama("llama-1b-random", 2048, 16, 8192, 64, tied=True),
     "8b": _llama("llama-8b-random", 4096, 32, 14336, 128, tied=False),
 }
+# name -> (the model that it is, how its layers are stored)
+PACKED: dict[str, tuple[str, Packing]] = {"8b-awq": ("8b", AWQ), "8b-fp8": ("8b", FP8)}
+NAMES = (*MODELS, *PACKED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +66,23 @@ class Load:
     context: int
 
 
-def step_bytes(shape: Shape, load: Load) -> int:
-    """The least that any way reads in a decode step: every weight once, and the keys and values of every row."""
+def step_bytes(shape: Shape, load: Load, layer_bytes: float = _WEIGHT_BYTES) -> float:
+    """The least that any way reads in a decode step: every weight once, and the keys and values of every row.
+
+    layer_bytes: of a weight of the layers; the output layer has 16 bits.
+    """
     config = shape.config
     per_token = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"] * _WEIGHT_BYTES
-    return Sizes.of(shape).num_weights * _WEIGHT_BYTES + load.rows * load.context * per_token
+    num_weights, num_outputs = Sizes.of(shape).num_weights, config["hidden_size"] * shape.vocab_size
+    weights = (num_weights - num_outputs) * layer_bytes + num_outputs * _WEIGHT_BYTES
+    return weights + load.rows * load.context * per_token
 
 
-def least_seconds(shape: Shape, load: Load, bytes_per_s: float, flops_per_s: float) -> float:
-    return max(step_bytes(shape, load) / bytes_per_s, 2 * Sizes.of(shape).num_weights * load.rows / flops_per_s)
+def least_seconds(
+    shape: Shape, load: Load, bytes_per_s: float, flops_per_s: float, layer_bytes: float = _WEIGHT_BYTES
+) -> float:
+    memory = step_bytes(shape, load, layer_bytes) / bytes_per_s
+    return max(memory, 2 * Sizes.of(shape).num_weights * load.rows / flops_per_s)
 
 
 def table_cells(name: str, load: Load, seconds: float, least: float, theirs: float) -> list[str]:
@@ -160,23 +173,29 @@ def decode_seconds(
 def measure_models(names: Sequence[str], bytes_per_s: float, flops_per_s: float, runs: int) -> Iterator[list[str]]:
     """The cells of each line. Needs a GPU."""
     loads = [Load(*load) for load in LOADS]
+    theirs: dict[str, dict[Load, float]] = {}  # of a model in bfloat16
     for name in names:
-        shape = MODELS[name]
-        directory, theirs = _save_and_measure_transformers(shape, loads, runs)
-        runner = ModelRunner(_config(directory, shape, loads))
+        base, packing = PACKED.get(name, (name, None))
+        shape, layer_bytes = MODELS[base], _WEIGHT_BYTES if packing is None else packing.layer_bytes
+        if base not in theirs:
+            theirs[base] = _save_and_measure_transformers(shape, loads, runs)
+        directory = FOLDER / shape.name
+        if packing is not None:
+            directory = save_packed(shape, packing, FOLDER / f"{shape.name}-{packing.quantization['quant_method']}")
+        runner = ModelRunner(_config(directory, loads))
         for load in loads:
             seconds = decode_seconds(runner, load, num_steps=32, runs=runs)
-            least = least_seconds(shape, load, bytes_per_s, flops_per_s)
-            yield table_cells(shape.name, load, seconds, least, theirs[load])
+            least = least_seconds(shape, load, bytes_per_s, flops_per_s, layer_bytes)
+            yield table_cells(directory.name, load, seconds, least, theirs[base][load])
         runner.close()
         del runner
         _free_memory()
 
 
-def _config(directory: Path, shape: Shape, loads: Sequence[Load]) -> ExecutorConfig:
+def _config(directory: Path, loads: Sequence[Load]) -> ExecutorConfig:
     return ExecutorConfig(
         model=str(directory),
-        served_model_name=shape.name,
+        served_model_name=directory.name,
         device="cuda",
         block_size=_BLOCK_SIZE,
         max_num_seqs=max(load.rows for load in loads),
@@ -184,8 +203,8 @@ def _config(directory: Path, shape: Shape, loads: Sequence[Load]) -> ExecutorCon
     )
 
 
-def _save_and_measure_transformers(shape: Shape, loads: Sequence[Load], runs: int) -> tuple[Path, dict[Load, float]]:
-    """The checkpoint, which is made once, and what a step of the same model takes in transformers."""
+def _save_and_measure_transformers(shape: Shape, loads: Sequence[Load], runs: int) -> dict[Load, float]:
+    """What a step takes in transformers, having saved the checkpoint if it was not there."""
     torch.manual_seed(0)
     with torch.device("cuda"):
         torch.set_default_dtype(torch.bfloat16)
@@ -199,7 +218,7 @@ def _save_and_measure_transformers(shape: Shape, loads: Sequence[Load], runs: in
     seconds = {load: _transformers_seconds(model, load, runs) for load in loads}
     del model
     _free_memory()
-    return directory, seconds
+    return seconds
 
 
 @torch.inference_mode()

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tiny import save_tiny
 from trivium.config import ExecutorConfig
+from trivium.executor.gpu_linear import ByteProduct, Int4Product
+from trivium.executor.linear import find_linears
 from trivium.executor.model_runner import ModelRunner
+from trivium.executor.platform import Platform
+from trivium_kernels.dispatch import torch_kernels
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -22,7 +28,7 @@ def gpu_models(monkeypatch: pytest.MonkeyPatch) -> Any:
     import gpu_models
 
     yield gpu_models
-    for name in ("gpu_models", "gpu", "checkpoints", "machine"):
+    for name in ("gpu_models", "gpu", "checkpoints", "machine", "packed_models"):
         sys.modules.pop(name, None)
 
 
@@ -35,6 +41,42 @@ def test_floors_are_bytes_over_bandwidth(gpu_models: Any, name: str, rows: int, 
     load = gpu_models.Load(rows, 1024)
     seconds = gpu_models.least_seconds(gpu_models.MODELS[name], load, 4.3e12, 790e12)
     assert 1e3 * seconds == pytest.approx(least_ms, abs=0.025)
+
+
+@pytest.mark.parametrize(("name", "least_ms"), [("8b-awq", 1.13), ("8b-fp8", 1.90)])
+def test_floors_of_packed_layers_are_those_of_their_bytes(gpu_models: Any, name: str, least_ms: float) -> None:
+    """By hand: 6.98e9 weights in 0.523 bytes or in one, 0.525e9 of the output layer and 131 KiB a token in two."""
+    base, packing = gpu_models.PACKED[name]
+    shape, load = gpu_models.MODELS[base], gpu_models.Load(1, 1024)
+    seconds = gpu_models.least_seconds(shape, load, 4.3e12, 790e12, packing.layer_bytes)
+    assert 1e3 * seconds == pytest.approx(least_ms, abs=0.025)
+
+
+@pytest.mark.parametrize("name", ["8b-awq", "8b-fp8"])
+def test_its_packed_checkpoints_run(gpu_models: Any, name: str, tmp_path: Path) -> None:
+    base, packing = gpu_models.PACKED[name]
+    small = {"vocab_size": 260, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    shape = replace(gpu_models.MODELS[base], config={**gpu_models.MODELS[base].config, **small, **heads})
+    config = ExecutorConfig(
+        model=str(gpu_models.save_packed(shape, packing, tmp_path / "m")),
+        served_model_name="m",
+        device="cpu",
+        max_num_seqs=2,
+        max_model_len=64,
+        kv_cache_memory_bytes=2**21,
+    )
+    platform = Platform(torch.device("cpu"), torch.float32, torch_kernels(), is_gpu=True)
+    runner = ModelRunner(config, choose=lambda *_: platform)
+    assert gpu_models.decode_seconds(runner, gpu_models.Load(2, 20), num_steps=4, runs=1) > 0
+    products = [linear.product for linear in find_linears(runner._model.decoder)]
+    assert sum(isinstance(product, (Int4Product, ByteProduct)) for product in products) == 4
+
+
+def test_its_names_are_those_of_the_models(gpu_models: Any) -> None:
+    import gpu
+
+    assert gpu.MODELS == gpu_models.NAMES
 
 
 def test_arithmetic_is_the_floor_where_it_takes_longer(gpu_models: Any) -> None:
@@ -79,10 +121,10 @@ def test_its_plans_run(gpu_models: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("only", "models", "num_ops", "wanted"),
     [
-        (None, None, None, ("1b", "8b")),
+        (None, None, None, ("1b", "8b", "8b-awq", "8b-fp8")),
         (["rms_norm"], None, 1, ()),
         (None, ["1b"], 0, ("1b",)),
-        (None, [], 0, ("1b", "8b")),
+        (None, [], 0, ("1b", "8b", "8b-awq", "8b-fp8")),
         (["rms_norm"], ["8b"], 1, ("8b",)),
     ],
 )
