@@ -46,6 +46,7 @@ FORMATS: dict[str, tuple[dict[str, Any], Packer]] = {
         packers.gptq(bits=2, group_size=16, symmetric=False),
     ),
     "gptq-8bit": ({**GPTQ, "bits": 8, "group_size": 32}, packers.gptq(bits=8)),
+    "gptq-8bit-128": ({**GPTQ, "bits": 8, "group_size": 128}, packers.gptq(bits=8, group_size=128)),
     "gptq-8bit-channel": ({**GPTQ, "bits": 8, "group_size": -1}, packers.gptq(bits=8, group_size=-1)),
     "awq-32": ({**AWQ, "group_size": 32}, packers.awq()),
     "awq-64": ({**AWQ, "group_size": 64}, packers.awq(group_size=64)),
@@ -55,6 +56,10 @@ FORMATS: dict[str, tuple[dict[str, Any], Packer]] = {
     "fp8-block": (
         {**FP8, "weight_block_size": [16, 32]},
         packers.fp8(scales="block", block=(16, 32), name="weight_scale_inv"),
+    ),
+    "fp8-block-128": (
+        {**FP8, "weight_block_size": [128, 128]},
+        packers.fp8(scales="block", name="weight_scale_inv"),
     ),
     "ct-int4-32": (
         compressed("pack-quantized", num_bits=4, strategy="group", group_size=32),
@@ -71,6 +76,10 @@ FORMATS: dict[str, tuple[dict[str, Any], Packer]] = {
     "ct-int8-packed": (
         compressed("pack-quantized", num_bits=8, strategy="group", group_size=32),
         packers.packed_integers(bits=8),
+    ),
+    "ct-int8-packed-128": (
+        compressed("pack-quantized", num_bits=8, strategy="group", group_size=128),
+        packers.packed_integers(bits=8, group_size=128),
     ),
     "ct-int8": (compressed("int-quantized", num_bits=8, strategy="channel"), packers.int8()),
     "ct-int8-asym": (

@@ -1,4 +1,7 @@
-"""Linear layers with weights of one byte, integers or floats: y = (x values^T) * scale + bias, a scale per output."""
+"""Linear layers with weights of one byte, integers or floats: y = x (value * scale)^T + bias.
+
+A scale is of an output, of all, or of an output and a block of inputs.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,22 @@ from typing import Protocol
 
 from torch import Tensor
 
+SCALE_BLOCK = 128  # inputs that can have scales of their own; the last block may be shorter
+
 
 @dataclass(frozen=True, slots=True)
 class ByteWeight:
     """values: int8 or float8_e4m3fn [out_features, in_features]; a float has to be a number.
 
-    scales: float32 [out_features], or [1] for all outputs.
+    scales: float32 [out_features], [1] for all outputs, or [num_blocks, out_features] for blocks of inputs.
     """
 
     values: Tensor
     scales: Tensor
+
+    @property
+    def has_block_scales(self) -> bool:
+        return self.scales.dim() == 2
 
 
 class ByteLinear(Protocol):

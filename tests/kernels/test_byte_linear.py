@@ -8,23 +8,38 @@ from torch import Tensor
 
 from kernel_checks import DTYPES, assert_near, only_triton, randn
 from packers import fp8
-from trivium_kernels.byte_linear import ByteWeight
+from trivium_kernels.byte_linear import SCALE_BLOCK, ByteWeight
 from trivium_kernels.dispatch import Kernels
 
 
 def make_weight(kind: str, out_features: int, in_features: int) -> tuple[ByteWeight, Tensor]:
     weight = randn(out_features, in_features, seed=5)
     if kind == "int8":
-        scales = weight.abs().amax(1) / 127
-        values = (weight / scales[:, None]).round().to(torch.int8)
+        values, scales = _rounded(weight)
         return ByteWeight(values, scales), values.double() * scales.double()[:, None]
-    tensors, meaning = fp8(scales=kind)(weight.double().numpy())
-    return ByteWeight(tensors["weight"], tensors["weight_scale"].reshape(-1)), torch.from_numpy(meaning)
+    if kind == "int8 blocks":
+        blocks = [
+            ByteWeight(*_rounded(weight[:, start : start + SCALE_BLOCK]))
+            for start in range(0, in_features, SCALE_BLOCK)
+        ]
+        meaning = torch.cat([block.values.double() * block.scales.double()[:, None] for block in blocks], dim=1)
+        values = torch.cat([block.values for block in blocks], dim=1)
+        return ByteWeight(values, torch.stack([block.scales for block in blocks])), meaning
+    tensors, packed = fp8(scales=kind, block=(64, SCALE_BLOCK))(weight.double().numpy())
+    if kind == "block":
+        scales = tensors["weight_scale"].T.repeat_interleave(64, 1)[:, :out_features].contiguous()
+        return ByteWeight(tensors["weight"], scales), torch.from_numpy(packed)
+    return ByteWeight(tensors["weight"], tensors["weight_scale"].reshape(-1)), torch.from_numpy(packed)
+
+
+def _rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
+    scales = weight.abs().amax(1) / 127
+    return (weight / scales[:, None]).round().to(torch.int8), scales
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_rows", [1, 17, 65])  # one tile of rows, two, and the way of many rows
-@pytest.mark.parametrize("kind", ["int8", "tensor", "channel"])
+@pytest.mark.parametrize("kind", ["int8", "int8 blocks", "tensor", "channel", "block"])
 @pytest.mark.parametrize(("out_features", "in_features"), [(72, 300), (5, 17)])
 def test_byte_linear(
     kernels: Kernels, kind: str, out_features: int, in_features: int, num_rows: int, dtype: torch.dtype

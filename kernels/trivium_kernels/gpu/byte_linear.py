@@ -12,11 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trivium_kernels.byte_linear import ByteWeight
+from trivium_kernels.byte_linear import SCALE_BLOCK, ByteWeight
 from trivium_kernels.gpu.launch import ceil_div, dot_type
 from trivium_kernels.gpu.split_k import MAX_ROWS, OUT_TILE, ROW_TILE, add_parts, new_parts, split
 
-_IN_TILE = 128
+_IN_TILE = SCALE_BLOCK  # so that a step has the scales of one block
 _DENSE_TILE = 1024
 
 
@@ -40,7 +40,8 @@ def byte_linear(x: Tensor, weight: ByteWeight, bias: Tensor | None = None) -> Te
         values.stride(0),
         IN_FEATURES=in_features,
         OUT_FEATURES=out_features,
-        ONE_SCALE=len(weight.scales) == 1,
+        ONE_SCALE=not weight.has_block_scales and len(weight.scales) == 1,
+        BLOCK_SCALES=weight.has_block_scales,
         IS_FLOAT=is_float,
         PART=steps_of_part * _IN_TILE,
         ROWS=ROW_TILE,
@@ -72,8 +73,11 @@ def _dequantized(weight: ByteWeight, dtype: torch.dtype) -> Tensor:
         dense,
         values.stride(0),
         IN_FEATURES=in_features,
-        ONE_SCALE=len(weight.scales) == 1,
+        OUT_FEATURES=out_features,
+        ONE_SCALE=not weight.has_block_scales and len(weight.scales) == 1,
+        BLOCK_SCALES=weight.has_block_scales,
         IS_FLOAT=is_float,
+        BLOCK=SCALE_BLOCK,
         TILE=_DENSE_TILE,
         num_warps=4,
     )
@@ -93,15 +97,10 @@ def _byte_values(values: tl.tensor, IS_FLOAT: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def _output_scales(
-    scales_ptr: tl.tensor,
-    columns: tl.tensor,
-    OUT_FEATURES: tl.constexpr,
-    ONE_SCALE: tl.constexpr,
-    IS_FLOAT: tl.constexpr,
+    scales_ptr: tl.tensor, columns: tl.tensor, OUT_FEATURES: tl.constexpr, ONE_SCALE: tl.constexpr
 ) -> tl.tensor:
     places = columns * 0 if ONE_SCALE else columns
-    scales = tl.load(scales_ptr + places, mask=columns < OUT_FEATURES, other=0.0)
-    return scales * 256.0 if IS_FLOAT else scales
+    return tl.load(scales_ptr + places, mask=columns < OUT_FEATURES, other=0.0)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -116,6 +115,7 @@ def _byte_linear_kernel(
     IN_FEATURES: tl.constexpr,
     OUT_FEATURES: tl.constexpr,
     ONE_SCALE: tl.constexpr,
+    BLOCK_SCALES: tl.constexpr,
     IS_FLOAT: tl.constexpr,
     PART: tl.constexpr,
     ROWS: tl.constexpr,
@@ -137,8 +137,16 @@ def _byte_linear_kernel(
         values = tl.load(value_rows + inputs[:, None], mask=is_input[:, None] & is_column[None, :], other=0)
         x = tl.load(x_rows + inputs[None, :], mask=is_row & is_input[None, :], other=0.0)
         weight = _byte_values(values, IS_FLOAT).to(DOT)  # [INS, OUTS]
-        sums = tl.dot(x.to(DOT), weight, sums, input_precision="tf32x3")
-    sums *= _output_scales(scales_ptr, columns, OUT_FEATURES, ONE_SCALE, IS_FLOAT)[None, :]
+        if BLOCK_SCALES:
+            block_sums = tl.dot(x.to(DOT), weight, input_precision="tf32x3")
+            scales = _output_scales(scales_ptr + start // INS * OUT_FEATURES, columns, OUT_FEATURES, ONE_SCALE)
+            sums += block_sums * scales[None, :]
+        else:
+            sums = tl.dot(x.to(DOT), weight, sums, input_precision="tf32x3")
+    if not BLOCK_SCALES:
+        sums *= _output_scales(scales_ptr, columns, OUT_FEATURES, ONE_SCALE)[None, :]
+    if IS_FLOAT:
+        sums *= 256.0
     places = (part * num_rows + rows).to(tl.int64)[:, None] * OUT_FEATURES + columns[None, :]
     tl.store(sums_ptr + places, sums, mask=is_row & is_column[None, :])
 
@@ -150,14 +158,20 @@ def _dequantize_bytes_kernel(
     dense_ptr: tl.tensor,
     values_stride: tl.tensor,
     IN_FEATURES: tl.constexpr,
+    OUT_FEATURES: tl.constexpr,
     ONE_SCALE: tl.constexpr,
+    BLOCK_SCALES: tl.constexpr,
     IS_FLOAT: tl.constexpr,
+    BLOCK: tl.constexpr,
     TILE: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
     inputs = tl.program_id(1) * TILE + tl.arange(0, TILE)
     mask = inputs < IN_FEATURES
-    scale = tl.load(scales_ptr + (0 if ONE_SCALE else row))
+    if BLOCK_SCALES:
+        scale = tl.load(scales_ptr + inputs // BLOCK * OUT_FEATURES + row, mask=mask, other=0.0)
+    else:
+        scale = tl.load(scales_ptr + (0 if ONE_SCALE else row))
     if IS_FLOAT:
         scale *= 256.0
     values = tl.load(values_ptr + row * values_stride + inputs, mask=mask, other=0)

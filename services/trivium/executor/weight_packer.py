@@ -1,8 +1,8 @@
 """Keeping weights as small as a checkpoint stores them, for the ops that multiply them so.
 
-A stored layer becomes integers of 4 bits (those of 2 bits, too), or bytes with a scale per output. What is neither
-becomes floats, and a log line at the end of loading says why. All of it happens on the host, layer by layer, and
-what is packed goes to the device.
+A stored layer becomes integers of 4 bits (those of 2 bits, too), or bytes with a scale per output, or per output and
+block of inputs. What is neither becomes floats, and a log line at the end of loading says why. All of it happens on the
+host, layer by layer, and what is packed goes to the device.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from trivium.executor.gpu_linear import ByteProduct, FloatProduct, Int4Product, StackedProduct
 from trivium.executor.linear import Product
 from trivium.executor.quantization.grouped_weight import GroupedWeight
-from trivium_kernels.byte_linear import ByteLinear, ByteWeight
+from trivium_kernels.byte_linear import SCALE_BLOCK, ByteLinear, ByteWeight
 from trivium_kernels.int4_linear import Int4Linear, Int4Weight, can_stack_int4, pack_int4, stack_int4
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class WeightPacker:
         bytes_ = [piece for piece in run if isinstance(piece, ByteWeight)]
         if bytes_:
             values = torch.cat([piece.values for piece in bytes_]).to(self._device)
-            scales = torch.cat([piece.scales for piece in bytes_]).to(self._device)
+            scales = torch.cat([piece.scales for piece in bytes_], dim=-1).to(self._device)
             return ByteProduct(self._byte, ByteWeight(values, scales), bias), values.nbytes + scales.nbytes
         weight = self._floats([piece for piece in run if isinstance(piece, (Tensor, GroupedWeight))])
         return FloatProduct(weight, bias), weight.nbytes
@@ -142,31 +142,42 @@ def _int4(weight: GroupedWeight) -> Int4Weight:
 
 def _integer_bytes(weight: GroupedWeight) -> ByteWeight | None:
     """Moved by their zero points, which a byte must still hold: those in the middle, of symmetric weights, it does."""
-    if weight.num_groups > 1:
+    scales = _byte_scales(weight)
+    if scales is None:
         return None
-    values = weight.values.short() - weight.zero_points.short()
+    zeros = weight.zero_points.short()
+    values = weight.values.short()
+    values -= zeros if weight.num_groups == 1 else zeros[:, weight.groups]
     if values.min() < _INT8.min or values.max() > _INT8.max:
         return None
-    return ByteWeight(values.to(torch.int8), _output_scales(weight))
+    return ByteWeight(values.to(torch.int8), scales)
 
 
 def _float_bytes(weight: GroupedWeight) -> ByteWeight | None:
-    if weight.values.dtype != torch.float8_e4m3fn or weight.num_groups > 1 or bool(weight.zero_points.any()):
+    scales = _byte_scales(weight)
+    if scales is None or weight.values.dtype != torch.float8_e4m3fn or bool(weight.zero_points.any()):
         return None
     if ((weight.values.view(torch.uint8) & _FLOAT8_NAN) == _FLOAT8_NAN).any():
         return None
-    return ByteWeight(weight.values, _output_scales(weight))
+    return ByteWeight(weight.values, scales)
 
 
-def _output_scales(weight: GroupedWeight) -> Tensor:
-    return weight.scales[:, 0].float().contiguous()
+def _byte_scales(weight: GroupedWeight) -> Tensor | None:
+    """float32 [out_features] or [num_blocks, out_features]; None if a block has inputs of several groups."""
+    if weight.num_groups == 1:
+        return weight.scales[:, 0].float().contiguous()
+    group_of_block = weight.groups[::SCALE_BLOCK]
+    expected = group_of_block.repeat_interleave(SCALE_BLOCK)[: len(weight.groups)]
+    if (weight.groups != expected).any():
+        return None
+    return weight.scales[:, group_of_block].T.float().contiguous()
 
 
 def _why_unpacked(weight: GroupedWeight) -> str:
     is_float = weight.values.is_floating_point()
     kind = str(weight.values.dtype).removeprefix("torch.") if is_float else f"{weight.bits}-bit integers"
-    if weight.num_groups > 1:
-        return f"{kind} with scales for parts of an output"
+    if _byte_scales(weight) is None:
+        return f"{kind} without a scale for each {SCALE_BLOCK} inputs"
     return f"{kind} that are no numbers" if is_float else f"{kind} with zero points"
 
 
@@ -186,7 +197,7 @@ def _can_stack(first: Piece, second: Piece) -> bool:
         case Int4Weight(), Int4Weight():
             return can_stack_int4(first, second)
         case ByteWeight(), ByteWeight():
-            return first.values.dtype == second.values.dtype
+            return first.values.dtype == second.values.dtype and first.has_block_scales == second.has_block_scales
         case ((Tensor() | GroupedWeight()), (Tensor() | GroupedWeight())):
             return True
     return False

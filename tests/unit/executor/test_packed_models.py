@@ -118,6 +118,19 @@ def test_every_kind_of_graph_runs_packed(family: str, form: str, tmp_path: Path)
         assert "StackedProduct" not in found
 
 
+@pytest.mark.parametrize("form", ["fp8-block-128", "gptq-8bit-128"])
+def test_scales_of_128_inputs_stay_with_their_bytes(form: str, two_ranks: ThreadRanks, tmp_path: Path) -> None:
+    """On two ranks, too, of which the second has inputs that begin within a block, and so a layer of floats."""
+    path, meant = quantized("llama", form, tmp_path, hidden_size=144, intermediate_size=200, initializer_range=0.15)
+    runner = make_runner(path)
+    assert_says_what_its_weights_mean(runner, meant)
+    linears = linears_of(runner)
+    assert set(kinds([linear for linear in linears if linear.shape[0] != 260])) == {"ByteProduct"}
+    split = ThreadedRunner(two_ranks, make_config(path), PLATFORM)
+    assert_says_what_its_weights_mean(split, meant)
+    assert kinds(linears_of(split.runners[1]))["FloatProduct"] >= 1
+
+
 @pytest.mark.parametrize("form", ["gptq-32", "fp8-channel"])
 def test_an_output_layer_that_is_stored_packed_stays_so(form: str, tmp_path: Path) -> None:
     path, meant = quantized("llama", form, tmp_path, lambda layer: is_linear(layer) or layer == "lm_head")

@@ -27,7 +27,10 @@ CPU = torch.device("cpu")
 IN_FEATURES = 96
 WIDTHS = (48, 16, 16)  # of layers that are stacked: queries, keys, values
 UNPACKED = ("gptq-8bit", "fp8-block", "ct-int8-packed", "ct-int8-asym", "ct-fp8-block")
-BYTES = ("gptq-8bit-channel", "fp8-tensor", "fp8-channel", "ct-int8", "ct-fp8-tensor", "ct-fp8-channel")
+BYTES = (
+    *("gptq-8bit-channel", "gptq-8bit-128", "ct-int8", "ct-int8-packed-128"),
+    *("fp8-tensor", "fp8-channel", "fp8-block-128", "ct-fp8-tensor", "ct-fp8-channel"),
+)
 
 
 class Tensors:
@@ -43,13 +46,15 @@ class Tensors:
         return self._tensors[name]
 
 
-def stored(form: str, out_features: int, seed: int, pack: Packer | None = None) -> tuple[GroupedWeight, Tensor]:
+def stored(
+    form: str, out_features: int, seed: int, pack: Packer | None = None, *, in_features: int = IN_FEATURES
+) -> tuple[GroupedWeight, Tensor]:
     """(a layer in this format, the float64 weight that it stands for)"""
     config, usual = FORMATS[form]
-    tensors, meaning = (pack or usual)(randn(out_features, IN_FEATURES, seed=seed).double().numpy())
+    tensors, meaning = (pack or usual)(randn(out_features, in_features, seed=seed).double().numpy())
     quantization = read_quantization(JsonConfig({"quantization_config": config}), Path("."))
     assert quantization is not None
-    return quantization.weight("l", IN_FEATURES, Tensors(tensors)), torch.from_numpy(np.array(meaning))
+    return quantization.weight("l", in_features, Tensors(tensors)), torch.from_numpy(np.array(meaning))
 
 
 def stored_layers(form: str) -> tuple[list[GroupedWeight], list[Tensor]]:
@@ -136,6 +141,31 @@ def test_layers_of_floats_stay_in_their_places(form: str) -> None:
     assert kinds(layer.product) == ([FloatProduct] if form == "fp8-block" else [packed, FloatProduct, packed])
 
 
+@pytest.mark.parametrize("form", ["fp8-block-128", "gptq-8bit-128", "ct-int8-packed-128"])
+def test_scales_of_128_inputs_stay_with_their_bytes(form: str) -> None:
+    """Blocks that end within layers, and parts of inputs: those that begin with a block stay packed."""
+    pairs = [stored(form, width, seed, in_features=320) for seed, width in enumerate((48, 200))]
+    bias = randn(248, seed=9)
+    layer = pack([weight for weight, _ in pairs], bias)
+    assert_multiplies(layer, torch.cat([meaning for _, meaning in pairs]), bias)
+    assert kinds(layer.product) == [ByteProduct]
+    weight, meaning = pairs[1]
+    rows = (slice(120, 136), slice(8, 16))
+    for columns, kind in ((slice(128, 320), ByteProduct), (slice(0, 160), ByteProduct), (slice(64, 320), FloatProduct)):
+        layer = pack([weight.rows(rows).columns(columns)])
+        assert_multiplies(layer, torch.cat([meaning[each] for each in rows])[:, columns])
+        assert kinds(layer.product) == [kind]
+
+
+def test_bytes_with_and_without_scales_of_blocks_are_products_of_their_own() -> None:
+    pairs = [
+        stored(form, 16, 1, in_features=320) for form in ("fp8-tensor", "fp8-block-128", "fp8-block-128", "ct-int8")
+    ]
+    layer = pack([weight for weight, _ in pairs])
+    assert_multiplies(layer, torch.cat([meaning for _, meaning in pairs]))
+    assert kinds(layer.product) == [ByteProduct] * 3
+
+
 def test_integers_of_eight_bits_that_fit_a_byte_without_their_zero_points_stay_packed() -> None:
     values = torch.tensor([[3, 130, 255], [0, 100, 200]], dtype=torch.uint8)
     zeros, scales = torch.tensor([[131], [100]]), torch.tensor([[0.5], [0.25]])
@@ -171,7 +201,7 @@ def test_what_could_not_stay_packed_is_one_line(caplog: pytest.LogCaptureFixture
         assert not caplog.messages
         which.log()
     assert caplog.messages[1] == (
-        "layers unpacked to float32: gptq-8bit and 1 more (8-bit integers with scales for parts of an output); "
-        "fp8-block (float8_e4m3fn with scales for parts of an output); ct-int8-asym (8-bit integers with zero points)"
+        "layers unpacked to float32: gptq-8bit and 1 more (8-bit integers without a scale for each 128 inputs); "
+        "fp8-block (float8_e4m3fn without a scale for each 128 inputs); ct-int8-asym (8-bit integers with zero points)"
     )
     assert caplog.messages[0].startswith("packed layers: 1 in int4, 1 in float8_e4m3fn, ")
