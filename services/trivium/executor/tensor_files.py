@@ -18,7 +18,7 @@ from trivium.errors import ConfigurationError
 from trivium.torch_format import TensorFormatError, open_torch_checkpoint
 
 _SAFE_DTYPES = ("F64", "F32", "F16", "BF16")
-_TORCH_DTYPES = ("float64", "float32", "float16", "bfloat16")
+_FLOATS = ("float64", "float32", "float16", "bfloat16")  # of torch.save
 
 
 class TensorFile(Protocol):
@@ -31,7 +31,7 @@ class TensorFile(Protocol):
         ...
 
     def read(self, name: str) -> Tensor:
-        """The tensor as it is stored. Valid as long as the file object lives."""
+        """The tensor as it is stored, floats maybe as float32. Valid as long as the file object lives."""
         ...
 
 
@@ -76,10 +76,12 @@ class TorchFile:
         if name not in self._tensors:
             raise ConfigurationError(f"{self._path}: cannot read {name}: the file does not hold it")
         tensor = self._tensors[name]
-        return tensor.values.shape, None if tensor.dtype in _TORCH_DTYPES else tensor.dtype
+        return tensor.values.shape, None if tensor.dtype in _FLOATS else tensor.dtype
 
     def read(self, name: str) -> Tensor:
-        return torch.from_numpy(np.array(self._tensors[name].to_float32()))  # a copy: torch wants to write
+        tensor = self._tensors[name]
+        numbers = tensor.to_float32() if tensor.dtype in _FLOATS else tensor.values
+        return torch.from_numpy(np.array(numbers))  # a copy: torch wants to write
 
 
 def open_tensor_file(path: Path) -> TensorFile:

@@ -129,6 +129,13 @@ def test_groups_of_layers_with_formats_of_their_own(tmp_path: Path, monkeypatch:
     assert_same_logits(path, meant, monkeypatch)
 
 
+def test_packed_weights_may_be_in_files_of_torch_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, meant = quantized("llama", "gptq-ordered", tmp_path)
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+    assert_same_logits(path, meant, monkeypatch)
+
+
 @pytest.mark.parametrize(("file", "form"), [("quantize_config.json", "gptq-32"), ("quant_config.json", "awq-32")])
 def test_older_tools_wrote_a_file_of_their_own(
     file: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
