@@ -19,7 +19,7 @@ import torch
 from gpu_requests import GREEDY, SAMPLED, TINY, add_requests, gpu_platform, make_runner
 from kernel_checks import TRITON, only_triton
 from quantized_checkpoints import quantized
-from tiny import save_tiny
+from tiny import load_oracle, save_tiny
 from trivium import LLM
 from trivium.executor import model_runner
 from trivium.executor.deferred_steps import DeferredSteps
@@ -82,9 +82,7 @@ def test_log_probabilities_in_bfloat16_are_near_those_of_the_cpu(settings: dict[
 @pytest.mark.parametrize(
     ("family", "form", "expected"),
     [
-        ("llama", "awq-32", {Int4Product}),
         ("llama", "gptq-own-order", {Int4Product, StackedProduct}),
-        ("llama", "fp8-channel", {ByteProduct}),
         ("bart", "fp8-tensor", {ByteProduct}),
     ],
 )
@@ -119,6 +117,24 @@ def test_many_rows_of_packed_weights_in_bfloat16_are_near_those_of_the_cpu(form:
         found.append([step.sampled.logprob for step in steps if step.sampled is not None])
     assert len(found[0]) == 3
     assert found[1] == pytest.approx(found[0], rel=0.015)
+
+
+@only_triton
+@pytest.mark.parametrize("form", ["awq-32", "gptq-own-order", "fp8-tensor"])
+def test_an_engine_with_packed_weights_says_what_transformers_says(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it generates from the weights that the packed ones stand for."""
+    path, meant = quantized("llama", form, tmp_path, with_tokenizer=True, **TINY["llama"])
+    monkeypatch.setattr(model_runner, "choose_platform", lambda *_: gpu_platform(torch.float32))
+    llm = LLM(str(path), max_num_seqs=3, kv_cache_memory_bytes=2**19, num_threads=1, max_model_len=40)
+    outputs = llm.generate(["one", "two words", "a"], SamplingParams(temperature=0.0, max_tokens=5, ignore_eos=True))
+    llm.close()
+    oracle = load_oracle(meant)
+    for output in outputs:
+        prompt = torch.tensor([output.prompt_token_ids])
+        expected = oracle.generate(prompt, do_sample=False, min_new_tokens=5, max_new_tokens=5)
+        assert list(output.outputs[0].token_ids) == expected[0, prompt.shape[1] :].tolist()
 
 
 @only_triton

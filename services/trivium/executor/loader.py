@@ -173,10 +173,10 @@ class Checkpoint:
             for name, width in zip(names, out_features, strict=True)
         )
         if self._packer is not None and any(self._packed_layer(f"{name}.weight") for name in names):
-            parts = [
+            parts = (
                 StoredPart(name, _part_of(source, ranges, columns))
                 for name, source, ranges in zip(names, sources, rows, strict=True)
-            ]
+            )
             linear = self._packed(self._packer, parts, stacked_bias, delta)
         else:
             weight = self._empty(num_rows, columns.stop - columns.start)
@@ -218,7 +218,7 @@ class Checkpoint:
         return self._packed(self._packer, [StoredPart(layer, kept)], None, None)
 
     def _packed(
-        self, packer: WeightPacker, parts: Sequence[StoredPart], bias: Tensor | None, delta: Delta | None
+        self, packer: WeightPacker, parts: Iterable[StoredPart], bias: Tensor | None, delta: Delta | None
     ) -> Linear:
         packed = packer.pack(parts, bias)
         self.loaded_bytes += packed.num_bytes

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -63,19 +63,22 @@ class WeightPacker:
         self._packed: Counter[str] = Counter()  # kind of weight -> stored layers
         self._unpacked: dict[str, list[str]] = {}  # reason -> stored layers
 
-    def pack(self, parts: Sequence[StoredPart], bias: Tensor | None) -> PackedLayer:
-        """One layer of `parts`, whose outputs are stacked. bias: of all of them, on the device."""
+    def pack(self, parts: Iterable[StoredPart], bias: Tensor | None) -> PackedLayer:
+        """One layer of `parts`, whose outputs are stacked. bias: of all of them, on the device.
+
+        Each part is packed before the next one is asked for.
+        """
         pieces = [self._piece(part) for part in parts]
         products: list[Product] = []
         start = num_bytes = 0
         for run in _runs(pieces):
-            stop = start + sum(_out_features(piece) for piece in run)
+            stop = start + sum(_shape(piece)[0] for piece in run)
             product, run_bytes = self._product(run, None if bias is None else bias[start:stop])
             products.append(product)
             start, num_bytes = stop, num_bytes + run_bytes
         self._num_bytes += num_bytes
         product = products[0] if len(products) == 1 else StackedProduct(tuple(products))
-        return PackedLayer(product, (start, parts[0].weight.shape[1]), num_bytes)
+        return PackedLayer(product, (start, _shape(pieces[0])[1]), num_bytes)
 
     def log(self) -> None:
         """What became of all layers so far: a line, and one for those that could not stay packed."""
@@ -106,10 +109,10 @@ class WeightPacker:
         if fours:
             four = stack_int4(fours).to(self._device)
             return Int4Product(self._int4, four, bias), four.num_bytes
-        bytes_ = [piece for piece in run if isinstance(piece, ByteWeight)]
-        if bytes_:
-            values = torch.cat([piece.values for piece in bytes_]).to(self._device)
-            scales = torch.cat([piece.scales for piece in bytes_], dim=-1).to(self._device)
+        eights = [piece for piece in run if isinstance(piece, ByteWeight)]
+        if eights:
+            values = torch.cat([piece.values for piece in eights]).to(self._device)
+            scales = torch.cat([piece.scales for piece in eights], dim=-1).to(self._device)
             return ByteProduct(self._byte, ByteWeight(values, scales), bias), values.nbytes + scales.nbytes
         weight = self._floats([piece for piece in run if isinstance(piece, (Tensor, GroupedWeight))])
         return FloatProduct(weight, bias), weight.nbytes
@@ -203,13 +206,13 @@ def _can_stack(first: Piece, second: Piece) -> bool:
     return False
 
 
-def _out_features(piece: Piece) -> int:
+def _shape(piece: Piece) -> tuple[int, int]:
     match piece:
         case Int4Weight():
-            return piece.out_features
+            return piece.out_features, piece.in_features
         case ByteWeight():
-            return piece.values.shape[0]
-    return piece.shape[0]
+            return piece.values.shape[0], piece.values.shape[1]
+    return piece.shape[0], piece.shape[1]
 
 
 def _named(names: Sequence[str]) -> str:

@@ -175,12 +175,25 @@ def test_integers_of_eight_bits_that_fit_a_byte_without_their_zero_points_stay_p
     assert kinds(layer.product) == [ByteProduct]
 
 
+@pytest.mark.parametrize("zeros", [0, torch.tensor([[-8, 7], [0, 3], [1, 2]], dtype=torch.int8)])
+def test_four_bits_that_are_stored_as_bytes_with_signs_stay_packed(zeros: Tensor | int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randint(-8, 8, (3, 64), dtype=torch.int8, generator=generator)
+    scales, groups = torch.rand((3, 2), generator=generator), torch.arange(64) // 32
+    layer = pack([GroupedWeight(4, values, zeros, scales, groups)])
+    steps = values.double() - (zeros if isinstance(zeros, int) else zeros.double()[:, groups])
+    assert_multiplies(layer, steps * scales.double()[:, groups])
+    assert kinds(layer.product) == [Int4Product]
+
+
 def test_a_float8_that_is_no_number_stays_none() -> None:
     weight, _ = stored("fp8-tensor", 8, 1)
     codes = weight.values.view(torch.uint8).clone()
     codes[3, 5] = 0xFF
     broken = GroupedWeight(8, codes.view(torch.float8_e4m3fn), 0, weight.scales, weight.groups)
-    y = pack([broken]).product(torch.ones(1, IN_FEATURES))
+    layer = pack([broken])
+    assert kinds(layer.product) == [FloatProduct]
+    y = layer.product(torch.ones(1, IN_FEATURES))
     assert y.isnan().tolist() == [[column == 3 for column in range(8)]]
 
 
