@@ -27,6 +27,10 @@ class ByteWeight:
     def has_block_scales(self) -> bool:
         return self.scales.dim() == 2
 
+    @property
+    def has_one_scale(self) -> bool:
+        return self.scales.shape == (1,)
+
 
 class ByteLinear(Protocol):
     def __call__(self, x: Tensor, weight: ByteWeight, bias: Tensor | None = None) -> Tensor:

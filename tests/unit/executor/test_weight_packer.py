@@ -19,7 +19,7 @@ from trivium.executor.gpu_linear import ByteProduct, FloatProduct, Int4Product, 
 from trivium.executor.linear import Product
 from trivium.executor.model_config import JsonConfig
 from trivium.executor.quantization.config import read_quantization
-from trivium.executor.quantization.grouped_weight import GroupedWeight
+from trivium.executor.quantization.grouped_weight import GroupedWeight, scaled_weight
 from trivium.executor.weight_packer import PackedLayer, StoredPart, WeightPacker
 from trivium_kernels.dispatch import torch_kernels
 
@@ -155,6 +155,19 @@ def test_scales_of_128_inputs_stay_with_their_bytes(form: str) -> None:
         layer = pack([weight.rows(rows).columns(columns)])
         assert_multiplies(layer, torch.cat([meaning[each] for each in rows])[:, columns])
         assert kinds(layer.product) == [kind]
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(8, ByteProduct), (4, Int4Product)])
+def test_zero_points_of_outputs_serve_all_their_blocks(bits: int, kind: type) -> None:
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randint(-8, 8, (3, 300), dtype=torch.int8, generator=generator)
+    zeros = torch.tensor([[-8], [0], [7]], dtype=torch.int8)
+    scales = torch.rand((1, 3), generator=generator)
+    weight = scaled_weight("l", values, scales, (4, 128), zeros, bits=bits)
+    meaning = (values.double() - zeros.double()) * scales.double().repeat_interleave(128, 1)[:, :300]
+    assert_multiplies(pack([weight]), meaning)
+    assert_multiplies(pack([weight.columns(slice(128, 300))]), meaning[:, 128:])
+    assert kinds(pack([weight]).product) == [kind]
 
 
 def test_bytes_with_and_without_scales_of_blocks_are_products_of_their_own() -> None:

@@ -20,7 +20,7 @@ class GroupedWeight:
     """The weight (values - zeros) * scales, zeros and scales of the group of each input. Read only.
 
     values: [out_features, in_features], uint8 from 0 to 2 ** bits - 1, int8 from -2 ** (bits - 1) on, or floats of
-    8 bits. zeros: integers [out_features, num_groups], or one for all. scales: floats [out_features, num_groups].
+    8 bits. zeros: integers [out_features, num_groups or 1], or one for all. scales: floats [out_features, num_groups].
     groups: int64 [in_features], the group of each input.
     """
 
@@ -42,12 +42,12 @@ class GroupedWeight:
     def zero_points(self) -> Tensor:
         """int32 [out_features, num_groups]."""
         if isinstance(self.zeros, Tensor):
-            return self.zeros.int()
+            return self.zeros.int().expand(self.scales.shape)
         return torch.full(tuple(self.scales.shape), self.zeros, dtype=torch.int32)
 
     def dequantize(self) -> Tensor:
         """float32 [out_features, in_features], made anew."""
-        weight = self.values.float()
+        weight = self.values.to(torch.float32, copy=True)
         if isinstance(self.zeros, Tensor):
             weight = weight.sub_(self._of_inputs(self.zeros))
         elif self.zeros:
@@ -69,7 +69,9 @@ class GroupedWeight:
         if columns == slice(0, self.values.shape[1]):
             return self
         used, groups = torch.unique(self.groups[columns], return_inverse=True)
-        zeros = self.zeros[:, used] if isinstance(self.zeros, Tensor) else self.zeros
+        zeros = self.zeros
+        if isinstance(zeros, Tensor) and zeros.shape[1] > 1:
+            zeros = zeros[:, used]
         return replace(self, values=self.values[:, columns], zeros=zeros, scales=self.scales[:, used], groups=groups)
 
     def _of_inputs(self, numbers: Tensor) -> Tensor:
@@ -107,6 +109,8 @@ def scaled_weight(
     out_features, in_features = values.shape
     groups = torch.zeros(in_features, dtype=torch.long)
     if isinstance(zeros, Tensor):
+        if zeros.numel() not in (1, out_features):
+            raise ConfigurationError(f"{layer}: zero points {list(zeros.shape)} do not fit {out_features} outputs")
         zeros = zeros.reshape(-1, 1).expand(out_features, 1)
     if scale.numel() == 1:
         return GroupedWeight(bits, values, zeros, scale.reshape(1, 1).expand(out_features, 1), groups)
