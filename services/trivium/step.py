@@ -7,8 +7,11 @@ Both sides derive the same facts:
 * a row computes tokens [num_computed, num_computed + num_scheduled) of its sequence prompt + output;
 * a row samples one token in the step that brings num_computed to the length of its sequence, and appends it;
 * a row that has sampled EOS or a stop token id, where its parameters heed them, computes nothing in later plans;
+* a row computes every prompt token that a plan schedules: nothing ends it before it has sampled;
 * the plan's effects apply in this order: `freed_slots`, `new_requests`, `new_blocks`, `swapped_out`, `swapped_in`,
-  `copied_blocks`, `encoder_slots`, rows.
+  `copied_blocks`, `encoder_slots`, rows;
+* in every layer the keys and values of all rows are written before any row reads: a row may share a block that another
+  row of the same plan fills.
 
 A row with `prompt_lookup_num_tokens` may compute as many tokens more in a step that samples, as far as its blocks
 reach, and then samples one token or more.

@@ -19,6 +19,7 @@ import torch
 from gpu_requests import GREEDY, SAMPLED, TINY, add_requests, gpu_platform, make_runner
 from kernel_checks import TRITON, only_triton
 from quantized_checkpoints import quantized
+from shared_blocks import first_tokens
 from tiny import load_oracle, save_tiny
 from trivium import LLM
 from trivium.executor import model_runner
@@ -58,6 +59,14 @@ def test_tokens_in_float32_are_those_of_the_cpu(family: str, tmp_path: Path) -> 
         scheduler.run()
         outputs.append([request.output for request in requests])
     assert outputs[0] == outputs[1]
+
+
+@only_triton
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_read_what_another_row_of_their_step_writes(family: str, tmp_path: Path) -> None:
+    runner = make_runner(save_tiny(family, tmp_path, **TINY[family]), torch.float32)
+    shared, alone = (first_tokens(runner, GREEDY, is_shared=is_shared) for is_shared in (True, False))
+    assert shared == alone
 
 
 @only_triton

@@ -131,9 +131,14 @@ class BeamGroups:
         return Selection(tuple(candidates), tuple(first_copies), tuple(copies))
 
     def take_failures(self, batch: InputBatch) -> tuple[SlotFailure, ...]:
-        """Groups with a beam that cannot or must not go on, told once; the rows of the former have ended."""
+        """Groups with a beam that cannot or must not go on, told once; the rows of the former have ended.
+
+        One whose prompt is not computed yet goes on until it is: others may share its blocks.
+        """
         failures = []
         for first_slot, group in self._groups.items():
+            if not group.is_started:
+                continue
             found = self._grammars.take_failures(group.slots)
             if found:
                 batch.ended[group.slots] = True

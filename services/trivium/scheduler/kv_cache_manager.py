@@ -53,8 +53,10 @@ class KVCacheManager:
     and, with an encoder input, ceil(encoder tokens / block_size) cross-attention blocks. With beam search each beam has
     a table, from the step on that completes the prompt; full blocks are in the tables of all beams that share them.
 
-    Full self-attention blocks become findable (`cache_full_blocks`) when the step that filled them is acknowledged.
-    Cross-attention blocks are findable at once, because a plan that shares them runs after the one that fills them.
+    Full self-attention blocks of a prompt (`cache_full_blocks`), and cross-attention blocks, are findable as soon as it
+    is certain that a plan fills them: whoever finds them reads them in that plan, after they are written, or in a later
+    one. Blocks with output become findable when the step that filled them is acknowledged: a row may end on the
+    executor before, and then they are not filled.
 
     A request that loses its blocks may leave their contents in the host pool (`swap_out`) until it enters again.
     """
@@ -198,17 +200,20 @@ class KVCacheManager:
         self._tables[request.key], *self._beam_tables[request.key] = moved
 
     def cache_full_blocks(self, request: Request, num_tokens: int) -> None:
-        """The first `num_tokens` tokens of a running request are in its blocks: make the full ones findable."""
-        if not self._enable_prefix_caching:
-            return
+        """The first `num_tokens` tokens of a running request are in its blocks, or will be before anybody reads them.
+
+        Make the full blocks findable.
+        """
         num_full = num_tokens // self.block_size
+        if not self._enable_prefix_caching or num_full <= request.num_named_blocks:
+            return
         hashes = request.block_hashes.up_to(
             num_full, self.block_size, request.prompt_token_ids, request.output_token_ids
         )
         table = self._tables[request.key]
         for index in range(request.num_named_blocks, num_full):
             self._pool.name(table[index], hashes[index])
-        request.num_named_blocks = max(num_full, request.num_named_blocks)
+        request.num_named_blocks = num_full
 
     def swap_out(self, request: Request, num_computed_tokens: int) -> bool:
         """Keep in host memory what a running request has computed; `free` must follow. False if there is no room.

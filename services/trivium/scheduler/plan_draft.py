@@ -34,6 +34,7 @@ class PlanDraft:
         self._rows: dict[int, int] = {}  # slot -> number of tokens, of the rows that do not just decode
         self._samples: Bools = np.zeros(num_slots, np.bool_)
         self._filled: list[tuple[int, int]] = []
+        self._filled_prompts: dict[int, tuple[Request, int]] = {}  # slot -> request, prompt tokens in its blocks
         self._prompts: dict[int, Request] = {}
 
     @property
@@ -68,6 +69,8 @@ class PlanDraft:
             self._samples[slot] = True
         if computed % self._block_size < num_tokens:
             self._filled.append((slot, computed))
+            if before < request.num_prompt_tokens:
+                self._filled_prompts[slot] = request, min(computed, request.num_prompt_tokens)
         if request.wants_prompt_logprobs and before < request.num_prompt_tokens:
             self._prompts[slot] = request
 
@@ -88,9 +91,19 @@ class PlanDraft:
         for slot in slots:
             self.budget += self._rows.pop(slot, 0)
             self._prompts.pop(slot, None)
+            self._filled_prompts.pop(slot, None)
             self.grown.pop(slot, None)
             self._decoding[slot] = self._samples[slot] = False
         self._filled = [entry for entry in self._filled if entry[0] not in slots]
+
+    def take_filled_prompts(self) -> list[tuple[Request, int]]:
+        """Requests of rows that complete blocks of their prompts, each with the prompt tokens that are then computed.
+
+        Those added since the last call. From then on their rows must stay in the plan.
+        """
+        taken = list(self._filled_prompts.values())
+        self._filled_prompts.clear()
+        return taken
 
     def to_plan(
         self, step: int, *, freed_slots: tuple[int, ...], swapped_out: tuple[tuple[int, int], ...]
@@ -118,8 +131,8 @@ class PlanInFlight:
     """A plan that has no result yet. What it says of a slot is void once the slot's generation is another one.
 
     samples: slots that the result has a token or candidates for. filled: (slot, tokens computed) of rows that complete
-    a block, which others may share once the plan is acknowledged. prompts: slot -> request of the rows that compute
-    prompt tokens for their log-probabilities.
+    a block, which others may share once the plan is acknowledged, if they do not yet. prompts: slot -> request of the
+    rows that compute prompt tokens for their log-probabilities.
     """
 
     step: int

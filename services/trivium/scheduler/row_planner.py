@@ -48,6 +48,14 @@ class RowPlanner:
         if rows.num_in_flight[slot]:
             draft.expect_candidates(group.first_slots)
 
+    def share_prompts(self, draft: PlanDraft) -> None:
+        """What the rows of `draft` compute of their prompts can be found by all that are admitted from now on.
+
+        Nobody may be preempted for this plan any more: a row that was taken back would never write its blocks.
+        """
+        for request, num_tokens in draft.take_filled_prompts():
+            self._kv_cache.cache_full_blocks(request, num_tokens)
+
     def _plan_lookup(self, request: Request, num_tokens: int, draft: PlanDraft) -> None:
         """Plan a row that may compute more than it is told, in this plan and in those that are in flight."""
         rows, slot = self._rows, request.slot

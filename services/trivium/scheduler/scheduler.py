@@ -7,7 +7,8 @@ sequence, its value stays with the executor.
 Order of effects in `schedule`: rows that decode with room in their blocks get their token, all at once; the other
 running requests get tokens and blocks in the order in which they started; one that cannot get a block preempts the
 running request that is last in the queue's order; if nobody was preempted, waiting requests are admitted while tokens,
-slots and blocks last. If more rows decode than the step may compute, all take their turn in the order of their start.
+slots and blocks last, and share what earlier rows and plans compute of the same prompt. If more rows decode than the
+step may compute, all take their turn in the order of their start.
 """
 
 from __future__ import annotations
@@ -280,6 +281,7 @@ class Scheduler:
 
     def _schedule_waiting(self, draft: PlanDraft) -> None:
         while self._waiting and self._free_slots and draft.budget > 0:
+            self._planner.share_prompts(draft)
             request = self._waiting.peek()
             if _num_slots(request) > len(self._free_slots) or not self._has_room_for_adapters(request):
                 break
@@ -337,6 +339,7 @@ class Scheduler:
         draft.add_new_request(new_request_data(request, allocation, beam_slots))
 
     def _issue(self, draft: PlanDraft) -> SchedulerOutput:
+        self._planner.share_prompts(draft)
         self._step += 1
         self._in_flight.append(draft.to_plan_in_flight(self._step))
         freed, self._freed_slots = tuple(self._freed_slots), []

@@ -265,20 +265,6 @@ def test_tenants_with_different_salts_share_nothing() -> None:
         assert request.num_cached_tokens == (20 if key == 3 else 0)
 
 
-def test_blocks_are_found_only_after_their_step_is_acknowledged() -> None:
-    world = World(max_num_batched_tokens=64)
-    prompt = tuple(range(2, 26))
-    first, second = make_request(1, prompt), make_request(2, prompt)
-    world.scheduler.add_request(first)
-    plan = world.scheduler.schedule()
-    assert plan is not None
-    world.results.append(world.executor.execute(plan))
-    world.scheduler.add_request(second)
-    world.run()
-    assert second.num_cached_tokens == 0
-    assert second.output_token_ids == expected_output(second)
-
-
 @pytest.mark.parametrize("together", [True, False])
 def test_the_same_encoder_input_is_encoded_once(together: bool) -> None:
     world = World(is_encoder_decoder=True, max_encoder_len=64, num_blocks=64)

@@ -24,9 +24,11 @@ from trivium.scheduler import block_hash
 from trivium.scheduler.block_pool import BlockPool
 from trivium.scheduler.host_pool import HostPool
 from trivium.scheduler.kv_cache_manager import KVCacheManager
+from trivium.scheduler.plan_draft import PlanDraft
 from trivium.scheduler.request import ForkPoint, Request
 from trivium.scheduler.scheduler import Scheduler
 from trivium.step import ModelRunnerOutput
+from unit.scheduler.planned_prompts import PlannedPrompts
 
 # 10,000 steps in `make test`; `make soak` sets a million.
 NUM_STEPS = int(os.environ.get("TRIVIUM_SOAK_STEPS", "10000"))
@@ -78,6 +80,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.requests: list[Request] = []
         self.expected: dict[int, list[int]] = {}  # request key -> its output, from the definition
         self.logprobs: dict[int, list[TokenLogprobs]] = {}  # request key -> of its output, as they came
+        self.prompts = PlannedPrompts(self.scheduler, self.requests) if enable_prefix_caching else None
 
     @rule(
         prefix=st.sampled_from(PREFIXES),
@@ -159,11 +162,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         if len(self.results) < self.depth:
             plan = self.scheduler.schedule()
             if plan is not None:
+                if self.prompts is not None:
+                    self.prompts.follow(plan)
                 self.results.append(self.executor.execute(plan))
 
     @rule()
     def acknowledge(self) -> None:
         if self.results:
+            if self.prompts is not None:
+                self.prompts.acknowledge()
             for update in self.scheduler.update_from_output(self.results.popleft()):
                 self.logprobs[update.request.key] += update.logprobs
 
@@ -201,6 +208,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.count()
         self.executor = ToyExecutor(self.info, last_step=self.executor.last_step)
         self.results.clear()
+        if self.prompts is not None:
+            self.prompts.lose_all()
 
     def count(self) -> None:
         self.seen["copies"] += self.executor.num_copied
@@ -254,6 +263,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.num_held_blocks == 0
         assert self.scheduler.kv_cache.host.num_free_blocks == self.info.num_host_blocks
         self.count()
+        self.seen["prompt blocks shared in flight"] += 0 if self.prompts is None else self.prompts.num_shared
 
 
 def run(num_steps: int, *, shrink: bool = True) -> None:
@@ -276,7 +286,13 @@ def run(num_steps: int, *, shrink: bool = True) -> None:
 def test_no_history_breaks_the_scheduler() -> None:
     SchedulerMachine.seen.clear()
     run(NUM_STEPS)
-    for what in ("copies", "swaps out", "swaps in", "swapped requests aborted"):
+    for what in (
+        "copies",
+        "swaps out",
+        "swaps in",
+        "swapped requests aborted",
+        "prompt blocks shared in flight",
+    ):
         assert SchedulerMachine.seen[what] > 0, f"{what}: {SchedulerMachine.seen}"
 
 
@@ -317,6 +333,14 @@ def _name_too_early(self: KVCacheManager, request: Request, max_new_tokens: int)
     if allocation is not None:
         self.cache_full_blocks(request, len(request.prompt_token_ids))
     return allocation
+
+
+def _share_no_prompt_in_flight(self: PlanDraft) -> list[tuple[Request, int]]:
+    return []
+
+
+def _share_one_token_too_many(self: PlanDraft) -> list[tuple[Request, int]]:
+    return [(request, num_tokens + 1) for request, num_tokens in _original["take_filled_prompts"](self)]
 
 
 def _name_the_next_block(self: KVCacheManager, request: Request, num_tokens: int) -> None:
@@ -396,6 +420,7 @@ _original: dict[str, Callable[..., Any]] = {
     "free": BlockPool.free,
     "allocate_first": KVCacheManager.allocate_first,
     "cache_full_blocks": KVCacheManager.cache_full_blocks,
+    "take_filled_prompts": PlanDraft.take_filled_prompts,
     "_fork": KVCacheManager._fork,
     "put": HostPool.put,
     "root_hash": block_hash.root_hash,
@@ -412,6 +437,8 @@ MUTANTS: list[tuple[Any, str, Any]] = [
     (Request, "add_prompt_logprobs", _prompt_logprobs_again),
     (Request, "num_skippable_tokens", property(lambda request: request.num_tokens - 1)),
     (KVCacheManager, "allocate_first", _name_too_early),
+    (PlanDraft, "take_filled_prompts", _share_no_prompt_in_flight),
+    (PlanDraft, "take_filled_prompts", _share_one_token_too_many),
     (KVCacheManager, "cache_full_blocks", _name_the_next_block),
     (KVCacheManager, "free", _forget_cross),
     (KVCacheManager, "forget_contents", _remember_after_loss),
