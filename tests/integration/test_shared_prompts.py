@@ -119,6 +119,14 @@ async def until_running(cluster: Cluster) -> None:
     raise AssertionError("no request was planned")
 
 
+async def until_waiting(cluster: Cluster, count: int) -> None:
+    for _ in range(100):
+        if (await asyncio.to_thread(numbers_of, cluster)).get("requests_waiting") == count:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"{count} requests do not wait")
+
+
 @contextlib.contextmanager
 def stopped_executor(cluster: Cluster) -> Iterator[psutil.Process]:
     """No plan is acknowledged meanwhile."""
@@ -164,15 +172,19 @@ async def crowd_of(cluster: Cluster, first_token: int) -> AsyncIterator[Crowd]:
 
 @pytest.mark.asyncio
 async def test_the_server_computes_it_once(cluster: Cluster) -> None:
+    """All plans that may be in flight are another request's, so that these are planned together."""
     async with crowd_of(cluster, 31) as crowd:
         alone = await crowd.ask_alone()
         before = num_computed(cluster)
         with stopped_executor(cluster):
-            tasks = [asyncio.create_task(crowd.ask(number)) for number in range(NUM_REQUESTS)]
+            other = asyncio.create_task(crowd.ask(0, salt="other"))
             await until_running(cluster)
-            await asyncio.sleep(0.2)
-        assert await asyncio.gather(*tasks) == alone and len(set(alone)) > NUM_REQUESTS // 2
-        assert num_computed(cluster) - before == crowd.num_shared + crowd.num_own(range(NUM_REQUESTS))
+            tasks = [asyncio.create_task(crowd.ask(number)) for number in range(NUM_REQUESTS)]
+            await until_waiting(cluster, NUM_REQUESTS)
+        assert await asyncio.gather(other, *tasks) == [alone[0], *alone]
+        assert len(set(alone)) > NUM_REQUESTS // 2
+        once = crowd.num_shared + crowd.num_own(range(NUM_REQUESTS))
+        assert num_computed(cluster) - before == crowd.num_shared + crowd.num_own([0]) + once
 
 
 @pytest.mark.asyncio
@@ -185,7 +197,7 @@ async def test_others_go_on_from_the_prefix_of_a_request_that_leaves(cluster: Cl
             first = asyncio.create_task(crowd.ask(0))
             await until_running(cluster)
             others = [asyncio.create_task(crowd.ask(number)) for number in range(1, NUM_REQUESTS)]
-            await asyncio.sleep(0.2)
+            await until_waiting(cluster, NUM_REQUESTS - 1)
             first.cancel()
             await asyncio.sleep(0.2)
         assert await asyncio.gather(*others) == alone[1:]
@@ -199,8 +211,7 @@ async def test_a_killed_executor_takes_the_prefix_with_it_and_it_is_computed_aga
         alone = await crowd.ask_alone()
         with stopped_executor(cluster) as executor:
             tasks = [asyncio.create_task(crowd.ask(number)) for number in range(NUM_REQUESTS)]
-            await until_running(cluster)
-            await asyncio.sleep(0.2)
+            await until_waiting(cluster, NUM_REQUESTS - 1)
             executor.kill()
         assert await asyncio.gather(*tasks) == alone
         cluster.wait_ready()
