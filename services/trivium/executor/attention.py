@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from trivium_kernels.dispatch import Kernels
@@ -22,12 +23,23 @@ class PagedRows:
 
 
 @dataclass(frozen=True, slots=True)
+class LastTokens:
+    """Rows of a step of which the last token's hidden state is wanted: rows[i] of the step ends with tokens[i].
+
+    rows, tokens: [num_wanted >= 1] int64, ascending.
+    """
+
+    rows: Tensor
+    tokens: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionMetadata:
     """One step's rows, packed: row r has tokens [cu_seqlens_q[r], cu_seqlens_q[r + 1]).
 
     cu_seqlens_q: [num_rows + 1], on the host. slot_mapping: [num_tokens] int64, where each token's key and value go.
     cross_rows: the encoder's keys and values; None for decoder-only models. max_model_len: the longest context that is
-    served, whatever these rows have.
+    served, whatever these rows have. last: what is wanted of the decoder; None for the hidden states of all tokens.
     """
 
     cu_seqlens_q: Tensor
@@ -35,6 +47,21 @@ class AttentionMetadata:
     self_rows: PagedRows
     cross_rows: PagedRows | None
     max_model_len: int
+    last: LastTokens | None = None
+
+    def wanted(self, hidden: Tensor) -> Tensor:
+        """Of [num_tokens, hidden], the rows that are wanted."""
+        return hidden if self.last is None else hidden[self.last.tokens]
+
+    def of_last(self, last: LastTokens) -> AttentionMetadata:
+        """For the queries of these tokens alone, in a layer that has all keys and values."""
+        rows = self.self_rows
+        return replace(
+            self,
+            cu_seqlens_q=torch.arange(len(last.rows) + 1),
+            self_rows=PagedRows(rows.block_tables[last.rows], rows.context_lens[last.rows]),
+            last=None,
+        )
 
     def plan_self(
         self, kernels: Kernels, block_size: int, *, window: int | None = None, bias_table: Tensor | None = None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trivium.executor import transfers
 from trivium.executor.adapter_pool import AdapterPool
-from trivium.executor.attention import AttentionMetadata, PagedRows
+from trivium.executor.attention import AttentionMetadata, LastTokens, PagedRows
 from trivium.executor.decode_tapes import DecodeTapes
 from trivium.executor.input_batch import InputBatch, Longs, ScheduledRows
 from trivium.executor.kv_cache import KVCache
@@ -61,27 +61,42 @@ class ForwardPasses:
             key_cache, value_cache = self.kv_cache.layer(layer)
             self.kernels.reshape_and_cache(cross[:, layer, 0], cross[:, layer, 1], key_cache, value_cache, mapping)
 
-    def run_decoder(self, batch: InputBatch, rows: ScheduledRows) -> Tensor:
-        """Hidden states [num_tokens, hidden] of the scheduled tokens, in packing order."""
+    def run_decoder(self, batch: InputBatch, rows: ScheduledRows, *, is_only_sampled: bool = False) -> Tensor:
+        """Hidden states [num_tokens, hidden] of the scheduled tokens, in packing order.
+
+        is_only_sampled: nothing will be asked but the logits of rows that sample, so the other tokens may be left out.
+        """
         token_ids = batch.token_ids[rows.token_slots, rows.positions].astype(np.int64)
         if self.adapters is not None:
             self.adapters.use(batch.adapters[rows.token_slots])
         found = batch.embeds.find(rows.token_slots, rows.positions) if batch.embeds else None
         arrays = (_ids(token_ids, found), rows.positions, *attention_arrays(batch, rows))
         embeds, cu_seqlens_q = input_embeds(found, self.device), bounds(rows.num_tokens)
+        is_decode = len(rows.positions) == len(rows.slots)
+        is_narrowed = is_only_sampled and not is_decode and self.adapters is None
+        last = self._last_tokens(batch, rows) if is_narrowed else None
 
         def run(tensors: tuple[Tensor, ...]) -> Tensor:
             ids, places, *of_attention = tensors
-            metadata = attention_metadata(of_attention, cu_seqlens_q, batch.limits.max_model_len)
+            metadata = attention_metadata(of_attention, cu_seqlens_q, batch.limits.max_model_len, last)
             return self.model.decoder.forward(ids, places, self.kv_cache, metadata, embeds)
 
-        is_decode = found is None and len(rows.positions) == len(rows.slots)
-        if self.tapes is not None and is_decode and self.tapes.takes(len(rows.slots)):
+        if self.tapes is not None and is_decode and found is None and self.tapes.takes(len(rows.slots)):
             return self.tapes.run(arrays, run)
         return run(transfers.upload_all(arrays, self.device))
 
+    def _last_tokens(self, batch: InputBatch, rows: ScheduledRows) -> LastTokens:
+        """Of the rows that sample; where none does, of the first one, so that there is something to compute."""
+        samples = np.flatnonzero(batch.rows_that_sample(rows))
+        wanted = samples if len(samples) else np.zeros(1, np.int64)
+        tokens = np.cumsum(rows.num_tokens)[wanted] - 1
+        return LastTokens(*transfers.upload_all((wanted, tokens), self.device))
+
     def compute_logits(self, batch: InputBatch, rows: ScheduledRows, hidden: Tensor) -> tuple[Longs, Tensor]:
-        """(slots that sample, their logits [num_sampling, vocab_size], those of this rank's tokens)."""
+        """(slots that sample, their logits [num_sampling, vocab_size], those of this rank's tokens).
+
+        hidden: as `run_decoder` returned it.
+        """
         samples = batch.rows_that_sample(rows)
         last_tokens = np.cumsum(rows.num_tokens)[samples] - 1
         if len(last_tokens) < len(hidden):
@@ -98,7 +113,9 @@ def attention_arrays(batch: InputBatch, rows: ScheduledRows) -> list[Array]:
     return arrays
 
 
-def attention_metadata(tensors: list[Tensor], cu_seqlens_q: Tensor, max_model_len: int) -> AttentionMetadata:
+def attention_metadata(
+    tensors: list[Tensor], cu_seqlens_q: Tensor, max_model_len: int, last: LastTokens | None = None
+) -> AttentionMetadata:
     """tensors: those of `attention_arrays`."""
     slot_mapping, tables, context_lens, *cross = tensors
     return AttentionMetadata(
@@ -107,6 +124,7 @@ def attention_metadata(tensors: list[Tensor], cu_seqlens_q: Tensor, max_model_le
         self_rows=PagedRows(tables, context_lens),
         cross_rows=PagedRows(cross[0], cross[1]) if cross else None,
         max_model_len=max_model_len,
+        last=last,
     )
 
 

@@ -297,7 +297,8 @@ class ModelRunner:
         drafts: Drafts | None = None
         if self._batch.sampling.num_lookup_tokens[rows.slots].any():
             rows, drafts = add_drafts(self._batch, rows)
-        hidden = self._passes.run_decoder(self._batch, rows)
+        is_only_sampled = drafts is None and not (self._batch.sampling.num_prompt_logprobs[rows.slots] >= 0).any()
+        hidden = self._passes.run_decoder(self._batch, rows, is_only_sampled=is_only_sampled)
         prompts = prompt_logprobs(self._batch, rows, hidden, self._model.decoder.compute_logits, self._vocabulary)
         sampling_slots, logits = self._passes.compute_logits(self._batch, rows, hidden)
         self._batch.advance(rows)

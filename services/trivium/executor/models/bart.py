@@ -191,7 +191,7 @@ class BartDecoder:
             hidden = stack.leave(hidden, layer.output, attended.flatten(1), layer.attention_norm)
             hidden = self._attend_to_encoder(layer, hidden, key_cache, value_cache, cross_plan)
             hidden = stack.feed_forward(layer, hidden)
-        return stack.finish(hidden)
+        return stack.finish(metadata.wanted(hidden))
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         return self._head(hidden).float()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -60,13 +61,16 @@ class DecoderLayer:
 class Step:
     """What all layers of one step share. rotations: (cos, signed sin) of each of the model's rotaries.
 
-    plans: window -> how attention runs.
+    plans: window -> how attention runs. last, last_plan: the tokens that the last layer goes on with, if these are not
+    all, once it has written the keys and values of all, and how their attention runs.
     """
 
     kv_cache: KVCache
     slot_mapping: Tensor
     rotations: tuple[tuple[Tensor, Tensor], ...]
     plans: dict[int | None, PagedAttentionPlan]
+    last: Tensor | None
+    last_plan: PagedAttentionPlan | None
 
 
 class Decoder:
@@ -97,13 +101,7 @@ class Decoder:
         metadata: AttentionMetadata,
         embeds: InputEmbeds | None = None,
     ) -> Tensor:
-        windows = {layer.window for layer in self._config.layers}
-        step = Step(
-            kv_cache,
-            metadata.slot_mapping,
-            tuple(rotary.cos_sin(positions, metadata.max_model_len) for rotary in self._rotaries),
-            {window: metadata.plan_self(self._kernels, kv_cache.block_size, window=window) for window in windows},
-        )
+        step = self._plan_step(positions, kv_cache, metadata)
         run_layer = self._run_parallel_layer if self._config.parallel else self._run_layer
         hidden = self._embed(token_ids, positions, embeds)
         for index, layer in enumerate(self._layers):
@@ -111,6 +109,22 @@ class Decoder:
         if self._final_norm is not None:
             hidden = self._final_norm(hidden)
         return hidden if self._project_out is None else self._project_out(hidden)
+
+    def _plan_step(self, positions: Tensor, kv_cache: KVCache, metadata: AttentionMetadata) -> Step:
+        kernels, block_size, last = self._kernels, kv_cache.block_size, metadata.last
+        windows = {layer.window for layer in self._config.layers}
+        last_plan: PagedAttentionPlan | None = None
+        if last is not None:
+            window = self._config.layers[-1].window
+            last_plan = metadata.of_last(last).plan_self(kernels, block_size, window=window)
+        return Step(
+            kv_cache,
+            metadata.slot_mapping,
+            tuple(rotary.cos_sin(positions, metadata.max_model_len) for rotary in self._rotaries),
+            {window: metadata.plan_self(kernels, block_size, window=window) for window in windows},
+            None if last is None else last.tokens,
+            last_plan,
+        )
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         logits = self._head(hidden).float()
@@ -135,18 +149,34 @@ class Decoder:
         return hidden
 
     def _run_layer(self, index: int, layer: DecoderLayer, hidden: Tensor, step: Step) -> Tensor:
-        hidden = self._run_block(hidden, layer.attention_norms, lambda x, add: self._attend(index, layer, x, step, add))
+        kept = self._kept(index, step)
+        attend = partial(self._attend, index, layer, step)
+        hidden = self._run_block(hidden, layer.attention_norms, attend, kept)
         return self._run_block(hidden, layer.mlp_norms, layer.mlp)
 
     def _run_parallel_layer(self, index: int, layer: DecoderLayer, hidden: Tensor, step: Step) -> Tensor:
-        seen = _normed(hidden, layer.attention_norms.enter)
-        attended = self._attend(index, layer, seen, step, hidden)
-        seen = seen if layer.mlp_norms.enter is None else layer.mlp_norms.enter(hidden)
+        kept = self._kept(index, step)
+        seen, hidden = _normed(hidden, layer.attention_norms.enter), _rows(hidden, kept)
+        attended = self._attend(index, layer, step, seen, hidden)
+        seen = _rows(seen, kept) if layer.mlp_norms.enter is None else layer.mlp_norms.enter(hidden)
         return layer.mlp(seen, attended)
 
-    def _run_block(self, hidden: Tensor, norms: BlockNorms, block: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
-        """The stream after `block`, which adds to it by itself where nothing is done to what it puts out."""
-        x = _normed(hidden, norms.enter)
+    def _kept(self, index: int, step: Step) -> Tensor | None:
+        """The tokens that layer `index` goes on with; None for all."""
+        return step.last if index == len(self._layers) - 1 else None
+
+    def _run_block(
+        self,
+        hidden: Tensor,
+        norms: BlockNorms,
+        block: Callable[[Tensor, Tensor | None], Tensor],
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """The stream after `block`, which adds to it by itself where nothing is done to what it puts out.
+
+        kept: the tokens that it puts something out for; None for all.
+        """
+        x, hidden = _normed(hidden, norms.enter), _rows(hidden, kept)
         if norms.update is None and self._config.residual_multiplier == 1.0:
             return _normed(block(x, hidden), norms.leave)
         update = _normed(block(x, None), norms.update)
@@ -154,8 +184,8 @@ class Decoder:
             update = update * self._config.residual_multiplier
         return _normed(hidden + update, norms.leave)
 
-    def _attend(self, index: int, layer: DecoderLayer, x: Tensor, step: Step, add: Tensor | None) -> Tensor:
-        """[num_tokens, hidden], having written the keys and values of `x`."""
+    def _attend(self, index: int, layer: DecoderLayer, step: Step, x: Tensor, add: Tensor | None) -> Tensor:
+        """What attention puts out for the tokens that the layer goes on with, having written keys and values of all."""
         config = layer.config
         qkv = layer.qkv(x).view(len(x), self._config.num_heads + 2 * self._config.num_kv_heads, self._config.head_dim)
         rotation = None if config.rotary is None else step.rotations[config.rotary]
@@ -167,11 +197,14 @@ class Decoder:
         else:
             query, key, value = self._rotate(layer, qkv, rotation)
             self._kernels.reshape_and_cache(key, value, key_cache, value_cache, step.slot_mapping)
+        kept = self._kept(index, step)
+        plan = step.plans[config.window] if kept is None else step.last_plan
+        assert plan is not None, "tokens that a layer goes on with have a plan"
         attended = self._kernels.paged_attention(
-            query,
+            _rows(query, kept),
             key_cache,
             value_cache,
-            step.plans[config.window],
+            plan,
             scale=config.scale,
             soft_cap=self._config.attention_soft_cap,
         )  # [num_tokens, num_heads, head_dim]
@@ -224,6 +257,10 @@ def own_heads(config: DecoderConfig, shard: Shard) -> DecoderConfig:
 
 def _normed(x: Tensor, norm: Norm | None) -> Tensor:
     return x if norm is None else norm(x)
+
+
+def _rows(x: Tensor, kept: Tensor | None) -> Tensor:
+    return x if kept is None else x[kept]
 
 
 def _load_vocabulary(config: DecoderConfig, checkpoint: Checkpoint) -> tuple[Embedding, Linear]:

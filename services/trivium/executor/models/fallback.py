@@ -122,8 +122,8 @@ class FallbackDecoder:
         self._step = StepAttention(self._kernels, kv_cache, metadata)
         try:
             if embeds is None:
-                return self._run(positions, input_ids=token_ids)
-            return self._run(positions, inputs_embeds=embeds.put_into(self._embedding(token_ids)))
+                return metadata.wanted(self._run(positions, input_ids=token_ids))
+            return metadata.wanted(self._run(positions, inputs_embeds=embeds.put_into(self._embedding(token_ids))))
         finally:
             self._step = None
 

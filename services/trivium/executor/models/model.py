@@ -47,7 +47,10 @@ class DecoderGraph(Protocol):
         metadata: AttentionMetadata,
         embeds: InputEmbeds | None = None,
     ) -> Tensor:
-        """token_ids, positions [num_tokens] int64 -> hidden states [num_tokens, hidden]; writes the tokens' KV."""
+        """token_ids, positions [num_tokens] int64 -> hidden states; writes the KV of all tokens.
+
+        [num_tokens, hidden], or where `metadata.last` says what is wanted, [num_wanted, hidden].
+        """
         ...
 
     def compute_logits(self, hidden: Tensor) -> Tensor:

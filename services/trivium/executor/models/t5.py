@@ -160,7 +160,7 @@ class T5Decoder:
             attended = self._kernels.paged_attention(query, key_cache, value_cache, cross_plan, scale=_ATTENTION_SCALE)
             hidden = layer.cross_output(attended.flatten(1), hidden)
             hidden = stack.feed_forward(layer, hidden)
-        return stack.final_norm(hidden)
+        return stack.final_norm(metadata.wanted(hidden))
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         return self._head(hidden * self._stack.config.output_scale).float()
