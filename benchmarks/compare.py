@@ -35,7 +35,7 @@ def main() -> None:
     bench = Bench(
         report,
         Maker(args.threads, peers_spin=args.peers_spin, vllm_is_eager=not args.vllm_compiles),
-        FULL if args.full else QUICK,
+        (FULL if args.full else QUICK).with_at_most(args.runs),
         args.workloads,
         args.batches,
         args.name,
@@ -54,6 +54,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=count_cores())
     parser.add_argument("--full", action="store_true", help="more work, more runs, Qwen3-0.6B")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--runs", type=int, default=5, help="of each comparison, at most")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="of decode")
     parser.add_argument("--peers-spin", action="store_true", help="threads of peers wait as by default, not as ours")
     parser.add_argument("--vllm-compiles", action="store_true", help="vLLM with its compiler: starts in minutes")
