@@ -55,6 +55,7 @@ def create_app(
     chat = ChatEndpoint(*generating, enable_prompt_embeds=embeds, tool_parsers=config.tool_parsers)
     app = Starlette(
         routes=[
+            Route("/health", health.ready),  # as vLLM's scripts ask
             Route("/health/live", health.live),
             Route("/health/ready", health.ready),
             Route("/v1/models", models.list_models),

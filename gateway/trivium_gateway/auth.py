@@ -1,6 +1,6 @@
 """Who may call: one API key, compared in constant time.
 
-Deny by default: everything needs the key except the two paths in `OPEN_PATHS`, whether the path exists or not.
+Deny by default: everything needs the key except the paths in `OPEN_PATHS`, whether the path exists or not.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from trivium.errors import AuthenticationError
 from trivium_gateway.errors import Header
 
-OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
+OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 
 _SCHEME = b"Bearer "
 _TENANT_BYTES = 16

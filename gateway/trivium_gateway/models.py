@@ -1,4 +1,4 @@
-"""GET /v1/models, GET /v1/models/{id}, GET /health/live and GET /health/ready."""
+"""GET /v1/models, GET /v1/models/{id}, GET /health/live, and GET /health/ready or GET /health."""
 
 from __future__ import annotations
 

@@ -39,9 +39,9 @@ def test_live_answers_and_ready_names_what_is_missing(world: World) -> None:
 def test_ready_follows_the_engine() -> None:
     engine = FakeEngine(make_info("tiny"), is_ready=False)
     server = RunningServer({"tiny": engine})
-    assert request(server.port, "GET", "/health/ready").status == 503
+    assert [request(server.port, "GET", path).status for path in ("/health/ready", "/health")] == [503, 503]
     engine.ready = True
-    assert request(server.port, "GET", "/health/ready").status == 200
+    assert [request(server.port, "GET", path).status for path in ("/health/ready", "/health")] == [200, 200]
     server.stop()
 
 
@@ -88,6 +88,7 @@ def test_everything_needs_the_key(locked: RunningServer, method: str, path: str,
 def test_health_needs_no_key(locked: RunningServer) -> None:
     assert request(locked.port, "GET", "/health/live").status == 200
     assert request(locked.port, "GET", "/health/ready").status == 200
+    assert request(locked.port, "GET", "/health").status == 200
 
 
 def test_the_key_opens(locked: RunningServer) -> None:
