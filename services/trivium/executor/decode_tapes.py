@@ -93,8 +93,8 @@ class DecodeTapes:
         begin = time.perf_counter()
         try:
             recorded.recording = self._recorder.record(lambda: work(recorded.tensors))
-        except RuntimeError as error:
-            self._turn_off(str(error))
+        except Exception as error:  # whatever a recorder does not understand; if it is the step's own, it comes again
+            self._turn_off(f"recording failed: {error}")
             return work(recorded.tensors)
         num_rows, seconds = len(recorded.buffers[0]), time.perf_counter() - begin
         logger.info("decode steps of %d rows recorded in %.0f ms", num_rows, 1e3 * seconds)

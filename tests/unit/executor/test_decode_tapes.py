@@ -130,6 +130,18 @@ def test_a_step_that_reads_numbers_is_run_as_it_is(caplog: pytest.LogCaptureFixt
     assert not tapes.takes(2)
 
 
+def test_a_recorder_that_fails_fails_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing:
+        def record(self, work: Callable[[], Tensor]) -> Any:
+            raise TypeError("what is this?")
+
+    tapes = DecodeTapes(Failing(), [])
+    with caplog.at_level(logging.WARNING):
+        assert run(tapes, 1.0, lambda tensors: tensors[0] + 1.0) == [2.0, 2.0]
+    assert "what is this?" in caplog.text
+    assert not tapes.takes(2)
+
+
 def test_tables_may_get_narrower_and_wider() -> None:
     tapes = DecodeTapes(NativeRecorder(), [4])
     widths = []
