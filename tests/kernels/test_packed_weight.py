@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -108,3 +109,28 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     """(scales [rows, 1] float64, integers of -127 .. 127 [rows, columns] int64)."""
     largest = x.abs().amax(dim=1, keepdim=True)
     return largest.double() / 127, (x * (127 / largest)).round().long()
+
+
+def test_memory_comes_back_with_the_last_weight_of_a_chunk() -> None:
+    process, weight = psutil.Process(), torch.ones(1024, 4096)  # 16 MiB, of which four make a chunk
+    before = process.memory_info().rss
+    packed = [PackedWeight(weight, None, WeightType.FLOAT32) for _ in range(11)]
+    x = torch.ones(1, 4096)
+    assert process.memory_info().rss - before > 160 * 2**20
+    del packed[:5], packed[-5:]  # one is left in the middle
+    assert process.memory_info().rss - before < 80 * 2**20
+    assert packed[0](x).eq(4096).all()
+    del packed[0]
+    packed += [PackedWeight(torch.ones(7, 5), None, WeightType.FLOAT32)]  # in a chunk of its own, which is not touched
+    assert process.memory_info().rss - before < 16 * 2**20
+    assert packed[0](torch.ones(1, 5)).eq(5).all()
+
+
+def test_weight_larger_than_a_chunk() -> None:
+    small = PackedWeight(torch.ones(3, 3), None, WeightType.FLOAT32)
+    large = PackedWeight(torch.ones(4096, 4500), None, WeightType.FLOAT32)  # 70 MiB
+    other = PackedWeight(torch.full((3, 3), 2.0), None, WeightType.FLOAT32)
+    assert large(torch.ones(2, 4500)).eq(4500).all()
+    del large
+    assert small(torch.ones(1, 3)).eq(3).all()
+    assert other(torch.ones(1, 3)).eq(6).all()

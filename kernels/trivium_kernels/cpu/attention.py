@@ -112,7 +112,7 @@ def plan_varlen_attention(
     cu_seqlens: Tensor, *, causal: bool, bias_table: Tensor | None = None, device: torch.device | None = None
 ) -> NativeVarlenPlan:
     segments = [(start, end, 0, end - start) for start, end in pairwise(cu_seqlens.tolist())]
-    rows = _Rows(lambda: (segments, None))
+    rows = updated_in_replays(lambda: _Rows(lambda: (segments, None)))
     return NativeVarlenPlan(_Masks.of(rows, causal=causal, window=None, bias_table=bias_table))
 
 

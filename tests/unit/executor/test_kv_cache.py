@@ -46,6 +46,15 @@ def contents(cache: KVCache) -> torch.Tensor:
     return torch.stack([torch.stack(cache.layer(layer), 1) for layer in range(3)], 1)
 
 
+def test_rows_of_heads_begin_at_cache_lines() -> None:
+    shape = KVCacheShape(num_layers=2, num_kv_heads=3, head_dim=64)
+    caches = [KVCache(shape, num_blocks, block_size=4) for num_blocks in (1, 3, 500)]
+    for cache in caches:
+        key_cache, value_cache = cache.layer(1)
+        assert key_cache.data_ptr() % 64 == value_cache.data_ptr() % 64 == 0
+        assert not key_cache.any() and not value_cache.any()
+
+
 def test_a_given_size_is_used_to_the_last_whole_block(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         assert choose_num_blocks(make_config(BLOCK_BYTES * 100 + 1), SHAPE, 40, 0, available_bytes=0) == 100

@@ -37,10 +37,25 @@ struct Tile {
     float *sums;  // [QUERIES][head_dim]
 };
 
-// The values of a tile are asked for while its keys are used, and the keys of the next one while its values are: to the
-// second-level cache, because a tile of both does not fit into the first.
+// Few queries wait for memory. It is fastest where it is read in the order in which it lies, so that the hardware asks for
+// it ahead: all heads go over a few tokens before the next ones, the more the more queries there are, until those of a head
+// have TOGETHER numbers for each query. And it is asked for AHEAD numbers before, across tiles and tasks; of more
+// lines at once the hardware forgets some. Both measured on Zen 4.
+constexpr int TOGETHER = 256;
+constexpr int AHEAD = 2048;
+
+// To the second-level cache, because the first may be full of what is used before it.
 INLINE void prefetch_row(const float *row, int64_t size) {
     for (int64_t at = 0; at < size; at += 16) __builtin_prefetch(row + at, 0, 2);
+}
+
+// Row `number` of `count` rows, or of those that come after them.
+INLINE void prefetch_row_of(
+    const float *const *rows, int count, const float *const *later, int later_count, int64_t number, int64_t size) {
+    if (number < count)
+        prefetch_row(rows[number], size);
+    else if (number - count < later_count)
+        prefetch_row(later[number - count], size);
 }
 
 // How many keys of the tile query `q` sees, counted from its first one. Those that a window hides at the start count.
@@ -49,32 +64,37 @@ INLINE int num_seen(const Tile &t, const KeyTile &tile, int q) {
     return !t.a->is_causal || behind > tile.count ? tile.count : behind < 0 ? 0 : int(behind);
 }
 
-template <int NUM_QUERIES>
-static void score_queries(Tile &t, const KeyTile &tile, int begin) {
+// What the lanes of a product of a query and a key sum up: products[query][key % VW], of NUM_KEYS keys of a tile.
+template <int NUM_QUERIES, int NUM_KEYS>
+INLINE void multiply_keys(const Tile &t, const KeyTile &tile, int begin, int first, vf (*products)[VW]) {
     const int64_t dim = t.a->head_dim, whole = dim / VW * VW;
-    const int seen = num_seen(t, tile, begin + NUM_QUERIES - 1);
-    vf partial[NUM_QUERIES][VW];
-    for (int first = 0; first < seen; first += VW) {
-        int count = tile.count - first < VW ? tile.count - first : VW;
-        for (int i = 0; i < count; i++) {
-            const float *key = tile.keys[first + i] + t.key_offset;
-            if (begin == 0) prefetch_row(tile.values[first + i] + t.key_offset, dim);
-            vf sums[NUM_QUERIES] = {};
-            for (int64_t d = 0; d < whole; d += VW) {
-                vf k = load(key + d);
+    const float *const *query = t.query + begin, *const *keys = tile.keys + first;
+    vf sums[NUM_KEYS][NUM_QUERIES] = {};
+    auto add = [&](int64_t d, auto load_from) {
+        vf queries[NUM_QUERIES];
 #pragma GCC unroll 8
-                for (int q = 0; q < NUM_QUERIES; q++) sums[q] += load(t.query[begin + q] + d) * k;
-            }
-            if (whole < dim)
-                for (int q = 0; q < NUM_QUERIES; q++)
-                    sums[q] += load_some(t.query[begin + q] + whole, dim - whole) * load_some(key + whole, dim - whole);
-            for (int q = 0; q < NUM_QUERIES; q++) partial[q][i] = sums[q];
+        for (int q = 0; q < NUM_QUERIES; q++) queries[q] = load_from(query[q] + d);
+#pragma GCC unroll 8
+        for (int i = 0; i < NUM_KEYS; i++) {
+            vf key = load_from(keys[i] + t.key_offset + d);
+#pragma GCC unroll 8
+            for (int q = 0; q < NUM_QUERIES; q++) sums[i][q] += queries[q] * key;
         }
-        for (int q = 0; q < NUM_QUERIES; q++) {
-            for (int i = count; i < VW; i++) partial[q][i] = vf{};
-            store(t.scores[begin + q] + first, sums_of_lanes(partial[q]) * t.a->scale);
-        }
-    }
+    };
+    for (int64_t d = 0; d < whole; d += VW) add(d, [](const float *p) { return load(p); });
+    if (whole < dim) add(whole, [&](const float *p) { return load_some(p, dim - whole); });
+#pragma GCC unroll 8
+    for (int i = 0; i < NUM_KEYS; i++)
+#pragma GCC unroll 8
+        for (int q = 0; q < NUM_QUERIES; q++) products[begin + q][(first + i) % VW] = sums[i][q];
+}
+
+template <int NUM_QUERIES>
+static void multiply_queries(const Tile &t, const KeyTile &tile, int begin, int first, int end, vf (*products)[VW]) {
+    constexpr int KEYS_AT_ONCE = VW == 16 ? 4 : 2;
+    for (; first + KEYS_AT_ONCE <= end; first += KEYS_AT_ONCE)
+        multiply_keys<NUM_QUERIES, KEYS_AT_ONCE>(t, tile, begin, first, products);
+    for (; first < end; first++) multiply_keys<NUM_QUERIES, 1>(t, tile, begin, first, products);
 }
 
 // Number d of key k of the tile goes to columns[d * KEYS + k]; what fills up whole vectors is 0.
@@ -142,14 +162,21 @@ INLINE void score_turned(Tile &t, const KeyTile &tile, float *columns) {
     for (; q < t.num_queries; q++) score_columns<1, WIDE>(t, tile, columns, q);
 }
 
-INLINE void score(Tile &t, const KeyTile &tile, float *columns) {
-    if (t.num_queries >= TURNED) return score_turned(t, tile, columns);
+INLINE void multiply_few(const Tile &t, const KeyTile &tile, int first, int end, vf (*products)[VW]) {
     int q = 0;
-    for (; q + 4 <= t.num_queries; q += 4) score_queries<4>(t, tile, q);
+    for (; q + 4 <= t.num_queries; q += 4) multiply_queries<4>(t, tile, q, first, end, products);
     switch (t.num_queries - q) {
-        case 1: return score_queries<1>(t, tile, q);
-        case 2: return score_queries<2>(t, tile, q);
-        case 3: return score_queries<3>(t, tile, q);
+        case 1: return multiply_queries<1>(t, tile, q, first, end, products);
+        case 2: return multiply_queries<2>(t, tile, q, first, end, products);
+        case 3: return multiply_queries<3>(t, tile, q, first, end, products);
+    }
+}
+
+// Scores of the `count` keys from `first` on, a vector at most, of their products.
+INLINE void score_few(Tile &t, int first, int count, vf (*products)[VW]) {
+    for (int q = 0; q < t.num_queries; q++) {
+        for (int i = count; i < VW; i++) products[q][i] = vf{};
+        store(t.scores[q] + first, sums_of_lanes(products[q]) * t.a->scale);
     }
 }
 
@@ -209,17 +236,18 @@ INLINE void soften(Tile &t, int padded) {
 }
 
 template <int TOGETHER, int VECTORS>
-INLINE void add_values_of(Tile &t, const KeyTile &tile, int q, int64_t d) {
+INLINE void add_values_of(Tile &t, const KeyTile &tile, int q, int64_t d, int first, int end) {
     const int64_t dim = t.a->head_dim, from = t.key_offset + d;
     const float *scores = t.scores[q];
     float *sums = t.sums + q * dim + d;
     const int seen = num_seen(t, tile, q + TOGETHER - 1);
+    if (seen < end) end = seen;
     vf acc[TOGETHER][VECTORS];
 #pragma GCC unroll 8
     for (int i = 0; i < TOGETHER; i++)
 #pragma GCC unroll 8
         for (int v = 0; v < VECTORS; v++) acc[i][v] = load(sums + i * dim + v * VW);
-    for (int k = 0; k < seen; k++) {
+    for (int k = first; k < end; k++) {
         const float *value = tile.values[k] + from;
         vf values[VECTORS];
 #pragma GCC unroll 8
@@ -238,26 +266,26 @@ INLINE void add_values_of(Tile &t, const KeyTile &tile, int q, int64_t d) {
 }
 
 template <int TOGETHER>
-static void add_values_to(Tile &t, const KeyTile &tile, int q) {
+static void add_values_to(Tile &t, const KeyTile &tile, int q, int first, int end) {
     const int64_t dim = t.a->head_dim, whole = dim / VW * VW;
     constexpr int WIDE = VW == 16 ? 4 : 2;
     int64_t d = 0;
-    for (; d + WIDE * VW <= whole; d += WIDE * VW) add_values_of<TOGETHER, WIDE>(t, tile, q, d);
-    for (; d < whole; d += VW) add_values_of<TOGETHER, 1>(t, tile, q, d);
+    for (; d + WIDE * VW <= whole; d += WIDE * VW) add_values_of<TOGETHER, WIDE>(t, tile, q, d, first, end);
+    for (; d < whole; d += VW) add_values_of<TOGETHER, 1>(t, tile, q, d, first, end);
     for (int i = 0; i < TOGETHER; i++)
         for (d = whole; d < dim; d++)
-            for (int k = 0; k < tile.count; k++)
+            for (int k = first; k < end; k++)
                 t.sums[(q + i) * dim + d] += t.scores[q + i][k] * tile.values[k][t.key_offset + d];
 }
 
-INLINE void add_values(Tile &t, const KeyTile &tile) {
-    for (int k = 0; k < tile.next_count; k++) prefetch_row(tile.next_keys[k] + t.key_offset, t.a->head_dim);
+// Of the keys [first, end) of the tile.
+INLINE void add_values(Tile &t, const KeyTile &tile, int first, int end) {
     int q = 0;
-    for (; q + 4 <= t.num_queries; q += 4) add_values_to<4>(t, tile, q);
+    for (; q + 4 <= t.num_queries; q += 4) add_values_to<4>(t, tile, q, first, end);
     switch (t.num_queries - q) {
-        case 1: return add_values_to<1>(t, tile, q);
-        case 2: return add_values_to<2>(t, tile, q);
-        case 3: return add_values_to<3>(t, tile, q);
+        case 1: return add_values_to<1>(t, tile, q, first, end);
+        case 2: return add_values_to<2>(t, tile, q, first, end);
+        case 3: return add_values_to<3>(t, tile, q, first, end);
     }
 }
 
@@ -316,39 +344,92 @@ static void finish(const Tile &t, const Task &task) {
 struct Scratch {
     Tile tiles[HEADS];
     KeyTile keys;
-    float *floats;   // sums of every head
-    float *columns;  // [head_dim, filled up to whole vectors][KEYS]
+    vf products[HEADS][TURNED][VW];  // of few queries with some keys
+    float *floats;                   // sums of every head
+    float *columns;                  // [head_dim, filled up to whole vectors][KEYS]
 };
 
-static void run(const Task &task, Scratch &scratch) {
+// Adds the tile to the sums of every head. The next keys are asked for while the values are used.
+static void attend_many(Scratch &scratch, int num_heads) {
+    const KeyTile &tile = scratch.keys;
+    for (int h = 0; h < num_heads; h++) {
+        Tile &t = scratch.tiles[h];
+        score_turned(t, tile, scratch.columns);
+        edit_scores(t, tile);
+        soften(t, tile.padded);
+        for (int k = 0; k < tile.next_count; k++) prefetch_row(tile.next_keys[k] + t.key_offset, t.a->head_dim);
+        add_values(t, tile, 0, tile.count);
+    }
+}
+
+static void attend_few(Scratch &scratch, int num_heads) {
+    const KeyTile &tile = scratch.keys;
+    const int64_t size = num_heads * scratch.tiles[0].a->head_dim;
+    const int64_t ahead = size < AHEAD ? AHEAD / size : 1;
+    const int64_t numbers = TOGETHER * scratch.tiles[0].num_queries;
+    const int together = int(size < numbers ? numbers / size : 1);
+    for (int first = 0; first < tile.count; first += VW) {
+        const int count = tile.count - first < VW ? tile.count - first : VW, end = first + count;
+        for (int k = first; k < end; k += together) {
+            const int stop = end - k < together ? end : k + together;
+            for (int i = k; i < stop; i++)
+                prefetch_row_of(tile.keys, tile.count, tile.values, tile.count, i + ahead, size);
+            for (int h = 0; h < num_heads; h++) multiply_few(scratch.tiles[h], tile, k, stop, scratch.products[h]);
+        }
+        for (int h = 0; h < num_heads; h++) score_few(scratch.tiles[h], first, count, scratch.products[h]);
+    }
+    for (int h = 0; h < num_heads; h++) {
+        edit_scores(scratch.tiles[h], tile);
+        soften(scratch.tiles[h], tile.padded);
+    }
+    for (int k = 0; k < tile.count; k += together) {
+        const int stop = tile.count - k < together ? tile.count : k + together;
+        for (int i = k; i < stop; i++)
+            prefetch_row_of(tile.values, tile.count, tile.next_keys, tile.next_count, i + ahead, size);
+        for (int h = 0; h < num_heads; h++) add_values(scratch.tiles[h], tile, k, stop);
+    }
+}
+
+// The keys that some query of a task sees: [from, to).
+static void find_range(const Task &task, int64_t &from, int64_t &to) {
+    const Attention &a = *task.a;
+    from = 0, to = task.segment.context;
+    if (!a.is_causal) return;
+    const int64_t shared = a.num_heads / a.num_kv_heads, num_queries = task.segment.end - task.segment.begin;
+    const int64_t left = num_queries * shared - task.first_query, count = left < QUERIES ? left : QUERIES;
+    const int64_t begin = task.segment.context - num_queries;  // position of the segment's first query
+    to = begin + (task.first_query + count - 1) / shared + 1;
+    const int64_t hidden = begin + task.first_query / shared - a.window + 1;
+    if (a.window > 0 && hidden > 0) from = hidden / KEYS * KEYS;
+}
+
+// next: what this thread computes after it, or null.
+static void run(const Task &task, const Task *next, Scratch &scratch) {
     const Attention &a = *task.a;
     const int num_heads = int(task.end_head - task.head);
     for (int h = 0; h < num_heads; h++)
         start(scratch.tiles[h], task, task.head + h, scratch.floats + h * QUERIES * a.head_dim);
-    const Tile &any = scratch.tiles[0];
-    int64_t from = 0, to = task.segment.context;
-    if (a.is_causal) {
-        to = any.position[any.num_queries - 1] + 1;
-        if (a.window > 0 && any.position[0] - a.window + 1 > 0) from = (any.position[0] - a.window + 1) / KEYS * KEYS;
-    }
+    int64_t from, to, next_from = 0, next_to = 0;
+    find_range(task, from, to);
+    if (next) find_range(*next, next_from, next_to);
+    KeyTile &tile = scratch.keys;
+    auto find = [&](const Task &of, int64_t first, int64_t end, const float **keys, const float **values) {
+        const int count = int(end - first < KEYS ? end - first : KEYS);
+        find_rows(a, of.segment, of.head, first, count, keys, values);
+        return count;
+    };
     for (int64_t first = from; first < to; first += KEYS) {
-        KeyTile &tile = scratch.keys;
-        int64_t left = to - first, behind = left - KEYS;
         tile.first = first;
-        tile.count = int(left < KEYS ? left : KEYS);
+        tile.count = find(task, first, to, tile.keys, tile.values);
         tile.padded = (tile.count + VW - 1) / VW * VW;
-        tile.next_count = int(behind < 0 ? 0 : behind < KEYS ? behind : KEYS);
-        find_rows(a, task.segment, task.head, first, tile.count, tile.keys, tile.values);
-        if (first == from)
-            for (int k = 0; k < tile.count; k++) prefetch_row(tile.keys[k], num_heads * a.head_dim);
-        find_rows(a, task.segment, task.head, first + KEYS, tile.next_count, tile.next_keys, nullptr);
-        for (int h = 0; h < num_heads; h++) {
-            Tile &t = scratch.tiles[h];
-            score(t, tile, scratch.columns);
-            edit_scores(t, tile);
-            soften(t, tile.padded);
-            add_values(t, tile);
-        }
+        if (first + KEYS < to)
+            tile.next_count = find(task, first + KEYS, to, tile.next_keys, nullptr);
+        else
+            tile.next_count = next ? find(*next, next_from, next_to, tile.next_keys, nullptr) : 0;
+        if (scratch.tiles[0].num_queries < TURNED)
+            attend_few(scratch, num_heads);
+        else
+            attend_many(scratch, num_heads);
     }
     for (int h = 0; h < num_heads; h++) finish(scratch.tiles[h], task);
 }
@@ -363,7 +444,25 @@ static int64_t query_tiles(const Attention &a, const Segment &segment) {
     return (queries + QUERIES - 1) / QUERIES;
 }
 
-// Tasks are numbered segment by segment, group of heads by group, tile by tile.
+// Tasks are numbered segment by segment, group of heads by group, tile by tile. This has those from `number` to `end`.
+struct Tasks {
+    const Attending &job;
+    int64_t number, end;
+    int64_t segment = 0, first = 0;  // `first` is the number of the segment's first task
+
+    bool read(Task &task) {
+        if (number >= end) return false;
+        const Attention &a = *job.a;
+        int64_t tiles;
+        while (tiles = query_tiles(a, a.segments[segment]), number >= first + tiles * job.head_groups)
+            first += tiles * job.head_groups, segment++;
+        const int64_t i = number++ - first, head = i / tiles * job.heads_per_task;
+        const int64_t end_head = head + job.heads_per_task;
+        task = {&a, a.segments[segment], i % tiles * QUERIES, head, end_head < a.num_kv_heads ? end_head : a.num_kv_heads};
+        return true;
+    }
+};
+
 static void attend_tasks(const void *arg, int64_t begin, int64_t end) {
     const Attending &job = *static_cast<const Attending *>(arg);
     const Attention &a = *job.a;
@@ -373,15 +472,13 @@ static void attend_tasks(const void *arg, int64_t begin, int64_t end) {
     const int64_t num_sums = HEADS * QUERIES * a.head_dim;
     scratch.floats = buffer.of(num_sums + (a.head_dim + VW) * KEYS);
     scratch.columns = scratch.floats + num_sums;
-    int64_t number = 0;
-    for (int64_t s = 0; s < a.num_segments && number < end; s++) {
-        const int64_t tiles = query_tiles(a, a.segments[s]), count = tiles * job.head_groups;
-        for (int64_t i = begin > number ? begin - number : 0; i < count && number + i < end; i++) {
-            int64_t head = i / tiles * job.heads_per_task, end_head = head + job.heads_per_task;
-            if (end_head > a.num_kv_heads) end_head = a.num_kv_heads;
-            run({&a, a.segments[s], i % tiles * QUERIES, head, end_head}, scratch);
-        }
-        number += count;
+    Tasks tasks = {job, begin, end};
+    Task task, next;
+    bool is_next = tasks.read(next);
+    while (is_next) {
+        task = next;
+        is_next = tasks.read(next);
+        run(task, is_next ? &next : nullptr, scratch);
     }
 }
 

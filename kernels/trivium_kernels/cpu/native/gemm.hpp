@@ -7,11 +7,22 @@
 constexpr int PANEL = 2 * VW;
 constexpr int MAX_ROWS = VW == 16 ? 12 : 6;  // 2 * MAX_ROWS sums fit into the registers
 
+// Weights are asked for so long before they are used, if there are PREFETCHED_ROWS: with fewer the hardware does it as well,
+// and one row is as fast as memory. Both, and to which cache, measured on Zen 4, from 0.5 to 32 KiB.
+constexpr int BYTES_AHEAD = 8192;
+
+template <int LOCALITY>
+INLINE void prefetch_ahead(const void *p, int num_bytes) {
+    for (int line = 0; line < num_bytes; line += 64)
+        __builtin_prefetch(static_cast<const char *>(p) + BYTES_AHEAD + line, 0, LOCALITY);
+}
+
 static int64_t num_panels(int64_t n) { return (n + PANEL - 1) / PANEL; }
 
 // How the weights of PANEL columns at one k are stored, and read as two vectors.
 struct F32 {
     using Element = float;
+    static constexpr int PREFETCHED_ROWS = 6, LOCALITY = 2;
     INLINE void load_weights(const Element *p, vf &left, vf &right) { left = load(p), right = load(p + VW); }
     INLINE void store_weight(Element *p, int column, float x) { p[column] = x; }
 };
@@ -20,6 +31,7 @@ struct F32 {
 // that a shift and a mask are all it takes.
 struct BF16 {
     using Element = uint16_t;
+    static constexpr int PREFETCHED_ROWS = 3, LOCALITY = 3;
     INLINE void load_weights(const Element *p, vf &left, vf &right) {
         vi both;
         memcpy(&both, p, sizeof both);
@@ -35,6 +47,7 @@ struct BF16 {
 #ifdef HAS_F16
 struct F16 {
     using Element = uint16_t;
+    static constexpr int PREFETCHED_ROWS = 3, LOCALITY = 3;
     INLINE void load_weights(const Element *p, vf &left, vf &right) { left = from_f16(p), right = from_f16(p + VW); }
     INLINE void store_weight(Element *p, int column, float x) { p[column] = to_f16(x); }
 };
@@ -80,6 +93,7 @@ INLINE void multiply_rows(
     for (int64_t k = 0; k < g.k; k++) {
         const typename W::Element *p = panel + k * PANEL;
         vf w0, w1, a;
+        if constexpr (NUM_ROWS >= W::PREFETCHED_ROWS) prefetch_ahead<W::LOCALITY>(p, PANEL * sizeof(*p));
         W::load_weights(p, w0, w1);
         ((a = splat(x[ROWS * stride + k]), left[ROWS] += a * w0, right[ROWS] += a * w1), ...);
     }

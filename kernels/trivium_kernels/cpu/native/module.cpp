@@ -7,32 +7,29 @@
 #include <cstdlib>
 #include <cstring>
 #include <vector>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include "kernels.hpp"
 #include "pool.hpp"
+#include "weight_memory.hpp"
 
 namespace {
 
 const Kernels *kernels;
 thread_local int num_threads = 1;
 
-constexpr size_t HUGE_PAGE = size_t(1) << 21;
 constexpr double WORTH_RELEASING = 1e5;  // operations; shorter calls keep the interpreter lock
 
 struct Packed {
     Gemm gemm;  // without x, y and m
     const Kernels *kernels;
-    void *memory;
+    WeightMemory memory;
 };
 
 const char PACKED[] = "trivium_kernels.packed";
 
 void free_packed(PyObject *capsule) {
     auto *packed = static_cast<Packed *>(PyCapsule_GetPointer(capsule, PACKED));
-    free(packed->memory);
+    free_weight(packed->memory);
     free(packed);
 }
 
@@ -95,24 +92,20 @@ PyObject *pack(PyObject *, PyObject *const *args, Py_ssize_t count) {
     if (!read_numbers(args, count, 5, v)) return nullptr;
     auto type = WeightType(v[0]);
     auto bytes = size_t(kernels->packed_bytes(type, v[3], v[4]));
-    size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : 64;
-    void *memory = aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+    const WeightMemory memory = allocate_weight(bytes);
     auto *packed = static_cast<Packed *>(calloc(1, sizeof(Packed)));
-    if (!memory || !packed) {
-        free(memory), free(packed);
+    if (!memory.bytes || !packed) {
+        free_weight(memory), free(packed);
         return PyErr_NoMemory();
     }
-#if defined(__linux__)
-    if (alignment == HUGE_PAGE) madvise(memory, bytes, MADV_HUGEPAGE);
-#endif
     packed->memory = memory;
     packed->kernels = kernels;
-    packed->gemm.panels = memory;
+    packed->gemm.panels = memory.bytes;
     packed->gemm.bias = address<const float>(v[2]);
     packed->gemm.n = v[3], packed->gemm.k = v[4];
     packed->gemm.type = type;
     Py_BEGIN_ALLOW_THREADS
-    kernels->pack(type, address<const float>(v[1]), v[3], v[4], memory, num_threads);
+    kernels->pack(type, address<const float>(v[1]), v[3], v[4], memory.bytes, num_threads);
     Py_END_ALLOW_THREADS
     return PyCapsule_New(packed, PACKED, free_packed);
 }
