@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness import Ratio, Timing, Timings, table
-from roster import CONTINUOUS, CT2, CT2_HALF, CT2_INT8, EXACT, HALF, HF, INT8, VLLM
+from roster import BFLOAT16, CONTINUOUS, CT2, CT2_HALF, CT2_INT8, EXACT, HALF, HF, INT8, VLLM
 
 LIMIT = "the machine's limit"
 SERVE = "trivium serve"
@@ -60,9 +60,9 @@ def _order(kind: Kind, ours: Timing, peer: Timing) -> tuple[Timing, Timing]:
     return (peer, ours) if kind == "slower peer" else (ours, peer)
 
 
-def _decode(kind: str, ours: str, against: tuple[str, ...], bounds: Sequence[float]) -> list[Goal]:
+def _decode(kind: str, ours: str, against: tuple[str, ...], bounds: Sequence[float], setting: str = "") -> list[Goal]:
     return [
-        Goal(f"decode, {kind}, batch {batch}", decode_key(kind, batch), ours, against, bound)
+        Goal(f"decode, {kind}{setting}, batch {batch}", decode_key(kind, batch), ours, against, bound)
         for batch, bound in zip((1, 8, 32), bounds, strict=True)
     ]
 
@@ -85,6 +85,7 @@ GOALS = (
     *_decode("float32", EXACT, (VLLM,), (2.5, 2.2, 2.2)),
     *_decode("16-bit", HALF, (CT2, CT2_HALF), (1.5, 1.8, 1.9)),
     *_decode("16-bit", HALF, (CT2, CT2_HALF, CT2_INT8), (1.5, 1.8, 1.9)),
+    *_decode("16-bit", BFLOAT16, (CT2, CT2_HALF, CT2_INT8), (1.5, 1.8, 1.9), " with --dtype bfloat16"),
     *_decode("int8", INT8, (CT2_INT8,), (2, 2, 2)),
     Goal("prefill, 8 prompts of 512 tokens", PREFILL, EXACT, (HF, CT2, VLLM), 1.2),
     Goal("mixed arrivals, Qwen3-0.6B, throughput", ARRIVALS, HALF, (CONTINUOUS,), 2.5),

@@ -19,7 +19,7 @@ from peers import Peer, PeerError
 from trivium.process import wait_passively
 
 VLLM_VARIABLE = "TRIVIUM_BENCH_VLLM"  # the interpreter of an environment with vLLM
-EXACT, HALF, INT8 = "trivium float32", "trivium 16-bit", "trivium int8"
+EXACT, HALF, BFLOAT16, INT8 = "trivium float32", "trivium 16-bit", "trivium bfloat16", "trivium int8"
 HF, HF_BF16, CONTINUOUS = "transformers generate", "transformers generate bfloat16", "transformers continuous"
 CT2, CT2_INT8, CT2_HALF = "CTranslate2 float32", "CTranslate2 int8", "CTranslate2 16-bit"
 VLLM = "vLLM"
@@ -40,7 +40,7 @@ class Maker:
 
     def start(self, shape: Shape, name: str) -> Peer:
         """Raises PeerError if the peer is not installed, or cannot run this model on this machine."""
-        if name in (EXACT, HALF, INT8):
+        if name in (EXACT, HALF, BFLOAT16, INT8):
             return self._trivium(shape, name)
         if name in (HF, HF_BF16, CONTINUOUS):
             return self._transformers(shape, name)
@@ -57,6 +57,7 @@ class Maker:
             checkpoint=str(checkpoint(shape)),
             num_threads=self.num_threads,
             quantization="int8" if name == INT8 else None,
+            dtype="bfloat16" if name == BFLOAT16 else "auto",
         )
 
     def _transformers(self, shape: Shape, name: str) -> Peer:

@@ -159,7 +159,8 @@ class ExecutorConfig:
     """Settings of one executor.
 
     model: a local directory, a bundled name or a hub id. device: "auto" takes a GPU where torch finds one. dtype: on a
-    CPU everything is computed in float32; on a GPU "auto" is the checkpoint's own type. kv_cache_memory_bytes: None
+    GPU "auto" is the checkpoint's own type; on a CPU all is computed in float32, but with "bfloat16" the products of
+    linear layers, where the processor has instructions for it. kv_cache_memory_bytes: None
     takes the default share of free memory, on a GPU what gpu_memory_utilization (None: 0.9) of its memory leaves beside
     the weights. swap_space_gib: host memory for the KV of preempted requests; 0 has them compute it again.
     quantization: None, or "int8": 8-bit weights and activations in every linear layer; the name of a format that

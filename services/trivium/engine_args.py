@@ -135,8 +135,8 @@ class EngineArgs:
 
     model: a local directory, a bundled name ("trivium-chat", "trivium-translate") or a hub id; revision: of the hub.
     tokenizer, tokenizer_revision: instead of the model's own. skip_tokenizer_init: token ids in, token ids out.
-    dtype: "auto", "float", "float32", "bfloat16" or "float16"; on a CPU all of them compute in float32, on a
-    GPU "auto" is the checkpoint's own type. device: "auto", "cpu" or "cuda".
+    dtype: "auto", "float", "float32", "bfloat16" or "float16"; on a GPU "auto" is the checkpoint's own type; on a CPU
+    all of them compute in float32, but for the products of "bfloat16". device: "auto", "cpu" or "cuda".
     seed: drives the requests that have no seed of their own, in the order in which they are given.
     max_model_len: None and "auto" take the model's own, or what the KV cache holds if that is less.
     kv_cache_memory_bytes: None takes a share of free memory, and the log says how many tokens that is.

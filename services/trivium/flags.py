@@ -25,7 +25,7 @@ TokenizerAddress = Annotated[str, _flag("tokenizer", "The tokenizer.", metavar="
 ExecutorAddress = Annotated[str, _flag("executor", "The executor.", metavar="ADDRESS", parser=parse_address)]
 Routes = Annotated[list[str], _flag("model", "A model and its scheduler; repeatable.", metavar="NAME=ADDRESS")]
 SchedulerModel = Annotated[str, _flag("model", "Name of the model.", metavar="NAME")]
-Dtype = Annotated[str, _flag("dtype", "Type of weights and activations; on a CPU always float32.")]
+Dtype = Annotated[str, _flag("dtype", "Type of weights and activations; on a CPU float32, or bfloat16 for products.")]
 Device = Annotated[str, _flag("device", "Where the model runs: auto, cpu or cuda.")]
 Revision = Annotated[str | None, _flag("revision", "Branch, tag or commit of a hub model.")]
 MaxModelLen = Annotated[int | None, _flag("max-model-len", "Most tokens of prompt and output.", min=1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -22,6 +23,14 @@ DTYPES = {
     WeightType.BFLOAT16: torch.bfloat16,
     WeightType.FLOAT16: torch.float16,
 }
+MISSING = {
+    ("base", WeightType.FLOAT16),
+    ("base", WeightType.INT8),
+    ("base", WeightType.BFLOAT16_PAIRS),
+    ("avx2", WeightType.BFLOAT16_PAIRS),
+}
+if "avx512_bf16" not in Path("/proc/cpuinfo").read_text():
+    MISSING.add(("avx512", WeightType.BFLOAT16_PAIRS))
 
 
 @pytest.fixture(params=INSTRUCTION_SETS, autouse=True)
@@ -34,10 +43,7 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def need(weight_type: WeightType) -> None:
     if not can_pack(weight_type):
-        assert (_native.instruction_set(), weight_type) in {
-            ("base", WeightType.FLOAT16),
-            ("base", WeightType.INT8),
-        }, "every other combination is there"
+        assert (_native.instruction_set(), weight_type) in MISSING, "every other combination is there"
         pytest.skip("no instructions for it")
 
 
@@ -86,6 +92,29 @@ def test_int8_sums_are_exact(shape: tuple[int, int]) -> None:
         x_scales, x_quantized = quantize(x)
         exact = (x_quantized @ quantized.T).double() * x_scales * scales.T + bias
         assert_near(packed(padded(x)), exact, factor=4)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products_of_bfloat16(shape: tuple[int, int]) -> None:
+    """Against products in float64 of the same rounded numbers."""
+    need(WeightType.BFLOAT16_PAIRS)
+    weight, bias = randn(*shape), randn(shape[0], seed=1)
+    packed = PackedWeight(weight, bias, WeightType.BFLOAT16_PAIRS)
+    for num_rows in ROWS:
+        x, residual = randn(num_rows, shape[1], seed=2), randn(num_rows, shape[0], seed=3)
+        expected = x.bfloat16().double() @ weight.bfloat16().double().T + bias
+        assert_near(packed(padded(x)), expected, factor=4)
+        assert_near(packed(x, padded(residual)), expected + residual, factor=4)
+
+
+def test_bfloat16_keeps_what_is_not_finite() -> None:
+    need(WeightType.BFLOAT16_PAIRS)
+    packed, x = PackedWeight(torch.ones(40, 9), None, WeightType.BFLOAT16_PAIRS), torch.ones(3, 9)
+    x[0, 8], x[1, 3] = torch.nan, torch.inf
+    y = packed(x)
+    assert y[0].isnan().all()
+    assert y[1].eq(torch.inf).all()
+    assert y[2].eq(9).all()
 
 
 def test_int8_of_zeros_is_the_bias() -> None:

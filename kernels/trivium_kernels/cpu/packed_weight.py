@@ -12,12 +12,17 @@ from trivium_kernels.cpu.memory import empty
 
 
 class WeightType(IntEnum):
-    """How weights are stored; products are float32, of INT8 in integers with activations quantized row by row."""
+    """How weights are stored. Products are float32 with activations as they are, but for the last two.
+
+    INT8: products of integers, with activations quantized row by row. BFLOAT16_PAIRS: products of bfloat16, to which
+    activations are rounded, with sums in float32.
+    """
 
     FLOAT32 = 0
     BFLOAT16 = 1
     FLOAT16 = 2
     INT8 = 3
+    BFLOAT16_PAIRS = 4
 
 
 def can_pack(weight_type: WeightType) -> bool:

@@ -27,7 +27,12 @@ def choose_products(config: ExecutorConfig, platform: Platform, model: LanguageM
     """How layers of floats multiply: on a CPU whatever trials find, on a GPU cuBLAS, or in 8 bits."""
     if not platform.is_gpu:
         linears = _layers_to_tune(model, checkpoint)
-        tune(linears, allow_half=checkpoint.stores_half, quantization=config.quantization)
+        tune(
+            linears,
+            allow_half=checkpoint.stores_half,
+            quantization=config.quantization,
+            in_bfloat16=config.dtype == "bfloat16",
+        )
     elif config.quantization == "int8":
         quantize(find_linears((model.decoder, model.encoder)), platform.kernels.byte_linear)
 

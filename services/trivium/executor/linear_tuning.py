@@ -20,6 +20,7 @@ from trivium.executor.products import (
     INT8,
     NATIVE,
     NATIVE_BF16,
+    NATIVE_BF16_PRODUCTS,
     NATIVE_FP16,
     NATIVE_INT8,
     ONEDNN,
@@ -45,13 +46,14 @@ _HALVES = (NATIVE_BF16, NATIVE_FP16)
 Shape = tuple[int, int]
 
 
-def tune(linears: Sequence[Linear], *, allow_half: bool, quantization: str | None) -> None:
+def tune(linears: Sequence[Linear], *, allow_half: bool, quantization: str | None, in_bfloat16: bool = False) -> None:
     """Pack the weights of `linears`. allow_half: the checkpoint stores 16-bit floats, and they may stay so.
 
-    With quantization "int8" every layer multiplies in int8.
+    in_bfloat16: weights and activations are rounded to it, where the processor multiplies such numbers. With
+    quantization "int8" every layer multiplies in int8 instead.
     """
     begin = time.perf_counter()
-    packings = _packings(allow_half=allow_half, quantization=quantization)
+    packings = _packings(allow_half=allow_half, quantization=quantization, in_bfloat16=in_bfloat16)
     shapes = {linear.shape for linear in linears}
     is_small = sum(linear.shape[0] * linear.shape[1] for linear in linears) < _MIN_TRIED_ELEMENTS
     ranking = dict.fromkeys(shapes, tuple(packings)) if len(packings) == 1 or is_small else rank(shapes, packings)
@@ -116,13 +118,15 @@ def _run(trials: Sequence[_Trial], num_rows: int) -> None:
             trial.run(inputs[trial.shape[1]])
 
 
-def _packings(*, allow_half: bool, quantization: str | None) -> list[Packing]:
+def _packings(*, allow_half: bool, quantization: str | None, in_bfloat16: bool) -> list[Packing]:
     """What there is, an exact one first: our own, or where they cannot be had, torch's.
 
     They are not mixed, because a row has the same result beside any other rows only with ours.
     """
     if quantization == "int8":
         return _available([NATIVE_INT8]) or _available([INT8]) or [PLAIN]
+    if in_bfloat16 and (products := _available([NATIVE_BF16_PRODUCTS])):
+        return products
     ours = _available([NATIVE, *((NATIVE_BF16, NATIVE_FP16) if allow_half else ())])
     return ours if NATIVE in ours else [*_available([ONEDNN, *((HALF,) if allow_half else ())]), PLAIN]
 

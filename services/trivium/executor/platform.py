@@ -80,8 +80,9 @@ def choose_device(device: str) -> torch.device:
 
 
 def _cpu_dtype(name: str) -> torch.dtype:
+    """float32: with bfloat16 only products are rounded (`layer_products`)."""
     _check_dtype(name)
-    if _TYPES.get(name, torch.float32) is not torch.float32:
+    if _TYPES.get(name) is torch.float16:
         logger.warning("dtype adjusted from %s to float32: half-precision arithmetic is far slower on a CPU", name)
     return torch.float32
 

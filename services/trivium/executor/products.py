@@ -1,7 +1,8 @@
 """Packed matrix products for a CPU: what `linear_tuning` chooses from.
 
 Ours in C++ (`trivium_kernels.cpu`), and private operators of torch. Each is optional: `why_unavailable` tries it on
-this processor. All read packed weights that are made once; arithmetic is float32, but for int8.
+this processor. All read packed weights that are made once; arithmetic is float32, but for int8
+and products of bfloat16.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ INT8 = Packing("int8", _pack_int8, 1, 4e-2)
 NATIVE = Packing("native float32", _pack_native("FLOAT32"), 4, 1e-5)
 NATIVE_BF16 = Packing("native bfloat16", _pack_native("BFLOAT16"), 2, 2e-2, _is_exact_in(torch.bfloat16))
 NATIVE_FP16 = Packing("native float16", _pack_native("FLOAT16"), 2, 2e-3, _is_exact_in(torch.float16))
+NATIVE_BF16_PRODUCTS = Packing("native products of bfloat16", _pack_native("BFLOAT16_PAIRS"), 2, 2e-2)
 NATIVE_INT8 = Packing("native int8", _pack_native("INT8"), 1, 4e-2)
 
 

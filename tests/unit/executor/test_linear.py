@@ -17,12 +17,14 @@ from trivium.executor.products import (
     INT8,
     NATIVE,
     NATIVE_BF16,
+    NATIVE_BF16_PRODUCTS,
     NATIVE_FP16,
     NATIVE_INT8,
     ONEDNN,
     PLAIN,
     Packing,
 )
+from trivium_kernels.cpu import WeightType, can_pack
 
 # Largest error, as a share of the largest result.
 TOLERANCE = {
@@ -32,10 +34,13 @@ TOLERANCE = {
     INT8.name: 3e-2,
     NATIVE.name: 1e-6,
     NATIVE_BF16.name: 1e-6,
+    NATIVE_BF16_PRODUCTS.name: 1e-2,
     NATIVE_FP16.name: 1e-6,
     NATIVE_INT8.name: 2e-2,
 }
-ALL = (PLAIN, ONEDNN, HALF, INT8, NATIVE, NATIVE_BF16, NATIVE_FP16, NATIVE_INT8)
+EVERYWHERE = (PLAIN, ONEDNN, HALF, INT8, NATIVE, NATIVE_BF16, NATIVE_FP16, NATIVE_INT8)
+MULTIPLIES_BFLOAT16 = can_pack(WeightType.BFLOAT16_PAIRS)
+ALL = (*EVERYWHERE, NATIVE_BF16_PRODUCTS) if MULTIPLIES_BFLOAT16 else EVERYWHERE
 
 
 def make_weight(out_features: int, in_features: int) -> tuple[Tensor, Tensor]:
@@ -106,6 +111,27 @@ def test_int8_quantizes_every_layer() -> None:
     for linear, weight in zip(linears, weights, strict=True):
         x = torch.randn((3, weight.shape[1]))
         assert 0 < deviation(linear(x), F.linear(x, weight)) <= TOLERANCE["int8"]
+
+
+def test_products_of_bfloat16_only_where_the_processor_has_them(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing(weight: Tensor, bias: Tensor | None) -> products.Product:
+        raise NotImplementedError("this processor lacks the instructions")
+
+    weight, bias = make_weight(256, 160)
+    x = torch.randn((3, 160))
+    expected = F.linear(x, weight, bias)
+    if MULTIPLIES_BFLOAT16:
+        linear = Linear(weight, bias)
+        tune([linear], allow_half=True, quantization=None, in_bfloat16=True)
+        assert 1e-4 < deviation(linear(x), expected) <= TOLERANCE[NATIVE_BF16_PRODUCTS.name]
+    name = NATIVE_BF16_PRODUCTS.name
+    monkeypatch.setattr(linear_tuning, "NATIVE_BF16_PRODUCTS", Packing(name, missing, 2, 2e-2))
+    linear = Linear(weight, bias)
+    tune([linear], allow_half=True, quantization=None, in_bfloat16=True)
+    assert deviation(linear(x), expected) <= 1e-6
+    assert f"no {name} on this machine: this processor lacks the instructions" in caplog.text
 
 
 def test_a_missing_operator_is_reported_and_done_without(

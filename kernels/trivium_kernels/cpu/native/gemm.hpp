@@ -37,10 +37,11 @@ struct BF16 {
         memcpy(&both, p, sizeof both);
         left = (vf)(both << 16), right = (vf)(both & int32_t(0xFFFF0000));
     }
-    INLINE void store_weight(Element *p, int column, float x) {  // rounds to nearest, ties to even
+    INLINE void store_weight(Element *p, int column, float x) { p[column % VW * 2 + column / VW] = round(x); }
+    INLINE Element round(float x) {  // to nearest, ties to even
         uint32_t bits;
         memcpy(&bits, &x, sizeof bits);
-        p[column % VW * 2 + column / VW] = Element((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+        return Element((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
     }
 };
 
@@ -158,10 +159,16 @@ static void pack_panels(const void *arg, int64_t begin, int64_t end) {
 #ifdef HAS_INT8
 #include "gemm_int8.hpp"
 #endif
+#ifdef HAS_BF16_PAIRS
+#include "gemm_bf16.hpp"
+#endif
 
 static int64_t packed_bytes(WeightType type, int64_t n, int64_t k) {
 #ifdef HAS_INT8
     if (type == WEIGHT_INT8) return num_panels(n) * int8_panel_bytes(k);
+#endif
+#ifdef HAS_BF16_PAIRS
+    if (type == WEIGHT_BF16_PAIRS) return num_panels(n) * PANEL * pairs_depth(k) * 2;
 #endif
     return num_panels(n) * PANEL * k * (type == WEIGHT_F32 ? 4 : 2);
 }
@@ -176,6 +183,9 @@ static void pack(WeightType type, const float *w, int64_t n, int64_t k, void *pa
 #ifdef HAS_INT8
     if (type == WEIGHT_INT8) task = pack_int8_panels;
 #endif
+#ifdef HAS_BF16_PAIRS
+    if (type == WEIGHT_BF16_PAIRS) task = pack_pairs;
+#endif
     pool_run(task, &p, num_panels(n), 1, num_threads);
 }
 
@@ -189,6 +199,9 @@ static void multiply(const Gemm &g, int num_threads) {
 #endif
 #ifdef HAS_INT8
     if (g.type == WEIGHT_INT8) return multiply_int8(g, grain, num_threads);
+#endif
+#ifdef HAS_BF16_PAIRS
+    if (g.type == WEIGHT_BF16_PAIRS) return multiply_pairs(g, grain, num_threads);
 #endif
     pool_run(task, &g, count, grain, num_threads);
 }

@@ -34,6 +34,20 @@ struct DotBytes {
     }
 };
 
+#define HAS_BF16_PAIRS  // of processors that have more than TARGET: module.cpp asks for it
+#define PAIRS_TARGET __attribute__((target("avx512bf16")))
+// 16 columns of 2 weights.
+struct DotPairs {
+    __m512i weights;
+    INLINE DotPairs of(const uint16_t *p) { return {_mm512_loadu_si512(p)}; }
+    PAIRS_TARGET INLINE vf add_products(vf sums, const DotPairs &w, int32_t pair) {
+        return (vf)_mm512_dpbf16_ps((__m512)sums, (__m512bh)w.weights, (__m512bh)_mm512_set1_epi32(pair));
+    }
+    PAIRS_TARGET INLINE void round(vf x, uint16_t *out) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(out), (__m256i)_mm512_cvtneps_pbh((__m512)x));
+    }
+};
+
 #include "table.hpp"
 }  // namespace avx512
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 // How the weights of a product are stored, packed in panels of output columns (gemm.hpp).
-enum WeightType { WEIGHT_F32, WEIGHT_BF16, WEIGHT_F16, WEIGHT_INT8, NUM_WEIGHT_TYPES };
+enum WeightType { WEIGHT_F32, WEIGHT_BF16, WEIGHT_F16, WEIGHT_INT8, WEIGHT_BF16_PAIRS, NUM_WEIGHT_TYPES };
 
 // y[m][n] = x[m][k] w[n][k] + bias[n] + add[m][n]; bias and add may be null. Strides are in floats.
 struct Gemm {

@@ -80,10 +80,19 @@ PyObject *set_num_threads(PyObject *, PyObject *number) {
     Py_RETURN_NONE;
 }
 
+bool has_bf16_pairs() {
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("avx512bf16");
+#else
+    return false;
+#endif
+}
+
 PyObject *supports(PyObject *, PyObject *type) {
     long value = PyLong_AsLong(type);
     if (value == -1 && PyErr_Occurred()) return nullptr;
-    return PyBool_FromLong(value >= 0 && value < NUM_WEIGHT_TYPES && kernels->supports[value]);
+    if (value < 0 || value >= NUM_WEIGHT_TYPES || !kernels->supports[value]) Py_RETURN_FALSE;
+    return PyBool_FromLong(value != WEIGHT_BF16_PAIRS || has_bf16_pairs());
 }
 
 // pack(type, weight, bias or 0, n, k) -> capsule. The bias must stay where it is.

@@ -15,6 +15,9 @@ static constexpr Kernels make_table(const char *name) {
 #ifdef HAS_INT8
     table.supports[WEIGHT_INT8] = true;
 #endif
+#ifdef HAS_BF16_PAIRS
+    table.supports[WEIGHT_BF16_PAIRS] = true;
+#endif
     table.packed_bytes = packed_bytes;
     table.pack = pack;
     table.gemm = multiply;
