@@ -6,6 +6,7 @@ Public names resolve on first use, so that importing `trivium` costs nothing and
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -91,7 +92,12 @@ _HOME = {
 }
 
 
+_NEED_TORCH = ("LLM", "AsyncLLM")
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'trivium' has no attribute {name!r}")
+    if name in _NEED_TORCH and "torch" not in sys.modules:
+        importlib.import_module("trivium.process").wait_passively()
     return getattr(importlib.import_module(_HOME[name]), name)

@@ -17,7 +17,7 @@ import signal
 import stat
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from types import FrameType
 from typing import NoReturn
 
@@ -103,6 +103,11 @@ def wait_passively(environ: MutableMapping[str, str] = os.environ) -> None:
     """
     for name, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "2000"), ("KMP_BLOCKTIME", "0")):
         environ.setdefault(name, value)
+
+
+def waits_passively(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether `wait_passively` was called, or the user wants the same."""
+    return environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
 
 
 def print_error(message: str) -> None:

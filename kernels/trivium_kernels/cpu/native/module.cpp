@@ -80,6 +80,8 @@ PyObject *set_num_threads(PyObject *, PyObject *number) {
     Py_RETURN_NONE;
 }
 
+PyObject *get_num_threads(PyObject *, PyObject *) { return PyLong_FromLong(num_threads); }
+
 bool has_bf16_pairs() {
 #if defined(__x86_64__)
     return __builtin_cpu_supports("avx512bf16");
@@ -345,6 +347,7 @@ PyObject *attend(PyObject *, PyObject *const *args, Py_ssize_t count) {
 PyMethodDef methods[] = {
     {"instruction_set", instruction_set, METH_NOARGS, "Name of the instruction set in use."},
     {"use_instruction_set", use_instruction_set, METH_O, "Use another one that this processor has: for tests."},
+    {"num_threads", get_num_threads, METH_NOARGS, "Of the operators that the calling thread starts."},
     {"set_num_threads", set_num_threads, METH_O, "Of the operators that the calling thread starts from now on."},
     {"supports", supports, METH_O, "Whether there are products of this type of weights."},
     {"pack", FAST(pack), METH_FASTCALL, "Pack a weight."},
