@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 import trivium
+from trivium.chat_embeds import take_embeds
 from trivium.engine import EngineClient
 from trivium.errors import InvalidRequestError
 from trivium.inputs import check_token_ids
@@ -145,7 +146,10 @@ async def _of_chat(request: TokenizeRequest, engine: EngineClient) -> list[int]:
         raise unsupported_parameter("add_special_tokens")
     if engine.model_info.is_encoder_decoder:
         raise InvalidRequestError("an encoder-decoder model has no chat template: give prompt", param="messages")
-    messages = check_messages(request.messages)
+    messages, embeds = take_embeds(check_messages(request.messages, takes_embeds=True))
+    if embeds:
+        param = embeds[0].param
+        raise InvalidRequestError(f"{param}: embeddings have no token ids", param=param, code="invalid_prompt_embeds")
     continues = is_continuation(
         messages,
         add_generation_prompt=request.add_generation_prompt,

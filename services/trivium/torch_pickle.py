@@ -47,6 +47,7 @@ _NAMES: Final = {
     ("torch._utils", "_rebuild_tensor_v2"): Name.REBUILD_TENSOR,
     ("collections", "OrderedDict"): Name.ORDERED_DICT,
 }
+_REBUILDS_OTHERS: Final = ("torch._utils", "_rebuild_tensor_v3")  # tensors of dtypes that have no class of storage
 
 
 class _Mark(Enum):
@@ -137,6 +138,8 @@ class _Machine:
             self.push(StorageType(STORAGE_DTYPES[name]))
         elif (module, name) in _NAMES:
             self.push(_NAMES[module, name])
+        elif (module, name) == _REBUILDS_OTHERS or (module == "torch" and name.endswith("Storage")):
+            raise TensorFormatError(f"the dtype is none of {', '.join(sorted(STORAGE_DTYPES.values()))}")
         else:
             _refuse(f"the name {module!r:.40} {name!r:.40}")
 

@@ -249,6 +249,12 @@ def test_ten_thousand_mutated_files_raise_nothing_but_our_error() -> None:
     assert slowest < 1.0 and time.perf_counter() - start < 25
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint16, torch.complex64])
+def test_a_dtype_that_is_not_read_is_named_as_the_reason(dtype: torch.dtype) -> None:
+    with pytest.raises(TensorFormatError, match="the dtype is none of bfloat16, bool, float16, float32"):
+        read_torch_tensor(saved(torch.ones(2, 2).to(dtype)))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_largest_prompt_stays_within_its_memory(dtype: torch.dtype) -> None:
     rows = torch.ones(MAX_EMBEDS_BYTES // 4 // 1024, 1024, dtype=dtype)

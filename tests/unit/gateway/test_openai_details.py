@@ -157,6 +157,7 @@ def test_an_encoder_decoder_model_takes_no_tools(world: World) -> None:
     assert post(world.port, CHAT, body).error == (400, "invalid_value", "tools")
 
 
+EMBEDS = [{"role": "user", "content": [{"type": "prompt_embeds", "prompt_embeds": "AAAA"}]}]
 TOKENIZED: list[tuple[dict[str, Any], list[int], list[str] | None]] = [
     ({"model": "tiny", "prompt": "ab"}, [97, 98], None),
     ({"model": "tiny", "prompt": "ab", "return_token_strs": True, "add_special_tokens": False}, [97, 98], ["a", "b"]),
@@ -190,6 +191,11 @@ def test_detokenize_is_the_way_back(world: World) -> None:
             "/tokenize",
             {"model": "tiny", "messages": HI, "chat_template": "x"},
             (400, "template_not_allowed", "chat_template"),
+        ),
+        (
+            "/tokenize",
+            {"model": "tiny", "messages": EMBEDS},
+            (400, "invalid_prompt_embeds", "messages[0].content[0].prompt_embeds"),
         ),
         ("/tokenize", {"model": "org/translator", "messages": HI}, (400, "invalid_value", "messages")),
         ("/tokenize", {"model": "nobody", "prompt": "a"}, (404, "model_not_found", "model")),
