@@ -201,7 +201,7 @@ class RequestRunner:
             async for delta in deltas:
                 num_left -= delta.finish_reason is not None
                 if kind is RequestOutputKind.DELTA:
-                    outputs = _Outputs(request)
+                    outputs = _Outputs(request, num_cached_tokens=outputs.num_cached_tokens)
                 outputs.add(delta)
                 if kind is RequestOutputKind.FINAL_ONLY and num_left:
                     continue
@@ -255,6 +255,7 @@ class RequestRunner:
             finished=all(choice.finished() for choice in choices),
             encoder_prompt=prompt.encoder_text,
             encoder_prompt_token_ids=None if encoder_ids is None else list(encoder_ids),
+            num_cached_tokens=outputs.num_cached_tokens,
         )
         if sampling.prompt_logprobs is not None and outputs.has_prompt_logprobs:
             result.prompt_logprobs = [None, *await self._named(result.prompt_token_ids[1:], outputs.prompt_logprobs)]
@@ -270,8 +271,9 @@ class RequestRunner:
 class _Outputs:
     """Puts together what one request has generated. Owner: one call of `run` or `stream`."""
 
-    def __init__(self, request: GenerationRequest) -> None:
+    def __init__(self, request: GenerationRequest, *, num_cached_tokens: int | None = None) -> None:
         self.request = request
+        self.num_cached_tokens = num_cached_tokens
         self.choices = [CompletionOutput(index) for index in range(request.sampling.n)]
         self.logprobs: list[list[TokenLogprobs]] = [[] for _ in self.choices]
         self.prompt_logprobs: list[TokenLogprobs] = []
@@ -285,6 +287,8 @@ class _Outputs:
         self.choices[delta.index].add(delta)
         self.logprobs[delta.index] += delta.logprobs
         self.prompt_logprobs += delta.prompt_logprobs
+        if delta.num_cached_tokens is not None:
+            self.num_cached_tokens = delta.num_cached_tokens
 
 
 def _without_text(sampling: SamplingParams) -> SamplingParams:

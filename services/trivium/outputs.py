@@ -69,7 +69,9 @@ class ChoiceDelta:
 
     logprobs: one for each of `token_ids`, if asked for. prompt_logprobs: of the prompt's tokens from the second on, if
     asked for, in the first delta of choice 0. cumulative_logprob: in the last delta of a beam-search choice, the sum
-    of its log-probabilities; of other choices it is the sum of `logprobs`.
+    of its log-probabilities; of other choices it is the sum of `logprobs`. num_cached_tokens: in the first delta of
+    choice 0, once for the request, how many tokens of its (decoder) prompt were found in the prefix cache when it first
+    ran; later runs, after a preemption or a crash, do not count, and a choice that is resumed does not tell again.
     """
 
     index: int
@@ -80,6 +82,7 @@ class ChoiceDelta:
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     cumulative_logprob: float | None = None
+    num_cached_tokens: int | None = None
 
 
 @dataclass(slots=True)
@@ -121,7 +124,8 @@ class RequestOutput:
 
     For an encoder-decoder model `prompt` and `prompt_token_ids` are the decoder's, `encoder_prompt` and
     `encoder_prompt_token_ids` the encoder's. prompt_logprobs: as CompletionOutput's; None for the first token, which
-    nothing predicts.
+    nothing predicts. num_cached_tokens: how many of `prompt_token_ids` were found in the prefix cache when the request
+    first ran; None if it was aborted before.
     """
 
     request_id: str
@@ -132,6 +136,7 @@ class RequestOutput:
     encoder_prompt: str | None = None
     encoder_prompt_token_ids: list[int] | None = None
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    num_cached_tokens: int | None = None
 
 
 @dataclass(slots=True)

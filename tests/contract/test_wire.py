@@ -165,6 +165,7 @@ delta = st.builds(
     logprobs=some_logprobs,
     prompt_logprobs=some_logprobs,
     cumulative_logprob=st.none() | st.floats(allow_nan=False),
+    num_cached_tokens=st.none() | uint,
 ) | st.builds(ChoiceDelta, index=uint, token_ids=ids, text=st.text(max_size=8), logprobs=some_logprobs)
 
 
@@ -406,6 +407,7 @@ def test_malformed_plan_columns_are_found(changes: dict[str, bytes]) -> None:
             handles=columns.pack([1]), indices=columns.pack([0]), counts=columns.pack([3]), texts=[""]
         ),
         scheduler_pb2.DeltaBatch(ends=[scheduler_pb2.RowEnd(row=4)]),
+        scheduler_pb2.DeltaBatch(starts=[scheduler_pb2.RowStart(row=0)]),
     ],
 )
 def test_malformed_delta_batches_are_found(batch: scheduler_pb2.DeltaBatch) -> None:

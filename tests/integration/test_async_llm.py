@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from trivium import LLM, AsyncLLM, BeamSearchParams, RequestOutput, RequestOutputKind, SamplingParams
+from trivium import (
+    LLM,
+    AsyncLLM,
+    BeamSearchParams,
+    RequestOutput,
+    RequestOutputKind,
+    SamplingParams,
+    TokensPrompt,
+)
 from trivium.errors import EngineUnavailableError, InvalidRequestError
 
 PARAMS = SamplingParams(temperature=0, max_tokens=12, n=2, logprobs=1, ignore_eos=True)
@@ -63,6 +71,16 @@ async def test_deltas_add_up_to_the_whole(llm: AsyncLLM, whole: RequestOutput) -
 async def test_final_only_is_the_whole_and_nothing_else(llm: AsyncLLM, whole: RequestOutput) -> None:
     (output,) = await collect(llm, replace(PARAMS, output_kind=RequestOutputKind.FINAL_ONLY))
     assert output.outputs == whole.outputs and output.finished
+    assert output.num_cached_tokens == whole.num_cached_tokens == 0
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", RequestOutputKind)
+async def test_every_output_says_how_much_of_the_prompt_was_cached(llm: AsyncLLM, kind: RequestOutputKind) -> None:
+    params = replace(PARAMS, output_kind=kind)
+    for expected in (0, 32):
+        outputs = [output async for output in llm.generate(TokensPrompt(prompt_token_ids=list(range(5, 45))), params)]
+        assert {output.num_cached_tokens for output in outputs} == {expected}
 
 
 @pytest.mark.asyncio

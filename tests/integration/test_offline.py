@@ -12,6 +12,7 @@ from oracle import PROMPTS, oracle
 from tiny import BART_LIKE, ENCODER_DECODER, FAMILIES, T5_LIKE, save_tiny
 from trivium import (
     LLM,
+    BeamSearchParams,
     ExplicitEncoderDecoderPrompt,
     RequestOutput,
     SamplingParams,
@@ -51,9 +52,21 @@ def test_greedy_of_the_other_families_equals_transformers(tmp_path: Path, family
 def test_a_prompt_is_cached_unless_that_is_switched_off(checkpoints: dict[str, Path], enabled: bool) -> None:
     prompt = TokensPrompt(prompt_token_ids=list(range(5, 45)))
     with LLM(str(checkpoints["llama"]), num_threads=1, enable_prefix_caching=enabled) as llm:
-        first, second = (llm.generate(prompt, GREEDY, use_tqdm=False)[0].outputs[0].token_ids for _ in range(2))
-        assert first == second
+        first, second = (llm.generate(prompt, GREEDY, use_tqdm=False)[0] for _ in range(2))
+        assert first.outputs == second.outputs
         assert (llm.engine_loop.scheduler.kv_cache.num_prompt_tokens_hit > 0) == enabled
+        assert (first.num_cached_tokens, second.num_cached_tokens) == (0, 32 if enabled else 0)
+        searched = llm.generate([prompt] * 2, BeamSearchParams(beam_width=2, max_tokens=4), use_tqdm=False)
+        assert [output.num_cached_tokens for output in searched] == [32 if enabled else 0] * 2
+
+
+def test_of_a_pair_the_cached_tokens_are_the_decoders(checkpoints: dict[str, Path]) -> None:
+    source, target = (TokensPrompt(prompt_token_ids=list(range(5, end))) for end in (45, 25))
+    prompt = ExplicitEncoderDecoderPrompt(encoder_prompt=source, decoder_prompt=target)
+    with LLM(str(checkpoints["bart"]), num_threads=1) as llm:
+        outputs = [llm.generate(prompt, GREEDY, use_tqdm=False)[0] for _ in range(2)]
+    assert [output.num_cached_tokens for output in outputs] == [0, 16]
+    assert len(outputs[0].prompt_token_ids) == 21 and outputs[0].outputs == outputs[1].outputs
 
 
 @pytest.mark.parametrize("family", ENCODER_DECODER)

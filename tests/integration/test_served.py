@@ -56,14 +56,19 @@ async def test_sixteen_requests_arriving_while_others_run(
     assert list(texts) == expected
 
 
-def test_direct_stubs_get_text(families: Cluster, checkpoints: dict[str, Path]) -> None:
-    scheduler = next(
-        process for name, process in families.children().items() if "scheduler" in name and "llama" in process.cmdline()
+def llama_scheduler(families: Cluster) -> str:
+    """The address that it listens on."""
+    argv = next(
+        process.cmdline()
+        for name, process in families.children().items()
+        if "scheduler" in name and "llama" in process.cmdline()
     )
-    argv = scheduler.cmdline()
-    address = argv[argv.index("--listen") + 1]
+    return argv[argv.index("--listen") + 1]
+
+
+def test_direct_stubs_get_text(families: Cluster, checkpoints: dict[str, Path]) -> None:
     run = subprocess.run(
-        [sys.executable, "-P", str(ROOT / "examples" / "generate_grpc.py"), address, "Hello"],
+        [sys.executable, "-P", str(ROOT / "examples" / "generate_grpc.py"), llama_scheduler(families), "Hello"],
         env=environment(),
         capture_output=True,
         text=True,
@@ -75,11 +80,22 @@ def test_direct_stubs_get_text(families: Cluster, checkpoints: dict[str, Path]) 
     assert run.stdout == tokenizer.decode(expected, skip_special_tokens=True) + "\n"
 
 
-def test_direct_stubs_are_refused_what_the_model_does_not_have(families: Cluster) -> None:
-    scheduler = next(
-        process for name, process in families.children().items() if "scheduler" in name and "llama" in process.cmdline()
+def test_direct_stubs_are_told_once_how_much_was_cached(families: Cluster) -> None:
+    tokens = types_pb2.TokensPrompt(ids=range(60, 110))
+    request = scheduler_pb2.GenerateRequest(
+        prompt=types_pb2.Prompt(single=types_pb2.SingletonPrompt(tokens=tokens)),
+        sampling=types_pb2.SamplingParams(n=2, max_tokens=5, ignore_eos=True),
+        stream=True,
     )
-    address = scheduler.cmdline()[scheduler.cmdline().index("--listen") + 1]
+    with grpc.insecure_channel(llama_scheduler(families)) as channel:
+        stub = scheduler_pb2_grpc.SchedulerStub(channel)
+        for expected in (0, 48):
+            deltas = [item.delta for item in stub.Generate(request, timeout=20) if item.HasField("delta")]
+            told = [(delta.index, delta.num_cached_tokens) for delta in deltas if delta.HasField("num_cached_tokens")]
+            assert told == [(0, expected)] and len(deltas) > 2
+
+
+def test_direct_stubs_are_refused_what_the_model_does_not_have(families: Cluster) -> None:
     prompt = types_pb2.Prompt(single=types_pb2.SingletonPrompt(tokens=types_pb2.TokensPrompt(ids=[5, 6])))
     bad = [
         scheduler_pb2.GenerateRequest(),
@@ -89,7 +105,7 @@ def test_direct_stubs_are_refused_what_the_model_does_not_have(families: Cluster
             prompt=prompt, resume=[scheduler_pb2.ResumedChoice(index=0, output_token_ids=[5, 2**32 - 1])]
         ),
     ]
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(llama_scheduler(families)) as channel:
         stub = scheduler_pb2_grpc.SchedulerStub(channel)
         for request in bad:
             with pytest.raises(grpc.RpcError) as refused:

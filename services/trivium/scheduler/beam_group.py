@@ -78,6 +78,7 @@ class BeamGroup:
         for choice in self.choices:
             if not choice.is_finished:
                 choice.status = RequestStatus.RUNNING
+                choice.num_cached_tokens = self.leader.num_cached_tokens
 
     def take_news(self) -> list[tuple[Request, Sequence[BeamNode]]]:
         """(choice, its new tokens): what all results begin with, and once the group is done, the results.

@@ -55,7 +55,7 @@ class BestOfSink:
         self._sink.fail(handle, error)
 
     def _deliver_best(self, handle: int) -> None:
-        prompt_logprobs = self._choices[0].prompt_logprobs
+        first = self._choices[0]
         best = sorted(self._choices.values(), key=lambda delta: (-logprob_per_token(delta), delta.index))
         for index, delta in enumerate(best[: self._sampling.n]):
             if index not in self._held:
@@ -63,7 +63,8 @@ class BestOfSink:
                     delta,
                     index=index,
                     logprobs=delta.logprobs if self._sampling.logprobs is not None else (),
-                    prompt_logprobs=prompt_logprobs if index == 0 else (),
+                    prompt_logprobs=first.prompt_logprobs if index == 0 else (),
+                    num_cached_tokens=first.num_cached_tokens if index == 0 else None,
                 )
                 self._sink.deliver(handle, shown)
 

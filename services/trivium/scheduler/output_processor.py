@@ -37,6 +37,7 @@ class OutputStream:
     New ids wait in `unpushed` for a push and in `unsent` for the text of that push. The detokenizer has answered for
     the first `num_answered_ids` ids of the output; `num_chars` is the length of the text that it has made of them.
     `logprobs` wait for their ids, which are delivered in order: the first of them is of the next id to be delivered.
+    has_begun: the client has something of the choice.
     """
 
     request: Request
@@ -48,7 +49,7 @@ class OutputStream:
     unpushed: list[int] = field(default_factory=list)
     unsent: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
-    has_prompt_logprobs: bool = False
+    has_begun: bool = False
     text: str = ""
     is_open: bool = False
     is_closed: bool = False
@@ -95,6 +96,7 @@ class OutputProcessor:
         """Start to deliver for a request. Its present output is resumed: the client has it, with `emitted_chars`."""
         stream.num_answered_ids = len(stream.request.output_token_ids)
         stream.num_chars = emitted_chars
+        stream.has_begun = bool(stream.num_answered_ids or emitted_chars)
         self._streams[stream.request.key] = stream
         if stream.request.is_finished:
             self._dirty[stream.request.key] = stream
@@ -265,9 +267,13 @@ class OutputProcessor:
         else:
             return
         prompt_logprobs: tuple[TokenLogprobs, ...] = ()
-        if request.wants_prompt_logprobs and not stream.has_prompt_logprobs:
-            prompt_logprobs = tuple(request.prompt_logprobs[request.num_virtual_tokens :])
-            stream.has_prompt_logprobs = True
+        num_cached_tokens = None
+        if not stream.has_begun:
+            stream.has_begun = True
+            if request.wants_prompt_logprobs:
+                prompt_logprobs = tuple(request.prompt_logprobs[request.num_virtual_tokens :])
+            if request.choice_index == 0:
+                num_cached_tokens = request.num_cached_tokens
         stream.sink.deliver(
             stream.handle,
             ChoiceDelta(
@@ -279,6 +285,7 @@ class OutputProcessor:
                 logprobs,
                 prompt_logprobs,
                 None if finish_reason is None else request.cumulative_logprob,
+                num_cached_tokens,
             ),
         )
 

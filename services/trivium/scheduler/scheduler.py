@@ -321,7 +321,7 @@ class Scheduler:
         return has_room
 
     def _start(self, request: Request, draft: PlanDraft, allocation: Allocation) -> None:
-        if request.num_preemptions == 0:
+        if request.incarnation == 0:
             num_cached = min(allocation.num_cached_tokens, request.num_prompt_tokens)
             request.num_cached_tokens = max(0, num_cached - request.num_virtual_tokens)
         request.fork_point = None

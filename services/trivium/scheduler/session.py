@@ -70,6 +70,7 @@ def _merge(first: ChoiceDelta, second: ChoiceDelta) -> ChoiceDelta:
         logprobs=first.logprobs + second.logprobs,
         prompt_logprobs=first.prompt_logprobs + second.prompt_logprobs,
         cumulative_logprob=second.cumulative_logprob,
+        num_cached_tokens=first.num_cached_tokens,
     )
 
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from trivium.v1 import types_pb2 as trivium_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atrivium/v1/scheduler.proto\x12\ntrivium.v1\x1a\x16trivium/v1/types.proto\"\xd3\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\"\n\x06prompt\x18\x03 \x01(\x0b\x32\x12.trivium.v1.Prompt\x12,\n\x08sampling\x18\x04 \x01(\x0b\x32\x1a.trivium.v1.SamplingParams\x12\x0e\n\x06stream\x18\x05 \x01(\x08\x12)\n\x06resume\x18\x06 \x03(\x0b\x32\x19.trivium.v1.ResumedChoice\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\x10\n\x08priority\x18\x08 \x01(\x11\x12\x0e\n\x06tenant\x18\t \x01(\t\x12\x12\n\ncache_salt\x18\n \x01(\t\x12\x1c\n\x14sampling_is_complete\x18\x0b \x01(\x08\x12\x0f\n\x07\x61\x64\x61pter\x18\x1e \x01(\t\x12\x16\n\x0eprompt_adapter\x18\x1f \x01(\t\"a\n\rResumedChoice\x12\r\n\x05index\x18\x01 \x01(\r\x12\x18\n\x10output_token_ids\x18\x02 \x03(\r\x12\x15\n\remitted_chars\x18\x03 \x01(\r\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08\"o\n\x10GenerateResponse\x12(\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x14.trivium.v1.AcceptedH\x00\x12(\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x17.trivium.v1.ChoiceDeltaH\x00\x42\x07\n\x05\x65vent\"_\n\x08\x41\x63\x63\x65pted\x12\x18\n\x10prompt_token_ids\x18\x01 \x03(\r\x12 \n\x18\x65ncoder_prompt_token_ids\x18\x02 \x03(\r\x12\x17\n\x0fscheduler_epoch\x18\x03 \x01(\x04\"\xc6\x02\n\x0b\x43hoiceDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12/\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x18.trivium.v1.FinishReason\x12\x17\n\rstop_token_id\x18\x05 \x01(\rH\x00\x12\x15\n\x0bstop_string\x18\x06 \x01(\tH\x00\x12+\n\x08logprobs\x18\x07 \x03(\x0b\x32\x19.trivium.v1.TokenLogprobs\x12\x32\n\x0fprompt_logprobs\x18\x08 \x03(\x0b\x32\x19.trivium.v1.TokenLogprobs\x12\x1f\n\x12\x63umulative_logprob\x18\t \x01(\x01H\x01\x88\x01\x01\x42\r\n\x0bstop_reasonB\x15\n\x13_cumulative_logprob\"\x92\x01\n\x0eSessionCommand\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.trivium.v1.SessionHelloH\x00\x12$\n\x06submit\x18\x02 \x01(\x0b\x32\x12.trivium.v1.SubmitH\x00\x12$\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x12.trivium.v1.CancelH\x00\x42\t\n\x07\x63ommand\"?\n\x0cSessionHello\x12\x14\n\x0c\x63lient_epoch\x18\x01 \x01(\x04\x12\x19\n\x11protocol_revision\x18\x02 \x01(\r\"F\n\x06Submit\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.trivium.v1.GenerateRequest\"\x19\n\x06\x43\x61ncel\x12\x0f\n\x07handles\x18\x01 \x03(\r\"\x9b\x01\n\x0cSessionEvent\x12-\n\x07welcome\x18\x01 \x01(\x0b\x32\x1a.trivium.v1.SessionWelcomeH\x00\x12\'\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x16.trivium.v1.DeltaBatchH\x00\x12*\n\theartbeat\x18\x03 \x01(\x0b\x32\x15.trivium.v1.HeartbeatH\x00\x42\x07\n\x05\x65vent\"O\n\x0eSessionWelcome\x12\x17\n\x0fscheduler_epoch\x18\x01 \x01(\x04\x12$\n\x05model\x18\x02 \x01(\x0b\x32\x15.trivium.v1.ModelInfo\"$\n\tHeartbeat\x12\x17\n\x0fscheduler_epoch\x18\x01 \x01(\x04\"\xd6\x01\n\nDeltaBatch\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12\x0f\n\x07indices\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63ounts\x18\x03 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x04 \x01(\x0c\x12\r\n\x05texts\x18\x05 \x03(\t\x12 \n\x04\x65nds\x18\x06 \x03(\x0b\x32\x12.trivium.v1.RowEnd\x12\'\n\x06\x65rrors\x18\x07 \x03(\x0b\x32\x17.trivium.v1.HandleError\x12)\n\x08logprobs\x18\x08 \x03(\x0b\x32\x17.trivium.v1.RowLogprobs\"p\n\x0bRowLogprobs\x12\x0b\n\x03row\x18\x01 \x01(\r\x12)\n\x06tokens\x18\x02 \x03(\x0b\x32\x19.trivium.v1.TokenLogprobs\x12)\n\x06prompt\x18\x03 \x03(\x0b\x32\x19.trivium.v1.TokenLogprobs\"\xbd\x01\n\x06RowEnd\x12\x0b\n\x03row\x18\x01 \x01(\r\x12/\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x18.trivium.v1.FinishReason\x12\x17\n\rstop_token_id\x18\x03 \x01(\rH\x00\x12\x15\n\x0bstop_string\x18\x04 \x01(\tH\x00\x12\x1f\n\x12\x63umulative_logprob\x18\x05 \x01(\x01H\x01\x88\x01\x01\x42\r\n\x0bstop_reasonB\x15\n\x13_cumulative_logprob\"C\n\x0bHandleError\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12$\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x15.trivium.v1.ErrorInfo\"\x15\n\x13GetModelInfoRequest2\x9f\x02\n\tScheduler\x12G\n\x08Generate\x12\x1b.trivium.v1.GenerateRequest\x1a\x1c.trivium.v1.GenerateResponse0\x01\x12\x43\n\x07Session\x12\x1a.trivium.v1.SessionCommand\x1a\x18.trivium.v1.SessionEvent(\x01\x30\x01\x12\x46\n\x0cGetModelInfo\x12\x1f.trivium.v1.GetModelInfoRequest\x1a\x15.trivium.v1.ModelInfo\x12<\n\x05\x45mbed\x12\x18.trivium.v1.EmbedRequest\x1a\x19.trivium.v1.EmbedResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atrivium/v1/scheduler.proto\x12\ntrivium.v1\x1a\x16trivium/v1/types.proto\"\xd3\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\"\n\x06prompt\x18\x03 \x01(\x0b\x32\x12.trivium.v1.Prompt\x12,\n\x08sampling\x18\x04 \x01(\x0b\x32\x1a.trivium.v1.SamplingParams\x12\x0e\n\x06stream\x18\x05 \x01(\x08\x12)\n\x06resume\x18\x06 \x03(\x0b\x32\x19.trivium.v1.ResumedChoice\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\x10\n\x08priority\x18\x08 \x01(\x11\x12\x0e\n\x06tenant\x18\t \x01(\t\x12\x12\n\ncache_salt\x18\n \x01(\t\x12\x1c\n\x14sampling_is_complete\x18\x0b \x01(\x08\x12\x0f\n\x07\x61\x64\x61pter\x18\x1e \x01(\t\x12\x16\n\x0eprompt_adapter\x18\x1f \x01(\t\"a\n\rResumedChoice\x12\r\n\x05index\x18\x01 \x01(\r\x12\x18\n\x10output_token_ids\x18\x02 \x03(\r\x12\x15\n\remitted_chars\x18\x03 \x01(\r\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08\"o\n\x10GenerateResponse\x12(\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x14.trivium.v1.AcceptedH\x00\x12(\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x17.trivium.v1.ChoiceDeltaH\x00\x42\x07\n\x05\x65vent\"_\n\x08\x41\x63\x63\x65pted\x12\x18\n\x10prompt_token_ids\x18\x01 \x03(\r\x12 \n\x18\x65ncoder_prompt_token_ids\x18\x02 \x03(\r\x12\x17\n\x0fscheduler_epoch\x18\x03 \x01(\x04\"\xfc\x02\n\x0b\x43hoiceDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12/\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x18.trivium.v1.FinishReason\x12\x17\n\rstop_token_id\x18\x05 \x01(\rH\x00\x12\x15\n\x0bstop_string\x18\x06 \x01(\tH\x00\x12+\n\x08logprobs\x18\x07 \x03(\x0b\x32\x19.trivium.v1.TokenLogprobs\x12\x32\n\x0fprompt_logprobs\x18\x08 \x03(\x0b\x32\x19.trivium.v1.TokenLogprobs\x12\x1f\n\x12\x63umulative_logprob\x18\t \x01(\x01H\x01\x88\x01\x01\x12\x1e\n\x11num_cached_tokens\x18\n \x01(\rH\x02\x88\x01\x01\x42\r\n\x0bstop_reasonB\x15\n\x13_cumulative_logprobB\x14\n\x12_num_cached_tokens\"\x92\x01\n\x0eSessionCommand\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.trivium.v1.SessionHelloH\x00\x12$\n\x06submit\x18\x02 \x01(\x0b\x32\x12.trivium.v1.SubmitH\x00\x12$\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x12.trivium.v1.CancelH\x00\x42\t\n\x07\x63ommand\"?\n\x0cSessionHello\x12\x14\n\x0c\x63lient_epoch\x18\x01 \x01(\x04\x12\x19\n\x11protocol_revision\x18\x02 \x01(\r\"F\n\x06Submit\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12,\n\x07request\x18\x02 \x01(\x0b\x32\x1b.trivium.v1.GenerateRequest\"\x19\n\x06\x43\x61ncel\x12\x0f\n\x07handles\x18\x01 \x03(\r\"\x9b\x01\n\x0cSessionEvent\x12-\n\x07welcome\x18\x01 \x01(\x0b\x32\x1a.trivium.v1.SessionWelcomeH\x00\x12\'\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x16.trivium.v1.DeltaBatchH\x00\x12*\n\theartbeat\x18\x03 \x01(\x0b\x32\x15.trivium.v1.HeartbeatH\x00\x42\x07\n\x05\x65vent\"O\n\x0eSessionWelcome\x12\x17\n\x0fscheduler_epoch\x18\x01 \x01(\x04\x12$\n\x05model\x18\x02 \x01(\x0b\x32\x15.trivium.v1.ModelInfo\"$\n\tHeartbeat\x12\x17\n\x0fscheduler_epoch\x18\x01 \x01(\x04\"\xfc\x01\n\nDeltaBatch\x12\x0f\n\x07handles\x18\x01 \x01(\x0c\x12\x0f\n\x07indices\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63ounts\x18\x03 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x04 \x01(\x0c\x12\r\n\x05texts\x18\x05 \x03(\t\x12 \n\x04\x65nds\x18\x06 \x03(\x0b\x32\x12.trivium.v1.RowEnd\x12\'\n\x06\x65rrors\x18\x07 \x03(\x0b\x32\x17.trivium.v1.HandleError\x12)\n\x08logprobs\x18\x08 \x03(\x0b\x32\x17.trivium.v1.RowLogprobs\x12$\n\x06starts\x18\t \x03(\x0b\x32\x14.trivium.v1.RowStart\"2\n\x08RowStart\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x02 \x01(\r\"p\n\x0bRowLogprobs\x12\x0b\n\x03row\x18\x01 \x01(\r\x12)\n\x06tokens\x18\x02 \x03(\x0b\x32\x19.trivium.v1.TokenLogprobs\x12)\n\x06prompt\x18\x03 \x03(\x0b\x32\x19.trivium.v1.TokenLogprobs\"\xbd\x01\n\x06RowEnd\x12\x0b\n\x03row\x18\x01 \x01(\r\x12/\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x18.trivium.v1.FinishReason\x12\x17\n\rstop_token_id\x18\x03 \x01(\rH\x00\x12\x15\n\x0bstop_string\x18\x04 \x01(\tH\x00\x12\x1f\n\x12\x63umulative_logprob\x18\x05 \x01(\x01H\x01\x88\x01\x01\x42\r\n\x0bstop_reasonB\x15\n\x13_cumulative_logprob\"C\n\x0bHandleError\x12\x0e\n\x06handle\x18\x01 \x01(\r\x12$\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x15.trivium.v1.ErrorInfo\"\x15\n\x13GetModelInfoRequest2\x9f\x02\n\tScheduler\x12G\n\x08Generate\x12\x1b.trivium.v1.GenerateRequest\x1a\x1c.trivium.v1.GenerateResponse0\x01\x12\x43\n\x07Session\x12\x1a.trivium.v1.SessionCommand\x1a\x18.trivium.v1.SessionEvent(\x01\x30\x01\x12\x46\n\x0cGetModelInfo\x12\x1f.trivium.v1.GetModelInfoRequest\x1a\x15.trivium.v1.ModelInfo\x12<\n\x05\x45mbed\x12\x18.trivium.v1.EmbedRequest\x1a\x19.trivium.v1.EmbedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,31 +41,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACCEPTED']._serialized_start=620
   _globals['_ACCEPTED']._serialized_end=715
   _globals['_CHOICEDELTA']._serialized_start=718
-  _globals['_CHOICEDELTA']._serialized_end=1044
-  _globals['_SESSIONCOMMAND']._serialized_start=1047
-  _globals['_SESSIONCOMMAND']._serialized_end=1193
-  _globals['_SESSIONHELLO']._serialized_start=1195
-  _globals['_SESSIONHELLO']._serialized_end=1258
-  _globals['_SUBMIT']._serialized_start=1260
-  _globals['_SUBMIT']._serialized_end=1330
-  _globals['_CANCEL']._serialized_start=1332
-  _globals['_CANCEL']._serialized_end=1357
-  _globals['_SESSIONEVENT']._serialized_start=1360
-  _globals['_SESSIONEVENT']._serialized_end=1515
-  _globals['_SESSIONWELCOME']._serialized_start=1517
-  _globals['_SESSIONWELCOME']._serialized_end=1596
-  _globals['_HEARTBEAT']._serialized_start=1598
-  _globals['_HEARTBEAT']._serialized_end=1634
-  _globals['_DELTABATCH']._serialized_start=1637
-  _globals['_DELTABATCH']._serialized_end=1851
-  _globals['_ROWLOGPROBS']._serialized_start=1853
-  _globals['_ROWLOGPROBS']._serialized_end=1965
-  _globals['_ROWEND']._serialized_start=1968
-  _globals['_ROWEND']._serialized_end=2157
-  _globals['_HANDLEERROR']._serialized_start=2159
-  _globals['_HANDLEERROR']._serialized_end=2226
-  _globals['_GETMODELINFOREQUEST']._serialized_start=2228
-  _globals['_GETMODELINFOREQUEST']._serialized_end=2249
-  _globals['_SCHEDULER']._serialized_start=2252
-  _globals['_SCHEDULER']._serialized_end=2539
+  _globals['_CHOICEDELTA']._serialized_end=1098
+  _globals['_SESSIONCOMMAND']._serialized_start=1101
+  _globals['_SESSIONCOMMAND']._serialized_end=1247
+  _globals['_SESSIONHELLO']._serialized_start=1249
+  _globals['_SESSIONHELLO']._serialized_end=1312
+  _globals['_SUBMIT']._serialized_start=1314
+  _globals['_SUBMIT']._serialized_end=1384
+  _globals['_CANCEL']._serialized_start=1386
+  _globals['_CANCEL']._serialized_end=1411
+  _globals['_SESSIONEVENT']._serialized_start=1414
+  _globals['_SESSIONEVENT']._serialized_end=1569
+  _globals['_SESSIONWELCOME']._serialized_start=1571
+  _globals['_SESSIONWELCOME']._serialized_end=1650
+  _globals['_HEARTBEAT']._serialized_start=1652
+  _globals['_HEARTBEAT']._serialized_end=1688
+  _globals['_DELTABATCH']._serialized_start=1691
+  _globals['_DELTABATCH']._serialized_end=1943
+  _globals['_ROWSTART']._serialized_start=1945
+  _globals['_ROWSTART']._serialized_end=1995
+  _globals['_ROWLOGPROBS']._serialized_start=1997
+  _globals['_ROWLOGPROBS']._serialized_end=2109
+  _globals['_ROWEND']._serialized_start=2112
+  _globals['_ROWEND']._serialized_end=2301
+  _globals['_HANDLEERROR']._serialized_start=2303
+  _globals['_HANDLEERROR']._serialized_end=2370
+  _globals['_GETMODELINFOREQUEST']._serialized_start=2372
+  _globals['_GETMODELINFOREQUEST']._serialized_end=2393
+  _globals['_SCHEDULER']._serialized_start=2396
+  _globals['_SCHEDULER']._serialized_end=2683
 # @@protoc_insertion_point(module_scope)

@@ -68,7 +68,7 @@ class Accepted(_message.Message):
     def __init__(self, prompt_token_ids: _Optional[_Iterable[int]] = ..., encoder_prompt_token_ids: _Optional[_Iterable[int]] = ..., scheduler_epoch: _Optional[int] = ...) -> None: ...
 
 class ChoiceDelta(_message.Message):
-    __slots__ = ("index", "token_ids", "text", "finish_reason", "stop_token_id", "stop_string", "logprobs", "prompt_logprobs", "cumulative_logprob")
+    __slots__ = ("index", "token_ids", "text", "finish_reason", "stop_token_id", "stop_string", "logprobs", "prompt_logprobs", "cumulative_logprob", "num_cached_tokens")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,7 @@ class ChoiceDelta(_message.Message):
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     CUMULATIVE_LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     index: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     text: str
@@ -87,7 +88,8 @@ class ChoiceDelta(_message.Message):
     logprobs: _containers.RepeatedCompositeFieldContainer[_types_pb2.TokenLogprobs]
     prompt_logprobs: _containers.RepeatedCompositeFieldContainer[_types_pb2.TokenLogprobs]
     cumulative_logprob: float
-    def __init__(self, index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[_types_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ..., cumulative_logprob: _Optional[float] = ...) -> None: ...
+    num_cached_tokens: int
+    def __init__(self, index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., finish_reason: _Optional[_Union[_types_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., stop_string: _Optional[str] = ..., logprobs: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[_types_pb2.TokenLogprobs, _Mapping]]] = ..., cumulative_logprob: _Optional[float] = ..., num_cached_tokens: _Optional[int] = ...) -> None: ...
 
 class SessionCommand(_message.Message):
     __slots__ = ("hello", "submit", "cancel")
@@ -146,7 +148,7 @@ class Heartbeat(_message.Message):
     def __init__(self, scheduler_epoch: _Optional[int] = ...) -> None: ...
 
 class DeltaBatch(_message.Message):
-    __slots__ = ("handles", "indices", "counts", "token_ids", "texts", "ends", "errors", "logprobs")
+    __slots__ = ("handles", "indices", "counts", "token_ids", "texts", "ends", "errors", "logprobs", "starts")
     HANDLES_FIELD_NUMBER: _ClassVar[int]
     INDICES_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
@@ -155,6 +157,7 @@ class DeltaBatch(_message.Message):
     ENDS_FIELD_NUMBER: _ClassVar[int]
     ERRORS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    STARTS_FIELD_NUMBER: _ClassVar[int]
     handles: bytes
     indices: bytes
     counts: bytes
@@ -163,7 +166,16 @@ class DeltaBatch(_message.Message):
     ends: _containers.RepeatedCompositeFieldContainer[RowEnd]
     errors: _containers.RepeatedCompositeFieldContainer[HandleError]
     logprobs: _containers.RepeatedCompositeFieldContainer[RowLogprobs]
-    def __init__(self, handles: _Optional[bytes] = ..., indices: _Optional[bytes] = ..., counts: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., texts: _Optional[_Iterable[str]] = ..., ends: _Optional[_Iterable[_Union[RowEnd, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[HandleError, _Mapping]]] = ..., logprobs: _Optional[_Iterable[_Union[RowLogprobs, _Mapping]]] = ...) -> None: ...
+    starts: _containers.RepeatedCompositeFieldContainer[RowStart]
+    def __init__(self, handles: _Optional[bytes] = ..., indices: _Optional[bytes] = ..., counts: _Optional[bytes] = ..., token_ids: _Optional[bytes] = ..., texts: _Optional[_Iterable[str]] = ..., ends: _Optional[_Iterable[_Union[RowEnd, _Mapping]]] = ..., errors: _Optional[_Iterable[_Union[HandleError, _Mapping]]] = ..., logprobs: _Optional[_Iterable[_Union[RowLogprobs, _Mapping]]] = ..., starts: _Optional[_Iterable[_Union[RowStart, _Mapping]]] = ...) -> None: ...
+
+class RowStart(_message.Message):
+    __slots__ = ("row", "num_cached_tokens")
+    ROW_FIELD_NUMBER: _ClassVar[int]
+    NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    row: int
+    num_cached_tokens: int
+    def __init__(self, row: _Optional[int] = ..., num_cached_tokens: _Optional[int] = ...) -> None: ...
 
 class RowLogprobs(_message.Message):
     __slots__ = ("row", "tokens", "prompt")

@@ -65,6 +65,7 @@ def delta_to_proto(delta: ChoiceDelta) -> scheduler_pb2.ChoiceDelta:
         logprobs=logprobs_to_proto(delta.logprobs),
         prompt_logprobs=logprobs_to_proto(delta.prompt_logprobs),
         cumulative_logprob=delta.cumulative_logprob,
+        num_cached_tokens=delta.num_cached_tokens,
     )
     if delta.finish_reason is not None:
         message.finish_reason = _FINISH_TO_PROTO[delta.finish_reason]
@@ -82,6 +83,7 @@ def delta_from_proto(message: scheduler_pb2.ChoiceDelta) -> ChoiceDelta:
         logprobs=logprobs_from_proto(message.logprobs),
         prompt_logprobs=logprobs_from_proto(message.prompt_logprobs),
         cumulative_logprob=message.cumulative_logprob if message.HasField("cumulative_logprob") else None,
+        num_cached_tokens=message.num_cached_tokens if message.HasField("num_cached_tokens") else None,
     )
 
 
@@ -99,6 +101,8 @@ def delta_batch_to_proto(
         errors=[scheduler_pb2.HandleError(handle=handle, error=error_to_proto(error)) for handle, error in errors],
     )
     for row, (_, delta) in enumerate(rows):
+        if delta.num_cached_tokens is not None:
+            batch.starts.add(row=row, num_cached_tokens=delta.num_cached_tokens)
         if delta.finish_reason is not None:
             end = batch.ends.add(
                 row=row,
@@ -124,8 +128,9 @@ def delta_batch_from_proto(
     columns.check_same_length(handles=handles, indices=indices, counts=ids, texts=batch.texts)
     ends = {end.row: end for end in batch.ends}
     logprobs = {item.row: item for item in batch.logprobs}
-    if any(row >= len(handles) for row in (*ends, *logprobs)):
-        raise columns.ColumnError(f"an end or logprobs name a row outside the {len(handles)} rows")
+    num_cached = {start.row: start.num_cached_tokens for start in batch.starts}
+    if any(row >= len(handles) for row in (*ends, *logprobs, *num_cached)):
+        raise columns.ColumnError(f"a start, an end or logprobs name a row outside the {len(handles)} rows")
     no_logprobs = scheduler_pb2.RowLogprobs()
     rows = []
     for row, (handle, index, row_ids, text) in enumerate(zip(handles, indices, ids, batch.texts, strict=True)):
@@ -141,6 +146,7 @@ def delta_batch_from_proto(
             cumulative_logprob=None
             if end is None or not end.HasField("cumulative_logprob")
             else end.cumulative_logprob,
+            num_cached_tokens=num_cached.get(row),
         )
         rows.append((handle, delta))
     return rows, [(item.handle, error_from_proto(item.error)) for item in batch.errors]
