@@ -14,7 +14,10 @@ MAX_TOKENS = 1200  # a second or two of decoding, so that a kill finds every str
 
 
 class Stream(threading.Thread):
-    """One streamed completion of the model "llama". `first` is set with its first text."""
+    """One streamed completion of the model "llama". `first` is set with its first text.
+
+    num_cached_tokens: as its usage says at the end.
+    """
 
     def __init__(self, cluster: Cluster, prompt: str, *, temperature: float, max_tokens: int = MAX_TOKENS) -> None:
         super().__init__(daemon=True)
@@ -25,6 +28,7 @@ class Stream(threading.Thread):
         self.first = threading.Event()
         self.text = ""
         self.finish_reason: str | None = None
+        self.num_cached_tokens: int | None = None
         self.error: Exception | None = None
 
     def run(self) -> None:
@@ -36,9 +40,13 @@ class Stream(threading.Thread):
                 temperature=self.temperature,
                 seed=7,
                 stream=True,
+                stream_options={"include_usage": True},
                 extra_body={"ignore_eos": True},
             )
             for chunk in chunks:
+                if chunk.usage is not None and chunk.usage.prompt_tokens_details is not None:
+                    self.num_cached_tokens = chunk.usage.prompt_tokens_details.cached_tokens
+                    break
                 self.text += chunk.choices[0].text
                 self.finish_reason = chunk.choices[0].finish_reason or self.finish_reason
                 self.first.set()

@@ -235,7 +235,7 @@ class ChatChunks:
         if self._readers is not None:
             return self._read_chunk(choice, delta, self._readers[choice])
         head = self._choices[choice]
-        opening = self._opening(choice)
+        opening = self._opening(choice, delta)
         content = b'"content":' + self._encode(delta.text) if delta.text else b""
         if self._texts is None and self._extras.is_plain and delta.finish_reason is None:
             return opening + head + content + self._more if content else opening
@@ -247,13 +247,13 @@ class ChatChunks:
         fields = [b'"content":' + self._encode(news.content)] if news.content else []
         fields += [b'"tool_calls":' + self._encode(news.calls)] if news.calls else []
         finish = delta.finish_reason and reader.finish_of(shown_finish(delta.finish_reason.value))
-        return self._full_chunk(choice, delta, self._opening(choice), b",".join(fields), self._encode(finish))
+        return self._full_chunk(choice, delta, self._opening(choice, delta), b",".join(fields), self._encode(finish))
 
     def _full_chunk(self, choice: int, delta: ChoiceDelta, opening: bytes, fields: bytes, finish: bytes) -> bytes:
         """opening: what comes first. fields: of the event's `delta`; there may be none. finish: encoded."""
         logprobs, extras = b"null", self._extras
         if not extras.is_plain or self._texts is not None:
-            extras.num_tokens += len(delta.token_ids)
+            extras.counts.num_output_tokens += len(delta.token_ids)
         if self._texts is not None and delta.token_ids:
             logprobs = self._encode(chat_logprobs(self._texts, delta.token_ids, delta.logprobs))
             fields = fields or b'"content":""'
@@ -270,16 +270,17 @@ class ChatChunks:
             extras.end(),
         )
 
-    def _opening(self, choice: int) -> bytes:
-        """The event that names the role, if it has not been sent yet."""
+    def _opening(self, choice: int, delta: ChoiceDelta) -> bytes:
+        """The event that names the role, if it has not been sent yet: of `delta` it counts what is of the prompt."""
         if choice not in self._unopened:
             return b""
         self._unopened.discard(choice)
-        return self._choices[choice] + b'"role":"assistant","content":""' + self._opening_end(choice)
+        return self._choices[choice] + b'"role":"assistant","content":""' + self._opening_end(choice, delta)
 
-    def _opening_end(self, choice: int) -> bytes:
+    def _opening_end(self, choice: int, delta: ChoiceDelta) -> bytes:
         if self._extras.is_plain:
             return self._more
+        self._extras.counts.add_prompt(delta)
         ids, end = self._extras.prompt_ids(choice), self._extras.end()
         return b'},"logprobs":null,"finish_reason":null,"stop_reason":null}]%b%b' % (ids, end.removeprefix(b"]"))
 

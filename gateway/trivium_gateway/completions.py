@@ -161,7 +161,7 @@ class CompletionChunks:
     def _extended_chunk(self, choice: int, delta: ChoiceDelta) -> bytes:
         """With counts or token ids, which come even where there is no text yet."""
         extras = self._extras
-        extras.num_tokens += len(delta.token_ids)
+        extras.counts.add(delta)
         text, logprobs = (delta.text, None) if self._shown is None else self._shown.show(choice, delta)
         if not text and delta.finish_reason is None and logprobs is None and not (extras.shows_ids and delta.token_ids):
             return b""

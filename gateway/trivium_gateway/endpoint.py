@@ -184,7 +184,7 @@ class GenerationEndpoint(ABC, Generic[RequestT]):
     async def _send_whole(self, generation: Generation, receive: Receive, send: Send) -> None:
         collector = ChoiceCollector(generation.num_choices)
         await run_generation(generation, collector, watch_disconnect(receive), self._drain.watch())
-        response = self.response(generation, collector, generation.usage(collector.num_tokens))
+        response = self.response(generation, collector, generation.usage(collector.counts))
         if generation.applied_defaults is not None:
             response = msgspec.structs.replace(response, applied_defaults=dict(generation.applied_defaults))
         await send_json(send, msgspec.json.encode(response))

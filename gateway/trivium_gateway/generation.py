@@ -20,7 +20,7 @@ from trivium_gateway.logprobs import LogprobsForm, TokenTexts
 from trivium_gateway.metrics import ModelMetrics, metered
 from trivium_gateway.tool_calls import ToolReading
 from trivium_gateway.tracing import recorded_deltas
-from trivium_gateway.usage import Usage, count_usage
+from trivium_gateway.usage import TokenCounts, Usage, count_usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,8 @@ class Generation:
             return prompt.text
         return self.token_texts.text_of(prompt.own_ids, shows_special=self.logprobs.shows_special)
 
-    def usage(self, num_output_tokens: int) -> Usage:
-        return count_usage((request.prompt for request in self.requests), num_output_tokens)
+    def usage(self, counts: TokenCounts) -> Usage:
+        return count_usage((request.prompt for request in self.requests), counts)
 
 
 class DeltaSink(Protocol):
@@ -87,12 +87,14 @@ class ChoiceCollector:
     """Puts the choices of one call together. Never full: the choices are the response."""
 
     def __init__(self, num_choices: int) -> None:
+        self.counts = TokenCounts()
         self.outputs = [CompletionOutput(index=choice) for choice in range(num_choices)]
         self.logprobs: list[list[TokenLogprobs]] = [[] for _ in range(num_choices)]
         self.prompt_logprobs: dict[int, tuple[TokenLogprobs, ...]] = {}  # first choice of a prompt -> of that prompt
 
     def add(self, choice: int, delta: ChoiceDelta) -> None:
         output = self.outputs[choice]
+        self.counts.add(delta)
         output.text += delta.text
         output.token_ids.extend(delta.token_ids)
         self.logprobs[choice] += delta.logprobs
@@ -111,10 +113,6 @@ class ChoiceCollector:
 
     async def wait_for_room(self) -> None:
         return None
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(len(output.token_ids) for output in self.outputs)
 
 
 async def run_generation(generation: Generation, sink: DeltaSink, *watchers: Coroutine[Any, Any, None]) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from trivium.outputs import ChoiceDelta
 from trivium_gateway.errors import ClientDisconnectedError, client_error
+from trivium_gateway.usage import TokenCounts
 
 if TYPE_CHECKING:
     from trivium_gateway.generation import DeltaSink, Generation
@@ -149,6 +150,6 @@ def metered(generation: Generation, sink: DeltaSink) -> Iterator[DeltaSink]:
         metrics.num_running -= 1
         metrics.num_streams -= generation.is_streamed
         if meter.has_output:
-            metrics.num_prompt_tokens += generation.usage(0).prompt_tokens
+            metrics.num_prompt_tokens += generation.usage(TokenCounts()).prompt_tokens
         if rest is not None:
             metrics.finished[rest] += generation.num_choices - meter.num_finished

@@ -10,20 +10,20 @@ import msgspec
 from trivium.outputs import ChoiceDelta
 from trivium_gateway.generation import Generation
 from trivium_gateway.openai_protocol import GenerationFields
-from trivium_gateway.usage import Usage
+from trivium_gateway.usage import TokenCounts, Usage
 
 _NO_USAGE = b'],"usage":null}\n\n'
 
 
 @dataclass(slots=True)
 class StreamExtras:
-    """Owner: the ChunkEncoder of one call. num_tokens: generated so far, of all choices."""
+    """Owner: the ChunkEncoder of one call. counts: so far, where every chunk counts."""
 
     generation: Generation
     include_usage: bool = False
     counts_always: bool = False
     shows_ids: bool = False
-    num_tokens: int = 0
+    counts: TokenCounts = field(default_factory=TokenCounts)
     _with_prompt: set[int] = field(default_factory=set)  # choices that have shown the ids of their prompt
 
     @classmethod
@@ -54,7 +54,7 @@ class StreamExtras:
         return b'],"usage":%b}\n\n' % msgspec.json.encode(self.usage())
 
     def usage(self) -> Usage:
-        return self.generation.usage(self.num_tokens)
+        return self.generation.usage(self.counts)
 
     def ids(self, delta: ChoiceDelta) -> bytes:
         """A field of a choice."""

@@ -23,7 +23,7 @@ from trivium_gateway.drain import Drain
 from trivium_gateway.errors import ClientDisconnectedError, client_error, error_body
 from trivium_gateway.generation import Generation, run_generation
 from trivium_gateway.tracing import record_failure
-from trivium_gateway.usage import Usage
+from trivium_gateway.usage import TokenCounts, Usage
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +64,11 @@ class EventBuffer:
         self._has_news = asyncio.Event()
         self._has_room = asyncio.Event()
         self._has_room.set()
-        self.num_tokens = 0
+        self.counts = TokenCounts()
 
     def add(self, choice: int, delta: ChoiceDelta) -> None:
         """Append the event of `delta`."""
-        self.num_tokens += len(delta.token_ids)
+        self.counts.add(delta)
         self._append(self._encoder.chunk(choice, delta))
 
     def is_full(self) -> bool:
@@ -126,7 +126,7 @@ async def _produce(generation: Generation, buffer: EventBuffer, receive: Receive
     except Exception as error:
         buffer.fail(error)
     else:
-        buffer.finish(generation.usage(buffer.num_tokens))
+        buffer.finish(generation.usage(buffer.counts))
 
 
 async def _write(buffer: EventBuffer, send: Send, generation_id: str) -> None:

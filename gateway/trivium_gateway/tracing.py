@@ -17,6 +17,7 @@ from trivium import telemetry
 from trivium.outputs import ChoiceDelta
 from trivium_gateway.asgi import header
 from trivium_gateway.errors import ClientDisconnectedError, client_error
+from trivium_gateway.usage import TokenCounts
 
 if TYPE_CHECKING:
     from trivium_gateway.generation import DeltaSink, Generation
@@ -63,9 +64,10 @@ def recorded_deltas(generation: Generation, sink: DeltaSink) -> Iterator[DeltaSi
     try:
         yield watched
     finally:
-        usage = generation.usage(watched.num_tokens)
+        usage = generation.usage(watched.counts)
         reasons = [reason for _, reason in sorted(watched.finish_reasons.items())]
         span.set_attribute(telemetry.USAGE_INPUT_TOKENS, usage.prompt_tokens)
+        span.set_attribute(telemetry.USAGE_CACHED_TOKENS, usage.prompt_tokens_details.cached_tokens)
         span.set_attribute(telemetry.USAGE_OUTPUT_TOKENS, usage.completion_tokens)
         span.set_attribute(telemetry.RESPONSE_FINISH_REASONS, reasons)
 
@@ -75,11 +77,11 @@ class _WatchedSink:
 
     def __init__(self, sink: DeltaSink) -> None:
         self._sink = sink
-        self.num_tokens = 0
+        self.counts = TokenCounts()
         self.finish_reasons: dict[int, str] = {}  # choice -> why it ended
 
     def add(self, choice: int, delta: ChoiceDelta) -> None:
-        self.num_tokens += len(delta.token_ids)
+        self.counts.add(delta)
         if delta.finish_reason is not None:
             self.finish_reasons[choice] = delta.finish_reason.value
         self._sink.add(choice, delta)

@@ -38,6 +38,7 @@ REQUEST_SEED = "gen_ai.request.seed"
 RESPONSE_ID = "gen_ai.response.id"
 RESPONSE_FINISH_REASONS = "gen_ai.response.finish_reasons"
 USAGE_INPUT_TOKENS = "gen_ai.usage.input_tokens"
+USAGE_CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"  # part of the input tokens
 USAGE_OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
 TIME_IN_QUEUE = "gen_ai.latency.time_in_queue"  # seconds, as all latencies
 TIME_TO_FIRST_TOKEN = "gen_ai.latency.time_to_first_token"

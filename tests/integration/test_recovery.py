@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from cluster import Cluster, serve
-from streams import Stream, run_streams
+from streams import MAX_TOKENS, Stream, run_streams
 from tiny import save_tiny
 
 pytestmark = pytest.mark.xdist_group("recovery")
@@ -39,6 +39,20 @@ def test_a_killed_process_is_a_pause_for_its_streams(cluster: Cluster, service: 
     assert run_streams(cluster, lambda: cluster.kill(service)) == expected
     assert cluster.children()[service].pid != before
     cluster.wait_ready()
+
+
+def test_a_stream_that_goes_on_says_what_was_cached_when_it_began(cluster: Cluster) -> None:
+    prompt = "asked once before, " * 5
+    cold, warm = (Stream(cluster, prompt, temperature=0.0, max_tokens=count) for count in (2, MAX_TOKENS))
+    cold.run()
+    warm.start()
+    assert warm.first.wait(60)
+    cluster.kill("scheduler")  # the next one finds nothing cached
+    warm.join(90)
+    cluster.wait_ready()
+    assert cold.error is None and cold.num_cached_tokens == 0
+    assert warm.error is None and warm.finish_reason == "length"
+    assert warm.num_cached_tokens == (len(prompt) - 1) // 16 * 16  # the last token is computed in any case
 
 
 def test_a_client_that_leaves_frees_its_blocks(cluster: Cluster) -> None:

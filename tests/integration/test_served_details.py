@@ -177,6 +177,30 @@ def test_salted_and_cut_prompts_say_what_plain_ones_say(client: openai.OpenAI) -
     assert cut.usage is not None and cut.usage.prompt_tokens == 15
 
 
+def test_usage_says_how_much_of_a_prompt_was_cached(client: openai.OpenAI) -> None:
+    def cached(usage: Any) -> int:
+        return usage.prompt_tokens_details.cached_tokens  # type: ignore[no-any-return]
+
+    def block_end(num_tokens: int) -> int:
+        return (num_tokens - 1) // 16 * 16  # the last token is computed each time
+
+    settings: dict[str, Any] = {"model": "chat", "temperature": 0, "max_tokens": 3}
+    messages: Any = [{"role": "user", "content": "never asked before, " * 4}]
+    streamed: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
+    first, second = (client.chat.completions.create(messages=messages, n=2, **settings).usage for _ in range(2))
+    assert first is not None and second is not None and second.prompt_tokens == first.prompt_tokens > 64
+    assert (cached(first), cached(second)) == (0, block_end(first.prompt_tokens))
+    *_, last = client.chat.completions.create(messages=messages, **settings, **streamed)
+    assert cached(last.usage) == cached(second)
+
+    prompts: Any = [list(range(40, 80)), list(range(100, 135))]
+    assert [cached(client.completions.create(prompt=prompts, **settings).usage) for _ in range(2)] == [0, 64]
+    *_, last = client.completions.create(prompt=prompts, n=2, **settings, **streamed)
+    assert cached(last.usage) == 64
+    salted = client.completions.create(prompt=prompts, extra_body={"cache_salt": "other"}, **settings)
+    assert cached(salted.usage) == 0
+
+
 def test_every_new_route_needs_the_key(cluster: Cluster) -> None:
     for method, path in (("POST", "/tokenize"), ("POST", "/detokenize"), ("GET", "/version")):
         status, answer, _ = call(cluster, method, path, {} if method == "POST" else None, Authorization="Bearer no")

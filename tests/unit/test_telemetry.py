@@ -213,6 +213,7 @@ async def test_a_call_says_what_was_asked_and_what_came(
     came = {
         "gen_ai.response.finish_reasons": ("length", "length"),
         "gen_ai.usage.input_tokens": 3,
+        "gen_ai.usage.cache_read.input_tokens": 0,
         "gen_ai.usage.output_tokens": 12,
     }
     gateway, scheduler = (attributes_of(*spans[name]) for name in ("text_completion toy", "generate toy"))
@@ -224,6 +225,20 @@ async def test_a_call_says_what_was_asked_and_what_came(
     in_queue, end = times["gen_ai.latency.time_in_queue"], times["gen_ai.latency.e2e"]
     assert 0 <= in_queue < times.get("gen_ai.latency.time_to_first_token", end) <= end
     assert ("gen_ai.latency.time_to_first_token" in times) == stream, "whole answers have no first token"
+
+
+@pytest.mark.asyncio
+async def test_both_spans_say_how_much_of_the_prompts_was_cached(
+    tmp_path: Path, exporter: InMemorySpanExporter
+) -> None:
+    prompts = [list(range(2, 28)), list(range(30, 39))]  # 6 and 2 blocks of 4, and a token
+    async with running(tmp_path) as world:
+        for prompt in (prompts[0], prompts):
+            assert (await world.post(prompt=prompt, n=2)).status == 200
+    spans = await finished(exporter, 5)
+    name = "gen_ai.usage.cache_read.input_tokens"
+    assert [attributes_of(span)[name] for span in spans["text_completion toy"]] == [0, 24]
+    assert sorted(attributes_of(span)[name] for span in spans["generate toy"]) == [0, 0, 24]
 
 
 @pytest.mark.asyncio

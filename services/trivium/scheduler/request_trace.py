@@ -47,6 +47,7 @@ class RequestTrace:
         self._began_s = time.monotonic()
         self._has_started = False
         self._num_tokens = 0
+        self._num_cached_tokens = 0
         self._finish_reasons: dict[int, str] = {}  # choice index -> why it ended
 
     def start(self) -> None:
@@ -59,6 +60,7 @@ class RequestTrace:
         if self._is_streamed and not self._num_tokens and delta.token_ids:
             self._note_time(telemetry.TIME_TO_FIRST_TOKEN)
         self._num_tokens += len(delta.token_ids)
+        self._num_cached_tokens += delta.num_cached_tokens or 0
         if delta.finish_reason is not None:
             self._finish_reasons[delta.index] = delta.finish_reason.value
         if len(self._finish_reasons) == self._num_choices:
@@ -78,6 +80,7 @@ class RequestTrace:
         reasons = [reason for _, reason in sorted(self._finish_reasons.items())]
         if is_aborted:
             reasons += [FinishReason.ABORT.value] * (self._num_choices - len(reasons))
+        self._span.set_attribute(telemetry.USAGE_CACHED_TOKENS, self._num_cached_tokens)
         self._span.set_attribute(telemetry.USAGE_OUTPUT_TOKENS, self._num_tokens)
         self._span.set_attribute(telemetry.RESPONSE_FINISH_REASONS, reasons)
         self._span.set_attribute(telemetry.ABORTED, is_aborted)

@@ -13,7 +13,7 @@ import pytest
 from trivium.errors import EngineUnavailableError
 from trivium.outputs import ChoiceDelta, FinishReason
 from trivium_gateway.streaming import DONE, MAX_BUFFER_BYTES, EventBuffer
-from trivium_gateway.usage import Usage
+from trivium_gateway.usage import TokenCounts, Usage, count_usage
 from unit.gateway.fakes import WAIT_S, Answer, Hang, World, post
 
 PATHS = ["/v1/completions", "/v1/chat/completions"]
@@ -123,7 +123,7 @@ class PlainEncoder:
         return b""
 
 
-USAGE = Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3)
+USAGE = count_usage([], TokenCounts(num_output_tokens=2))
 
 
 @pytest.mark.asyncio
@@ -135,7 +135,7 @@ async def test_events_that_came_together_leave_together() -> None:
     buffer.add(0, ChoiceDelta(0, (1,), "d"))
     buffer.finish(USAGE)
     assert await buffer.take() == (b"d" + DONE, False)
-    assert buffer.num_tokens == 4
+    assert buffer.counts.num_output_tokens == 4
 
 
 @pytest.mark.asyncio

@@ -57,7 +57,8 @@ def test_a_translation_has_one_result_for_each_input(server: Server) -> None:
         (1, 1, "Hello world"),
     ]
     assert all(item["finish_reason"] == "stop" for item in body["results"])
-    assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}
+    cached = {"prompt_tokens_details": {"cached_tokens": 0}}
+    assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11} | cached
     assert "applied_defaults" not in body
     request = server.many.requests[-1]
     assert request.sampling.forced_bos_token_id == 257 and request.sampling.is_greedy
