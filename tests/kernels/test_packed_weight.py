@@ -141,17 +141,18 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def test_memory_comes_back_with_the_last_weight_of_a_chunk() -> None:
-    process, weight = psutil.Process(), torch.ones(1024, 4096)  # 16 MiB, of which four make a chunk
+    """Chunks of 64 MiB. The first one may be shared with weights that something else in this process keeps."""
+    process, weight = psutil.Process(), torch.ones(1024, 4096)  # 16 MiB
     before = process.memory_info().rss
-    packed = [PackedWeight(weight, None, WeightType.FLOAT32) for _ in range(11)]
+    packed = [PackedWeight(weight, None, WeightType.FLOAT32) for _ in range(20)]
     x = torch.ones(1, 4096)
-    assert process.memory_info().rss - before > 160 * 2**20
-    del packed[:5], packed[-5:]  # one is left in the middle
-    assert process.memory_info().rss - before < 80 * 2**20
+    assert process.memory_info().rss - before > 300 * 2**20
+    del packed[:9], packed[-10:]  # one is left in the middle
+    assert process.memory_info().rss - before < 130 * 2**20
     assert packed[0](x).eq(4096).all()
     del packed[0]
-    packed += [PackedWeight(torch.ones(7, 5), None, WeightType.FLOAT32)]  # in a chunk of its own, which is not touched
-    assert process.memory_info().rss - before < 16 * 2**20
+    packed += [PackedWeight(torch.ones(7, 5), None, WeightType.FLOAT32)]
+    assert process.memory_info().rss - before < 70 * 2**20
     assert packed[0](torch.ones(1, 5)).eq(5).all()
 
 

@@ -114,52 +114,41 @@ static void turn_keys(const KeyTile &tile, int64_t key_offset, int64_t dim, floa
     }
 }
 
-// For keys in columns, what lanes [FIRST, FIRST + COUNT) of a vector sum up in `score_queries`, in the order in which
-// `sums_of_lanes` adds them: both give the same bits.
-template <int FIRST, int COUNT, int NUM_QUERIES, int VECTORS>
-INLINE void sum_lanes(const float *const *query, int64_t dim, const float *columns, vf (*sums)[VECTORS]) {
+// For a vector of keys in columns, what lanes [FIRST, FIRST + COUNT) of a vector sum up in `multiply_keys`, in the order in
+// which `sums_of_lanes` adds them: both give the same bits. More keys at once do not fit into the registers.
+template <int FIRST, int COUNT, int NUM_QUERIES>
+INLINE void sum_lanes(const float *const *query, int64_t dim, const float *columns, vf *sums) {
     if constexpr (COUNT == 1) {
         for (int64_t d = FIRST; d < dim; d += VW) {
-            vf keys[VECTORS];
+            const vf keys = load(columns + d * KEYS);
 #pragma GCC unroll 8
-            for (int v = 0; v < VECTORS; v++) keys[v] = load(columns + d * KEYS + v * VW);
-#pragma GCC unroll 8
-            for (int q = 0; q < NUM_QUERIES; q++) {
-                vf number = splat(query[q][d]);
-#pragma GCC unroll 8
-                for (int v = 0; v < VECTORS; v++) sums[q][v] += number * keys[v];
-            }
+            for (int q = 0; q < NUM_QUERIES; q++) sums[q] += splat(query[q][d]) * keys;
         }
     } else {
-        vf others[NUM_QUERIES][VECTORS] = {};
+        vf others[NUM_QUERIES] = {};
         sum_lanes<FIRST, COUNT / 2, NUM_QUERIES>(query, dim, columns, sums);
         sum_lanes<FIRST + COUNT / 2, COUNT / 2, NUM_QUERIES>(query, dim, columns, others);
 #pragma GCC unroll 8
-        for (int q = 0; q < NUM_QUERIES; q++)
-#pragma GCC unroll 8
-            for (int v = 0; v < VECTORS; v++) sums[q][v] += others[q][v];
+        for (int q = 0; q < NUM_QUERIES; q++) sums[q] += others[q];
     }
 }
 
-template <int NUM_QUERIES, int VECTORS>
+template <int NUM_QUERIES>
 static void score_columns(Tile &t, const KeyTile &tile, const float *columns, int begin) {
     const int seen = num_seen(t, tile, begin + NUM_QUERIES - 1);
-    for (int k = 0; k < seen; k += VECTORS * VW) {
-        vf sums[NUM_QUERIES][VECTORS] = {};
+    for (int k = 0; k < seen; k += VW) {
+        vf sums[NUM_QUERIES] = {};
         sum_lanes<0, VW, NUM_QUERIES>(t.query + begin, t.a->head_dim, columns + k, sums);
 #pragma GCC unroll 8
-        for (int q = 0; q < NUM_QUERIES; q++)
-#pragma GCC unroll 8
-            for (int v = 0; v < VECTORS; v++) store(t.scores[begin + q] + k + v * VW, sums[q][v] * t.a->scale);
+        for (int q = 0; q < NUM_QUERIES; q++) store(t.scores[begin + q] + k, sums[q] * t.a->scale);
     }
 }
 
 INLINE void score_turned(Tile &t, const KeyTile &tile, float *columns) {
     turn_keys(tile, t.key_offset, t.a->head_dim, columns);
-    constexpr int WIDE = VW == 16 ? 2 : 1;
     int q = 0;
-    for (; q + 4 <= t.num_queries; q += 4) score_columns<4, WIDE>(t, tile, columns, q);
-    for (; q < t.num_queries; q++) score_columns<1, WIDE>(t, tile, columns, q);
+    for (; q + 4 <= t.num_queries; q += 4) score_columns<4>(t, tile, columns, q);
+    for (; q < t.num_queries; q++) score_columns<1>(t, tile, columns, q);
 }
 
 INLINE void multiply_few(const Tile &t, const KeyTile &tile, int first, int end, vf (*products)[VW]) {
