@@ -23,7 +23,7 @@ class TokenCounts:
 
     def add(self, delta: ChoiceDelta) -> None:
         self.num_output_tokens += len(delta.token_ids)
-        self.num_cached_tokens += delta.num_cached_tokens or 0
+        self.add_prompt(delta)
 
     def add_prompt(self, delta: ChoiceDelta) -> None:
         """What `delta` tells of its prompt, if it is the one that does."""

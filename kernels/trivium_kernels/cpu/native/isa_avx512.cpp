@@ -35,7 +35,7 @@ struct DotBytes {
 };
 
 #define HAS_BF16_PAIRS  // of processors that have more than TARGET: module.cpp asks for it
-#define PAIRS_TARGET __attribute__((target("avx512bf16")))
+#define PAIRS_TARGET __attribute__((target(TARGET ",avx512bf16")))
 // 16 columns of 2 weights.
 struct DotPairs {
     __m512i weights;
